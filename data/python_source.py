@@ -1,0 +1,26 @@
+"""The source text of Python's standard library, as it lies on this machine.
+
+Origin: the folder that ``sysconfig`` calls stdlib, without tests, installed packages and IDLE's own tests.
+Licence: Python Software Foundation License 2.
+Size: about 14 MB of Python in 900 files; it depends on the Python version, and the cache notices.
+Prepared: one file is one document, indentation and lines kept; a BPE vocabulary is trained on the training files, then
+all are tokenized. 5% of the files are held out.
+"""
+
+import sysconfig
+
+from t5x_like.input_pipeline.config import Corpus, SentencePiece, TextFiles
+
+
+def corpus(vocab_size: int = 8192) -> Corpus:
+    folder = sysconfig.get_path("stdlib")
+    return Corpus(
+        name="python_source",
+        source=TextFiles(
+            paths=(f"{folder}/**/*.py",),
+            exclude=("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3"),
+        ),
+        tokenizer=SentencePiece(vocab_size=vocab_size, model="bpe"),
+        licence="PSF-2.0",
+        origin="https://github.com/python/cpython/tree/main/Lib",
+    )

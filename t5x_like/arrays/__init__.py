@@ -1,0 +1,1 @@
+"""Trees of arrays: what a parameter is declared to be, named random keys, tree helpers."""

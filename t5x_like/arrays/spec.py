@@ -1,0 +1,56 @@
+"""The declaration of a parameter, from which counts, sharding, initialization and checkpoints are all read.
+
+Knows shapes, logical axes and initial values; must not know meshes, layers or optimizers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+LAYERS = "layers"  # the logical axis of parameters stacked over the layers of one stack
+
+
+@dataclasses.dataclass(frozen=True)
+class Initializer:
+    """How a parameter starts: ``normal`` and ``truncated_normal`` (cut at 2 standard deviations) with ``scale`` as the
+    standard deviation, or ``constant`` with ``scale`` as the value."""
+
+    kind: Literal["normal", "truncated_normal", "constant"]
+    scale: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamSpec:
+    """One parameter: shape, one logical axis name (or None) per dimension, initializer, dtype.
+
+    ``fan`` is the number of multiply-adds one token spends on one element (1 for a kernel, 0 for a lookup table), so
+    that FLOPs are counted from the same declaration.
+
+    Raises:
+      ValueError: axes and shape differ in rank.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: Initializer
+    dtype: str = "float32"
+    fan: int = 0
+
+    def __post_init__(self):
+        if len(self.shape) != len(self.axes):
+            raise ValueError(f"a parameter of shape {self.shape} needs {len(self.shape)} axis names, got {self.axes}")
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the first dimension counts layers, each of which is a parameter of its own to the optimizer."""
+        return bool(self.axes) and self.axes[0] == LAYERS
+
+    def stack(self, layers: int) -> ParamSpec:
+        """The same parameter for ``layers`` layers, with a leading dimension."""
+        return dataclasses.replace(self, shape=(layers, *self.shape), axes=(LAYERS, *self.axes))

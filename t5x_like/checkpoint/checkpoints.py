@@ -1,0 +1,370 @@
+"""The checkpoints of one run: saved in the background, verified when read, the bad ones passed over.
+
+A thin adapter over Orbax's v1 `training.Checkpointer`, which writes, commits atomically and deletes. Added here:
+digests of every array, errors told as a user can mend them, and the way back to the previous good step. Knows names,
+shapes and bits of arrays; must not know what they mean, nor the train loop. Every process of a run makes the same calls
+in the same order.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from t5x_like.arrays.trees import Tree, flatten, unflatten
+from t5x_like.checkpoint import digests
+from t5x_like.checkpoint.compare import compare
+from t5x_like.checkpoint.config import CheckpointConfig
+from t5x_like.core.errors import UserError
+from t5x_like.core.paths import make_writable
+
+BLOCK = "t5x_like"  # our part of the metadata that Orbax keeps with each checkpoint
+TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not committed
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be read or is not what was saved."""
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+class Checkpoints:
+    """The checkpoints in one folder, one subfolder per step.
+
+    Args:
+      directory: made if it is not there, unless ``read_only``. Between processes it must be shared.
+      config: when to save, what to keep.
+      read_only: for evaluation and generation: nothing in the folder is written, deleted or tidied.
+      say: where warnings go; by default standard error, from process 0 only.
+
+    Raises:
+      UserError: the folder cannot be written, is not shared between the processes, or (``read_only``) is not there.
+    """
+
+    def __init__(
+        self, directory: str | Path, config: CheckpointConfig | None = None, *, read_only: bool = False,
+        say: Callable[[str], None] = _say,
+    ):
+        self._directory = Path(directory).absolute()
+        self._config = config or CheckpointConfig()
+        self._read_only = read_only
+        self._say: Callable[[str], None] = say if jax.process_index() == 0 else lambda message: None
+        self._pending: tuple[int, Any] | None = None  # the step being saved and Orbax's promise of it
+        self._own: set[int] = set()  # steps saved or restored here, so known to belong to this run's past
+        self.blocked_seconds = 0.0  # how long the last save held its caller up
+        if read_only:
+            if not self._directory.is_dir():
+                raise UserError("checkpoints", f"there is no folder {self._directory}", "the folder of a trained run")
+        else:
+            make_writable(self._directory, "checkpoints")
+            _require_shared(self._directory)
+        keep = ocp.training.preservation_policies
+        policies: list[Any] = [keep.LatestN(self._config.keep_last)] if self._config.keep_last else [keep.PreserveAll()]
+        if self._config.keep_every:
+            policies.append(keep.EveryNSteps(self._config.keep_every))
+        policy: Any = keep.AnyPreservationPolicy(policies)  # Any: Orbax's own policies miss its protocol by a type
+        self._checkpointer = ocp.training.Checkpointer(
+            str(self._directory),
+            preservation_policy=policy,
+            cleanup_tmp_directories=not read_only,
+        )
+
+    # Saving
+
+    def due(self, step: int) -> bool:
+        """Whether the config asks for a checkpoint after ``step`` updates."""
+        return bool(self._config.every) and step > 0 and step % self._config.every == 0
+
+    def save(self, step: int, state: Tree, metadata: Mapping[str, Any]) -> bool:
+        """Starts to save; the caller may change or donate the arrays as soon as this returns.
+
+        Waits for the device to have computed ``state``, for the copy to host memory, and for the previous save if that
+        is still being written; `blocked_seconds` then says how long. The rest happens in the background: call `check`
+        now and then.
+
+        Checkpoints of this or later steps that are not of this run's past (it was restored from an earlier one) are set
+        aside under another name, not deleted.
+
+        Args:
+          step: the number of updates made.
+          state: nested dict of jax.Array, sharded or not.
+          metadata: anything JSON can hold; given back by `restore` with ``"step"`` added.
+
+        Returns:
+          False if this run has already saved, or was restored from, this step, and nothing is written.
+
+        Raises:
+          UserError: the previous save has failed.
+        """
+        self._require_writable()
+        began = time.perf_counter()
+        if step in self._own:
+            return False
+        arrays = flatten(state)
+        dispatched = digests.dispatch(arrays)
+        self.wait()
+        self._set_aside([s for s in self.steps() if s >= step], "belongs to a future that this run has left")
+        found = digests.fetch(dispatched)
+        described = {
+            path: {"shape": list(a.shape), "dtype": str(a.dtype), "digest": found[path]} for path, a in arrays.items()
+        }
+        body = {"user": {**metadata, "step": step}, "arrays": described}
+        block = {**body, "crc": _crc(body)}
+        response = self._checkpointer.save_async(step, state, force=True, custom_metadata={BLOCK: block})
+        self._pending = (step, response)
+        self._own.add(step)
+        self.blocked_seconds = time.perf_counter() - began
+        return True
+
+    def check(self) -> None:
+        """Raises the error of a save that has failed in the background; costs microseconds, so call it each step.
+
+        Raises:
+          UserError: the step that could not be written, and why. Earlier checkpoints are intact.
+        """
+        if self._pending is not None and not self._checkpointer.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when the last save is safely on disk.
+
+        Raises:
+          UserError: it could not be written; earlier checkpoints are intact.
+        """
+        if self._pending is None:
+            return
+        (step, response), self._pending = self._pending, None
+        try:
+            response.result()
+        except Exception as error:
+            self._own.discard(step)
+            self._remove_temporary(step)
+            raise UserError(
+                "checkpoints", f"step {step} could not be written to {self._directory}: {_reason(error)}",
+                "a folder with room left", f"make room and run again; it goes on from step {self.latest() or 0}",
+            ) from error
+
+    def close(self) -> None:
+        """Waits for the last save and lets go of threads; raises as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # Reading
+
+    @property
+    def directory(self) -> Path:
+        return self._directory
+
+    def steps(self) -> list[int]:
+        """The steps with a committed checkpoint, ascending; one being saved is not among them until it is done."""
+        pending = self._pending[0] if self._pending else None
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints if checkpoint.step != pending]
+
+    def latest(self) -> int | None:
+        """The last of `steps`, or None. Whether it is good, only `restore` finds out."""
+        return max(self.steps(), default=None)
+
+    def metadata(self, step: int | None = None) -> dict[str, Any]:
+        """What was given to `save` as metadata, with ``"step"``; reads no array.
+
+        Raises:
+          UserError: no such step, or its metadata cannot be read.
+        """
+        step = self._existing(step)
+        try:
+            return self._read_block(step)["user"]
+        except Damaged as error:
+            raise UserError("checkpoints", f"step {step} in {self._directory}: {error}") from error
+
+    def arrays(self, step: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+        """Path to shape and dtype of every saved array; reads no array. Raises as `metadata` does."""
+        step = self._existing(step)
+        try:
+            saved = self._read_block(step)["arrays"]
+        except Damaged as error:
+            raise UserError("checkpoints", f"step {step} in {self._directory}: {error}") from error
+        return {path: jax.ShapeDtypeStruct(tuple(one["shape"]), one["dtype"]) for path, one in saved.items()}
+
+    def restore(self, template: Tree, step: int | None = None, partial: bool = False) -> tuple[Tree, dict[str, Any]]:
+        """Reads a checkpoint onto the shardings of ``template``, whatever mesh it was saved from, and verifies it.
+
+        Without ``step``, a damaged checkpoint is passed over, with a warning, for the one before it.
+
+        Args:
+          template: nested dict of jax.ShapeDtypeStruct with shardings (without: the first local device). Where a dtype
+            differs from the saved one, the array is cast after it was verified.
+          step: which; the latest good one if None.
+          partial: whether the checkpoint may hold more than the template, which is then left unread.
+
+        Returns:
+          The state, and the metadata given to `save` with ``"step"``.
+
+        Raises:
+          UserError: there is no checkpoint, none is good (or not the one asked for), or it is of another model: then
+            with every name that is missing, too many, or of another shape.
+        """
+        self.wait()
+        candidates = [self._existing(step)] if step is not None else sorted(self.steps(), reverse=True)
+        if not candidates:
+            raise UserError("checkpoints", f"there is none in {self._directory}", "the folder of a trained run")
+        problems: list[str] = []
+        for candidate in candidates:
+            try:
+                state, user = self._restore_one(template, candidate, partial)
+            except Damaged as error:
+                problems.append(f"step {candidate}: {error}")
+                continue
+            if problems:
+                self._say("WARNING: damaged checkpoints passed over in " + str(self._directory)
+                          + "".join(f"\n  {problem}" for problem in problems) + f"\n  going on from step {candidate}")
+            self._own.add(candidate)
+            return state, user
+        others = [s for s in self.steps() if s not in candidates]
+        raise UserError(
+            "checkpoints", f"damaged in {self._directory}" + "".join(f"\n  {problem}" for problem in problems),
+            suggestion=f"another step: {', '.join(map(str, others))}" if others else "a copy, or a new run directory",
+        )
+
+    # Within
+
+    def _restore_one(self, template: Tree, step: int, partial: bool) -> tuple[Tree, dict[str, Any]]:
+        block = self._agree(lambda: self._read_block(step))
+        saved, wanted = block["arrays"], flatten(template)
+        compare(f"checkpoint of step {step} in {self._directory}", saved, wanted, partial)
+        local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        as_saved = unflatten({
+            path: jax.ShapeDtypeStruct(leaf.shape, saved[path]["dtype"], sharding=leaf.sharding or local)
+            for path, leaf in wanted.items()
+        })
+        arrays = self._agree(lambda: flatten(self._load(step, as_saved)))
+        found = digests.fetch(digests.dispatch(arrays))
+        wrong = [path for path in arrays if found[path] != saved[path]["digest"]]
+        if wrong:
+            raise Damaged(f"the bits of {', '.join(wrong[:3])}{' and others' if len(wrong) > 3 else ''} "
+                          f"are not those that were saved ({len(wrong)} of {len(arrays)} arrays)")
+        # Cast only now: the digest is of the saved bits. One array at a time, so that memory grows by one array.
+        for path, leaf in wanted.items():
+            if arrays[path].dtype != leaf.dtype:
+                arrays[path] = arrays[path].astype(leaf.dtype)
+        return unflatten(arrays), block["user"]
+
+    def _load(self, step: int, as_saved: Tree) -> Tree:
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True  # `compare` has already refused what should not be left unread
+        try:
+            with context:
+                return ocp.load(str(self._directory / str(step)), as_saved)
+        except (jax.errors.JaxRuntimeError, MemoryError):
+            raise  # out of memory, for one, is no fault of the checkpoint
+        except Exception as error:
+            raise Damaged(f"cannot be read: {_reason(error)}") from error
+
+    def _read_block(self, step: int) -> dict[str, Any]:
+        """Our metadata of a step, verified; Damaged if it cannot be read."""
+        try:
+            custom: Any = self._checkpointer.metadata(step).custom_metadata
+            block: dict[str, Any] = dict(custom[BLOCK])
+            good = block.pop("crc") == _crc(block)
+        except Exception as error:
+            raise Damaged(f"its metadata cannot be read: {_reason(error)}") from error
+        if not good:
+            raise Damaged("its metadata is not what was saved")
+        return block
+
+    def _agree(self, read: Callable[[], Any]) -> Any:
+        """``read()``, unless it finds damage in any process: then all of them see it, and go on to the same step."""
+        if jax.process_count() == 1:
+            return read()
+        result, damage = None, None
+        try:
+            result = read()
+        except Damaged as error:
+            damage = error
+        fine = multihost_utils.process_allgather(np.asarray(damage is None))
+        if damage is None and not np.all(fine):
+            damage = Damaged(f"cannot be read by process {int(np.argmin(fine))}")
+        if damage is not None:
+            raise damage
+        return result
+
+    def _existing(self, step: int | None) -> int:
+        steps = self.steps()
+        if step is None:
+            step = max(steps, default=None)
+        if step is None or step not in steps:
+            got = "there is none" if step is None else f"there is none of step {step}"
+            raise UserError("checkpoints", f"{got} in {self._directory}", ", ".join(f"step {s}" for s in steps))
+        return step
+
+    def _require_writable(self) -> None:
+        if self._read_only:
+            raise ValueError("these checkpoints were opened read_only")
+
+    def _set_aside(self, steps: list[int], why: str) -> None:
+        if not steps:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                free = next(n for n in range(1, sys.maxsize) if not (self._directory / f"{step}.aside-{n}").exists())
+                (self._directory / str(step)).rename(self._directory / f"{step}.aside-{free}")
+                self._say(f"WARNING: the checkpoint of step {step} {why}; it is renamed to {step}.aside-{free} "
+                          "and may be deleted")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("t5x_like checkpoints set aside")
+        self._checkpointer.reload()
+
+    def _remove_temporary(self, step: int) -> None:
+        """Frees what a failed save has written: on a full disk nothing else could be saved."""
+        if jax.process_index() == 0:
+            for folder in self._directory.glob(f"{step}{TEMPORARY}*"):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _crc(body: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(body, sort_keys=True).encode())
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, whose rest is often a page of file names."""
+    text = str(error).strip() or type(error).__name__
+    first = text.splitlines()[0]
+    return first if len(first) <= 300 else first[:300] + "..."
+
+
+def _require_shared(directory: Path) -> None:
+    """Fails at once where Orbax would hang: processes that see different folders under one name."""
+    if jax.process_count() == 1:
+        return
+    token = int(multihost_utils.broadcast_one_to_all(np.int32(time.time_ns() % 2**31)))
+    probe = directory / f".shared.{token}"
+    if jax.process_index() == 0:
+        probe.touch()
+    multihost_utils.sync_global_devices(f"t5x_like checkpoints probe {token}")
+    seen = np.asarray(multihost_utils.process_allgather(np.asarray(probe.exists())))
+    if jax.process_index() == 0:
+        probe.unlink()
+    if not seen.all():
+        blind = ", ".join(str(process) for process in np.flatnonzero(~seen))
+        raise UserError("checkpoints", f"{directory} is not the same folder for processes {blind} and process 0",
+                        "a folder that all processes share")

@@ -1,0 +1,42 @@
+"""Whether a checkpoint is of the model at hand, told with all differences at once. Must not know files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from t5x_like.core.errors import UserError, nearest
+
+SHOWN = 12  # names listed of each kind before the rest is only counted
+
+
+def compare(where: str, saved: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Any], partial: bool) -> None:
+    """Raises UserError unless every wanted array was saved with its shape and (not ``partial``) nothing else was.
+
+    Args:
+      where: the checkpoint, for the error.
+      saved: path to ``{"shape": [...]}``.
+      wanted: path to anything with a ``shape``.
+      partial: whether more may have been saved than is wanted.
+    """
+    missing = [path for path in wanted if path not in saved]
+    extra = [] if partial else [path for path in saved if path not in wanted]
+    shapes = [path for path in wanted if path in saved and tuple(saved[path]["shape"]) != tuple(wanted[path].shape)]
+    if not (missing or extra or shapes):
+        return
+    lines = ["is of another model or optimizer"]
+    lines += _listed("not in the checkpoint", [f"{path}  {nearest(path, extra)}".rstrip() for path in missing])
+    lines += _listed("only in the checkpoint", extra)
+    lines += _listed("of another shape", [
+        f"{path}: {tuple(saved[path]['shape'])} in the checkpoint, {tuple(wanted[path].shape)} wanted" for path in
+        shapes
+    ])
+    raise UserError(where, "\n".join(lines), "a checkpoint of the same config",
+                    "the config.json beside the checkpoint, or a new run directory")
+
+
+def _listed(title: str, lines: list[str]) -> list[str]:
+    if not lines:
+        return []
+    more = [f"    ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return [f"  {title} ({len(lines)}):", *(f"    {line}" for line in lines[:SHOWN]), *more]

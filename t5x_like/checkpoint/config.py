@@ -1,0 +1,30 @@
+"""What a user chooses about checkpoints. Loads without jax, because ``--help`` reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from t5x_like.core.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save and what to keep.
+
+    Args:
+      every: steps between two saves; 0 saves only at the end of the run.
+      keep_last: how many of the latest checkpoints stay on disk; 0 keeps all.
+      keep_every: checkpoints of steps that are multiples of this stay too, for good; 0 is none.
+
+    Raises:
+      UserError: a negative number.
+    """
+
+    every: int = 1000
+    keep_last: int = 3
+    keep_every: int = 0
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 0:
+                raise UserError(f"checkpoint.{field.name}", f"{getattr(self, field.name)}", "0 or more")

@@ -1,0 +1,40 @@
+"""Errors that a user can cause, told so that the user can mend them. Knows nothing of any other room."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: a config field, a file, a command-line argument.
+
+    The command line prints it as one message without a traceback and exits with code 2.
+
+    Args:
+      where: the field (``optimizer.learning_rate``), file or argument that is wrong.
+      got: what was found there, in words.
+      allowed: what would be right; empty where ``got`` says it all.
+      suggestion: what to try next; empty where ``allowed`` says it all.
+    """
+
+    def __init__(self, where: str, got: str, allowed: str = "", suggestion: str = ""):
+        self.where, self.got, self.allowed, self.suggestion = where, got, allowed, suggestion
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.got}"]
+        if self.allowed:
+            lines.append(f"  allowed: {self.allowed}")
+        if self.suggestion:
+            lines.append(f"  try: {self.suggestion}")
+        return "\n".join(lines)
+
+    def __reduce__(self):  # Grain's worker processes send errors back by pickle
+        return type(self), (self.where, self.got, self.allowed, self.suggestion)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name most like ``name``, as ``did you mean 'x'?``, or an empty string if none is alike."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {found[0]!r}?" if found else ""

@@ -1,0 +1,50 @@
+"""Parameters and floating-point operations of a model, read from its parameters' declarations. Needs no device."""
+
+from __future__ import annotations
+
+from t5x_like.arrays.trees import Tree, flatten
+from t5x_like.models.config import ModelConfig
+
+
+def parameter_count(specs: Tree) -> int:
+    """How many numbers a model learns."""
+    return sum(spec.size for spec in flatten(specs).values())
+
+
+def forward_flops(config: ModelConfig, specs: Tree, encoder_length: int, decoder_length: int) -> float:
+    """Floating-point operations of one example's forward pass: 2 per multiply-add of every matrix product.
+
+    Attention counts all query-key pairs of a bidirectional mask and half of them under a causal one, as the fraction
+    that any implementation needs. Norms, softmax and lookups are left out.
+
+    Args:
+      config, specs: of the model.
+      encoder_length, decoder_length: tokens on each side; 0 where the side is missing.
+    """
+    total = 0.0
+    for path, spec in flatten(specs).items():
+        on_encoder = path.startswith("encoder/") or "cross_attention/inner/key" in path
+        on_encoder |= "cross_attention/inner/value" in path or not config.has_decoder
+        total += 2.0 * spec.size * spec.fan * (encoder_length if on_encoder else decoder_length)
+    length = decoder_length if config.has_decoder else encoder_length
+    if config.tied_head:
+        total += 2.0 * config.vocab_size * config.d_model * length
+    pair = 4.0 * config.heads * config.head_dim  # scores and values
+    total += config.encoder_layers * pair * encoder_length * _seen(config, encoder_length, two_sided=True)
+    total += config.decoder_layers * pair * decoder_length * _seen(config, decoder_length, two_sided=False)
+    if config.has_encoder and config.has_decoder:
+        total += config.decoder_layers * pair * decoder_length * encoder_length
+    return total
+
+
+def _seen(config: ModelConfig, length: int, two_sided: bool) -> float:
+    """Keys that a query sees on average."""
+    everything = float(length) if two_sided else (length + 1) / 2
+    limit = config.window * (2 if two_sided else 1) + 1 if config.window else everything
+    return min(everything, limit)
+
+
+def train_flops(config: ModelConfig, specs: Tree, encoder_length: int, decoder_length: int) -> float:
+    """Of one example's forward and backward pass: 3 times the forward pass; what remat computes again is not
+    counted."""
+    return 3.0 * forward_flops(config, specs, encoder_length, decoder_length)

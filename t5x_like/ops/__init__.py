@@ -1,0 +1,1 @@
+"""Arithmetic without parameters: attention, losses, sampling. Must not know layers or what a token means."""

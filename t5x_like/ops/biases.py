@@ -1,0 +1,85 @@
+"""What is added to attention scores by distance: T5's learned relative bias and ALiBi. Never stored densely here; the
+reference expands one, a kernel reads the fields.
+
+Letters: H heads, L queries, S keys, K buckets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def relative_buckets(distance: jax.Array, bidirectional: bool, buckets: int = 32, max_distance: int = 128) -> jax.Array:
+    """T5's bucket of a distance (Raffel et al. 2020, section 2.1; the exact rule of the published models).
+
+    Args:
+      distance: key position minus query position, int32 of any shape.
+      bidirectional: half of the buckets for each direction; otherwise keys after the query share bucket 0.
+      buckets: how many.
+      max_distance: from here on all distances share the last bucket.
+
+    Returns:
+      int32 of the same shape, in [0, buckets).
+    """
+    if bidirectional:
+        buckets //= 2
+        offset, n = jnp.where(distance > 0, buckets, 0), jnp.abs(distance)
+    else:
+        offset, n = 0, jnp.maximum(-distance, 0)
+    exact = buckets // 2
+    # The float32 epsilon decides distances such as 16, 32 and 64, which lie on a boundary.
+    ratio = jnp.maximum(n, 1).astype(jnp.float32) / exact + jnp.finfo(jnp.float32).eps
+    large = exact + (jnp.log(ratio) / math.log(max_distance / exact) * (buckets - exact)).astype(jnp.int32)
+    return offset + jnp.where(n < exact, n, jnp.minimum(large, buckets - 1)).astype(jnp.int32)
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """One slope per head, a geometric sequence (Press et al. 2022, section 3 and its code for other than powers of
+    2)."""
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    return slopes + [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class T5Relative:
+    """table_KH[bucket(key - query), head], trained."""
+
+    table_KH: jax.Array
+    bidirectional: bool
+    max_distance: int = 128
+
+    def expand(self, query_offset: jax.Array | int, queries: int, keys: int) -> jax.Array:
+        """[H, L, S] in the table's dtype, for queries from column ``query_offset`` and keys from column 0."""
+        # There are only L + S - 1 distances: look those up, then shift a copy per query by laying rows of one more
+        # element than their period side by side. Its transpose is sums, where a gather of L x S pairs scatters.
+        period = queries + keys
+        column = jnp.arange(period, dtype=jnp.int32)
+        distance = jnp.where(column < keys, column, column - period) - query_offset
+        row_HP = self.table_KH.T[
+            :, relative_buckets(distance, self.bidirectional, self.table_KH.shape[0], self.max_distance)
+        ]
+        rows = jnp.broadcast_to(row_HP[:, None], (row_HP.shape[0], queries, period)).reshape(row_HP.shape[0], -1)
+        return rows[:, : queries * (period - 1)].reshape(-1, queries, period - 1)[:, :, :keys]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Alibi:
+    """-slope * |key - query|: linear in the distance, on both sides of the query."""
+
+    slopes_H: jax.Array
+
+    def expand(self, query_offset: jax.Array | int, queries: int, keys: int) -> jax.Array:
+        """[H, L, S] in the slopes' dtype."""
+        query_L, key_S = jnp.arange(queries) + query_offset, jnp.arange(keys)
+        distance_LS = jnp.abs(key_S[None, :] - query_L[:, None]).astype(self.slopes_H.dtype)
+        return -self.slopes_H[:, None, None] * distance_LS[None]
+
+
+Bias = T5Relative | Alibi
+jax.tree_util.register_dataclass(T5Relative, data_fields=["table_KH"], meta_fields=["bidirectional", "max_distance"])
+jax.tree_util.register_dataclass(Alibi, data_fields=["slopes_H"], meta_fields=[])

@@ -1,0 +1,178 @@
+"""Cross-entropy of a vocabulary projection, with its gradient computed beside it.
+
+The softmax is computed once: the forward pass of the gradient already forms the gradient of the logits, multiplies it
+back through the projection, and keeps only what has the size of activations and weights. Over chunks of the sequence
+the logits of a large vocabulary are never whole in memory. Targets are never one-hot arrays, and what counts is said
+by explicit weights: no target id is special.
+
+Letters: B batch, L positions, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from t5x_like.sharding.mesh import constrain
+
+
+class Head(NamedTuple):
+    """A vocabulary projection: logits = cap(scale * x W^T + bias)."""
+
+    kernel_VD: jax.Array
+    bias_V: jax.Array | None = None
+    scale: float = 1.0
+    soft_cap: float = 0.0
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """[..., V] in float32 from [..., D]."""
+        raw = project(x, self.kernel_VD, self.bias_V, self.scale)
+        return self.soft_cap * jnp.tanh(raw / self.soft_cap) if self.soft_cap else raw
+
+
+def project(x: jax.Array, kernel_VD: jax.Array, bias_V: jax.Array | None, scale: float) -> jax.Array:
+    """scale * x W^T + bias, accumulated in float32: [..., V]."""
+    rows = x.reshape(-1, x.shape[-1])
+    out = jax.lax.dot_general(
+        rows, kernel_VD.astype(x.dtype), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    out = out * scale if scale != 1.0 else out
+    out = out if bias_V is None else out + bias_V.astype(jnp.float32)
+    return out.reshape(*x.shape[:-1], kernel_VD.shape[0])
+
+
+class LossSums(NamedTuple):
+    """Sums over the targets, each to be divided by ``weight``; float32 scalars. Only ``loss`` has a gradient."""
+
+    loss: jax.Array  # what is minimized: nll with label smoothing, plus the z-loss
+    nll: jax.Array  # -log p(target)
+    z_loss: jax.Array
+    correct: jax.Array  # the target was the most likely token
+    weight: jax.Array
+
+
+class LossConfig(NamedTuple):
+    """z_loss: times log(Z)^2 (PaLM section 5, T5X). label_smoothing: share of the target spread evenly over the
+    vocabulary. chunk: positions whose logits are in memory at a time; 0 is all."""
+
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+    chunk: int = 0
+
+
+def cross_entropy(
+    x_BLD: jax.Array, head: Head, targets_BL: jax.Array, weights_BL: jax.Array, config: LossConfig = LossConfig()
+) -> LossSums:
+    """Sums of weighted cross-entropy.
+
+    Args:
+      x_BLD: activations before the projection.
+      head: the projection.
+      targets_BL: int32 in [0, V).
+      weights_BL: float32; 0 where nothing is to be predicted.
+      config: z-loss, label smoothing, chunk.
+
+    Returns:
+      LossSums; dividing ``loss`` by ``weight`` is left to the caller, who may have more batches to add.
+    """
+    arrays = (x_BLD, head.kernel_VD, head.bias_V)
+    return _sums(arrays, targets_BL, weights_BL, (head.scale, head.soft_cap, config))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _sums(arrays, targets_BL, weights_BL, static):
+    return _over_chunks(arrays, targets_BL, weights_BL, static, with_gradient=False)[0]
+
+
+def _sums_forward(arrays, targets_BL, weights_BL, static):
+    sums, gradients = _over_chunks(arrays, targets_BL, weights_BL, static, with_gradient=True)
+    return sums, gradients
+
+
+def _sums_backward(static, gradients, cotangents: LossSums):
+    scaled = jax.tree.map(lambda g: (g * cotangents.loss).astype(g.dtype), gradients)
+    return scaled, None, None
+
+
+_sums.defvjp(_sums_forward, _sums_backward)
+
+
+def _over_chunks(arrays, targets_BL, weights_BL, static, with_gradient):
+    """(sums, gradients of ``arrays``), adding over chunks of the sequence."""
+    x_BLD, kernel_VD, bias_V = arrays
+    B, L, D = x_BLD.shape
+    chunk = static[2].chunk
+    if not 0 < chunk < L:
+        return _one_chunk(x_BLD, kernel_VD, bias_V, targets_BL, weights_BL, static, with_gradient)
+    count = -(-L // chunk)
+
+    def cut(a):  # [B, L, ...] -> [count, B, chunk, ...]; what is added at the end has weight 0
+        a = jnp.pad(a, ((0, 0), (0, count * chunk - L)) + ((0, 0),) * (a.ndim - 2))
+        return jnp.moveaxis(a.reshape(B, count, chunk, *a.shape[2:]), 1, 0)
+
+    def step(total, part):
+        sums, gradients = _one_chunk(part[0], kernel_VD, bias_V, part[1], part[2], static, with_gradient)
+        dx = gradients[0] if with_gradient else None
+        summed = (sums, gradients[1:] if with_gradient else None)
+        return jax.tree.map(jnp.add, total, summed), dx
+
+    zero = _zeros(kernel_VD, bias_V, with_gradient)
+    (sums, weights_gradients), dx = jax.lax.scan(step, zero, (cut(x_BLD), cut(targets_BL), cut(weights_BL)))
+    if not with_gradient:
+        return sums, None
+    dx_BLD = jnp.moveaxis(dx, 0, 1).reshape(B, count * chunk, D)[:, :L]
+    return sums, (dx_BLD, *weights_gradients)
+
+
+def _zeros(kernel_VD, bias_V, with_gradient):
+    """What the sums and the weights' gradients start from."""
+    sums = LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields))
+    if not with_gradient:
+        return sums, None
+    return sums, (jnp.zeros_like(kernel_VD), None if bias_V is None else jnp.zeros_like(bias_V))
+
+
+def _one_chunk(x_BLD, kernel_VD, bias_V, targets_BL, weights_BL, static, with_gradient):
+    scale, soft_cap, config = static
+    V = kernel_VD.shape[0]
+    raw_BLV = constrain(project(x_BLD, kernel_VD, bias_V, scale), "batch", None, "vocab")
+    logits_BLV = soft_cap * jnp.tanh(raw_BLV / soft_cap) if soft_cap else raw_BLV
+    peak_BL1 = jnp.max(logits_BLV, axis=-1, keepdims=True)
+    exp_BLV = jnp.exp(logits_BLV - peak_BL1)
+    total_BL1 = jnp.sum(exp_BLV, axis=-1, keepdims=True)
+    lse_BL = (peak_BL1 + jnp.log(total_BL1))[..., 0]
+    target_BL = jnp.take_along_axis(logits_BLV, targets_BL[..., None], axis=-1)[..., 0]
+    nll_BL = lse_BL - target_BL
+    smooth = config.label_smoothing
+    loss_BL = nll_BL
+    if smooth:
+        loss_BL = lse_BL - (1 - smooth) * target_BL - smooth * jnp.mean(logits_BLV, axis=-1)
+    z_BL = config.z_loss * jnp.square(lse_BL)
+    sums = LossSums(
+        loss=jnp.sum((loss_BL + z_BL) * weights_BL),
+        nll=jnp.sum(nll_BL * weights_BL),
+        z_loss=jnp.sum(z_BL * weights_BL),
+        correct=jnp.sum((target_BL >= peak_BL1[..., 0]) * weights_BL),
+        weight=jnp.sum(weights_BL),
+    )
+    if not with_gradient:
+        return sums, None
+    factor_BL1 = ((1 + 2 * config.z_loss * lse_BL) * weights_BL)[..., None] / total_BL1
+    is_target = jnp.arange(V, dtype=targets_BL.dtype) == targets_BL[..., None]  # fused below, never stored
+    d_BLV = exp_BLV * factor_BL1 - jnp.where(is_target, (1 - smooth) * weights_BL[..., None], 0.0)
+    if smooth:
+        d_BLV = d_BLV - (smooth / V) * weights_BL[..., None]
+    if soft_cap:
+        d_BLV = d_BLV * (1 - jnp.square(logits_BLV / soft_cap))
+    d_BLV = constrain(d_BLV, "batch", None, "vocab")
+    db_V = None if bias_V is None else jnp.sum(d_BLV, axis=(0, 1)).astype(bias_V.dtype)
+    d_MV = (d_BLV * scale if scale != 1.0 else d_BLV).astype(x_BLD.dtype).reshape(-1, V)
+    x_MD = x_BLD.reshape(-1, x_BLD.shape[-1])
+    dx = jax.lax.dot_general(
+        d_MV, kernel_VD.astype(x_BLD.dtype), (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    dw = jax.lax.dot_general(d_MV, x_MD, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    return sums, (dx.reshape(x_BLD.shape).astype(x_BLD.dtype), dw.astype(kernel_VD.dtype), db_V)

@@ -1,0 +1,148 @@
+"""One clock for a run: how fast it steps, how long is left, and where the time went.
+
+At every moment one activity is on; entering another pauses it. Evaluation, checkpoints and compilation therefore never
+count in the speed of steps, and all activities add up to the whole. Must not know what the activities do.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+Activity = Literal["setup", "compile", "data", "step", "evaluate", "checkpoint", "other"]
+RUNNING: tuple[Activity, ...] = ("data", "step", "other")  # what steps per second are measured over
+PAUSES: tuple[Activity, ...] = ("evaluate", "checkpoint")
+MEANING: dict[Activity, str] = {
+    "setup": "start, before the first step",
+    "compile": "compiling",
+    "data": "waiting for data",
+    "step": "training steps",
+    "evaluate": "evaluation",
+    "checkpoint": "saving and restoring",
+    "other": "everything else",
+}
+
+
+class Share(NamedTuple):
+    """One row of the account: an activity, its seconds, its share of all seconds."""
+
+    activity: Activity
+    seconds: float
+    share: float
+
+
+class _Mark(NamedTuple):
+    running: float
+    steps: int
+    tokens: float
+
+
+class Clock:
+    """Starts at once, in ``setup``, until `start` is called.
+
+    Args:
+      now: seconds from a clock that never goes back; given by tests.
+      window: over how many calls of `stepped` the present speed is averaged.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter, window: int = 50):
+        self._now = now
+        self._stack: list[Activity] = ["setup"]
+        self._since = now()
+        self._began = self._since
+        self._seconds: dict[Activity, float] = dict.fromkeys(MEANING, 0.0)
+        self._marks: collections.deque[_Mark] = collections.deque(maxlen=window + 1)
+        self._baseline: tuple[float, float] | None = None  # running and paused seconds at the first step told
+        self._paused_at = 0.0  # running seconds at the end of the last pause
+
+    def start(self) -> None:
+        """The end of setup; from here on time belongs to ``other`` unless said otherwise."""
+        self._settle()
+        self._stack[0] = "other"
+
+    @contextlib.contextmanager
+    def doing(self, activity: Activity) -> Iterator[None]:
+        """``with clock.doing("evaluate"):`` counts the time inside as that, pausing whatever was on."""
+        self._settle()
+        self._stack.append(activity)
+        try:
+            yield
+        finally:
+            self._settle()
+            self._stack.pop()
+            if activity in PAUSES:
+                self._paused_at = self._total(RUNNING)
+
+    def stepped(self, steps: int = 1, tokens: float = 0.0) -> None:
+        """Tells that so many more steps, of so many tokens in all, are done (their results seen, not only dispatched).
+
+        The first call only marks the start of the measurement: the steps before it, compiled and warmed up in unequal
+        time, do not count in the speed.
+        """
+        self._settle()
+        last = self._marks[-1] if self._marks else None
+        running = self._total(RUNNING)
+        if self._baseline is None:
+            self._baseline = running, self._total(PAUSES)
+        self._marks.append(_Mark(running, (last.steps if last else 0) + steps, (last.tokens if last else 0.0) + tokens))
+
+    def seconds_per_step(self) -> float | None:
+        """Averaged over the window, pauses excluded; None until it can be known."""
+        seconds, steps, _ = self._recent()
+        return seconds / steps if steps and seconds > 0 else None
+
+    def tokens_per_second(self) -> float | None:
+        """Averaged over the window, pauses excluded; None until it can be known."""
+        seconds, _, tokens = self._recent()
+        return tokens / seconds if seconds > 0 and tokens else None
+
+    def seconds_left(self, steps: int) -> float | None:
+        """An estimate for so many more steps: their own time and, in the proportion seen so far, that of pauses for
+        evaluation and checkpoints. The proportion is taken at the last pause, so that it is steady between two."""
+        per_step = self.seconds_per_step()
+        if per_step is None or self._baseline is None:
+            return None
+        self._settle()
+        running, paused = self._paused_at - self._baseline[0], self._total(PAUSES) - self._baseline[1]
+        return steps * per_step * (1 + paused / running if running > 0 else 1)
+
+    def elapsed(self) -> float:
+        """Seconds since the clock was made."""
+        return self._now() - self._began
+
+    def account(self) -> list[Share]:
+        """Where the time went, longest first; the shares add up to 1."""
+        self._settle()
+        total = sum(self._seconds.values()) or 1.0
+        rows = [Share(activity, seconds, seconds / total) for activity, seconds in self._seconds.items() if seconds > 0]
+        return sorted(rows, key=lambda row: row.seconds, reverse=True)
+
+    def goodput(self) -> float:
+        """The share of all time that went into training steps."""
+        return next((row.share for row in self.account() if row.activity == "step"), 0.0)
+
+    def _total(self, activities: tuple[Activity, ...]) -> float:
+        return sum(self._seconds[activity] for activity in activities)
+
+    def _settle(self) -> None:
+        now = self._now()
+        self._seconds[self._stack[-1]] += now - self._since
+        self._since = now
+
+    def _recent(self) -> tuple[float, int, float]:
+        if len(self._marks) < 2:
+            return 0.0, 0, 0.0
+        first, last = self._marks[0], self._marks[-1]
+        return last.running - first.running, last.steps - first.steps, last.tokens - first.tokens
+
+
+def account_table(account: list[Share]) -> str:
+    """The account as lines of text: meaning, seconds, share and a bar of it."""
+    lines = []
+    for row in account:
+        bar = "█" * round(row.share * 20)
+        lines.append(f"{MEANING[row.activity]:<30}{row.seconds:>10.1f} s {row.share:>6.1%}  {bar}".rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,149 @@
+"""Curves of one run, or of several laid over one another, drawn from metrics.jsonl. Must not know what a run is beyond
+that.
+
+Names say what a value is: ``train/loss``; any other ``.../loss`` is held out; a last part of ``learning_rate`` or
+``tokens_per_second`` is that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from t5x_like.core.errors import UserError
+from t5x_like.report.writers import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PICTURE = "curves.png"
+COLOURS = ("#2a6fbb", "#d1495b", "#2e8b57", "#8e5ea2", "#e08e45", "#4c9f9f")
+HELD_OUT = "#d1495b"  # of a single run, whose training loss has the first colour
+INK = "#333333"
+SMOOTHED_OVER = 0.03  # of the points: how far one smoothed value reaches
+Points = tuple[list[float], list[float]]
+
+
+def plot_curves(run_dir: str | Path) -> Path | None:
+    """Draws training and held-out loss, learning rate and tokens per second of a run to curves.png in its folder.
+
+    Returns:
+      The picture, or None if no row has anything to draw.
+
+    Raises:
+      UserError: the folder has no metrics.jsonl.
+    """
+    run_dir = Path(run_dir)
+    rows = read_metrics(run_dir)
+    if not _points(rows, "loss"):
+        return None
+    return _draw({run_dir.resolve().name: rows}, run_dir / PICTURE)
+
+
+def plot_runs(run_dirs: Sequence[str | Path], picture: str | Path) -> Path:
+    """Draws several runs into one picture, one colour each.
+
+    Raises:
+      UserError: a folder has no metrics.jsonl, or no row of any has anything to draw.
+    """
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for run_dir in map(Path, run_dirs):
+        name = run_dir.resolve().name
+        runs[name if name not in runs else str(run_dir)] = read_metrics(run_dir)
+    if not any(_points(rows, "loss") for rows in runs.values()):
+        raise UserError("plot", "none of these runs has logged a loss yet", "", "wait for their first steps")
+    return _draw(runs, Path(picture))
+
+
+def smooth(values: Sequence[float], reach: float) -> list[float]:
+    """A running mean that forgets over ``reach`` values, unbiased at its beginning."""
+    keep = 1 - 1 / max(1.0, reach)
+    total, weight, smoothed = 0.0, 0.0, []
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1
+        smoothed.append(total / weight)
+    return smoothed
+
+
+def _points(rows: list[dict[str, Any]], last: str) -> dict[str, Points]:
+    """Name to (steps, values) of every metric whose last part is ``last``, finite values only."""
+    found: dict[str, Points] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name.rsplit("/", 1)[-1] == last and isinstance(value, int | float) and math.isfinite(value):
+                steps, values = found.setdefault(name, ([], []))
+                steps.append(row["step"])
+                values.append(value)
+    return found
+
+
+def _draw(runs: dict[str, list[dict[str, Any]]], picture: Path) -> Path:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws without a display or global state
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6.4), dpi=120, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(2, 2, height_ratios=(2.2, 1))
+    loss, rate, speed = (figure.add_subplot(grid[at]) for at in ((0, slice(None)), (1, 0), (1, 1)))
+    single = len(runs) == 1
+    figure.suptitle(next(iter(runs)) if single else "  ·  ".join(runs), color=INK, fontsize=13, x=0.02, ha="left",
+                    fontweight="bold")
+    for index, (run, rows) in enumerate(runs.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        _draw_loss(loss, "" if single else f"{run}  ", rows, colour, HELD_OUT if single else colour)
+        for axes, last in ((rate, "learning_rate"), (speed, "tokens_per_second")):
+            for steps, values in _points(rows, last).values():
+                axes.plot(steps, values, color=colour, linewidth=1.6)
+    _frame(loss, "loss")
+    loss.margins(x=0.05)  # room for the last held-out value
+    _frame(rate, "learning rate")
+    _frame(speed, "tokens per second")
+    for axes in (rate, speed):
+        axes.set_ylim(0, 1.1 * max([value for line in axes.get_lines() for value in line.get_ydata()], default=1.0) or
+        1) axes.set_xlabel("step", color=INK)
+    speed.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
+    rate.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    if loss.get_legend_handles_labels()[0]:
+        loss.legend(frameon=False, labelcolor=INK)
+    temporary = picture.with_name(f".{picture.name}")
+    figure.savefig(temporary, format="png")
+    temporary.replace(picture)
+    return picture
+
+
+def _draw_loss(axes: Axes, prefix: str, rows: list[dict[str, Any]], colour: str, held_out_colour: str) -> None:
+    shown: list[float] = []
+    for name, (steps, values) in sorted(_points(rows, "loss").items(), key=lambda item: item[0] != "train/loss"):
+        if name == "train/loss":
+            smoothed = smooth(values, SMOOTHED_OVER * len(values))
+            axes.plot(steps, values, color=colour, alpha=0.3, linewidth=1)
+            axes.plot(steps, smoothed, color=colour, linewidth=2, label=f"{prefix}training")
+            shown += smoothed
+        else:
+            label = prefix + name.rsplit("/", 1)[0].replace("_", "-")
+            axes.plot(steps, values, color=held_out_colour, marker="o", markersize=5, linewidth=1.2, linestyle="--",
+                      markeredgecolor="white", label=label, zorder=3)
+            axes.annotate(f"{values[-1]:.3f}", (steps[-1], values[-1]), xytext=(7, 0), textcoords="offset points",
+                          va="center", color=held_out_colour, fontsize=9, fontweight="bold")
+            shown += values
+    if shown:
+        # Limits from what matters, so that one spike of the raw loss does not flatten the rest; runs widen them in
+        turn. margin = 0.06 * (max(shown) - min(shown) or 1)
+        low, high = min(shown) - margin, max(shown) + margin
+        if prefix and axes.get_autoscaley_on() is False:
+            low, high = min(low, axes.get_ylim()[0]), max(high, axes.get_ylim()[1])
+        axes.set_ylim(low, high)
+
+
+def _frame(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", color=INK, fontsize=10)
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, labelsize=8.5)
+    axes.margins(x=0.01)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#bbbbbb")

@@ -1,0 +1,177 @@
+"""Metrics on their way to files and services: JSONL, TensorBoard, Weights & Biases, behind one `Reporter`.
+
+metrics.jsonl in the run's folder is the record that plots and `diff` read; the rest are copies. A resumed run writes
+each step once. Must not know what is measured, nor jax: the caller says which process it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from t5x_like.core.errors import UserError
+from t5x_like.core.paths import write_atomically
+from t5x_like.report.config import ReportConfig
+
+METRICS = "metrics.jsonl"
+
+
+class Writer(Protocol):
+    """Somewhere metrics go."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Jsonl:
+    """One JSON object a line: ``step``, ``time`` (seconds since 1970), then the values; null for what is not finite."""
+
+    def __init__(self, path: Path, first_step: int, now: Callable[[], float]):
+        self._now = now
+        if path.exists():
+            # What was logged after the checkpoint is about to be logged again.
+            kept = [row for row in read_metrics(path) if row["step"] < first_step]
+            write_atomically(path, "".join(_line(row) for row in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(_line({"step": step, "time": round(self._now(), 3), **finite}))
+        self._file.flush()  # so that a kill loses nothing, and a plot of a running run is up to date
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """TensorBoard event files, by tensorboardX: no TensorFlow."""
+
+    def __init__(self, folder: Path, first_step: int):
+        from tensorboardX import SummaryWriter  # heavy: only when asked for
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step, flush_secs=30)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Wandb:
+    """Weights & Biases, resumed under the same id, which is kept in the run's folder."""
+
+    def __init__(self, project: str, folder: Path, run_config: Mapping[str, Any] | None):
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise UserError("report.wandb", f"project {project!r}, but the package wandb is not installed", "",
+                            "pip install wandb, or report.wandb=''") from None
+        kept = folder / "wandb_id"
+        identity = kept.read_text().strip() if kept.exists() else wandb.util.generate_id()
+        write_atomically(kept, identity)
+        self._run = wandb.init(project=project, name=folder.name, id=identity, dir=str(folder), resume="allow",
+                               config=dict(run_config or {}))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Reporter:
+    """Writes metrics to everywhere the config asks for, from process 0 only; elsewhere every call does nothing.
+
+    Args:
+      directory: the run's folder; made if it is not there.
+      config: what to write.
+      first_step: the first step that this process will log. Rows of that step and later, from before the run was
+        resumed, are dropped, as they will be written again; 0 drops all.
+      process_index: which process this is.
+      run_config: the run's configuration as JSON, for Weights & Biases.
+      now: seconds since 1970; given by tests.
+
+    Raises:
+      UserError: Weights & Biases is asked for and not installed.
+    """
+
+    def __init__(
+        self, directory: str | Path, config: ReportConfig | None = None, *, first_step: int = 0,
+        process_index: int = 0, run_config: Mapping[str, Any] | None = None, now: Callable[[], float] = time.time,
+    ):
+        self._config = config or ReportConfig()
+        self._directory = Path(directory)
+        self._writers: list[Writer] = []
+        if process_index:
+            return
+        self._directory.mkdir(parents=True, exist_ok=True)
+        if self._config.wandb:
+            self._writers.append(Wandb(self._config.wandb, self._directory, run_config))
+        self._writers.append(Jsonl(self._directory / METRICS, first_step, now))
+        if self._config.tensorboard:
+            self._writers.append(TensorBoard(self._directory / "tensorboard", first_step))
+
+    def due(self, step: int) -> bool:
+        """Whether the config asks for a row after ``step`` updates."""
+        return step % self._config.every == 0
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes one row.
+
+        Args:
+          step: counted as the caller counts, the same way as ``first_step``.
+          values: numbers by name, such as ``train/loss``, ``held_out/loss``, ``train/learning_rate``.
+        """
+        row = {name: float(value) for name, value in values.items()}
+        for writer in self._writers:
+            writer.write(step, row)
+
+    def close(self) -> Path | None:
+        """Closes the files and draws the curves if the config asks for it; a second call does nothing.
+
+        Returns:
+          The picture, if one was drawn.
+        """
+        writers, self._writers = self._writers, []
+        for writer in writers:
+            writer.close()
+        if not writers or not self._config.plots:
+            return None
+        from t5x_like.report.plots import plot_curves  # matplotlib is heavy: only at the end
+
+        return plot_curves(self._directory)
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, in order; a line cut off by a kill is left out.
+
+    Args:
+      path: the file, or the run's folder.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    path = Path(path)
+    path = path / METRICS if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(str(path), "there is no such file", "the folder of a run that has begun")
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"

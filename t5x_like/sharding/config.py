@@ -1,0 +1,53 @@
+"""The mesh as configured. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from t5x_like.core.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the named mesh axes; -1 (at most one) means all the devices that remain.
+
+    data: batches are split, parameters are copied. fsdp: batches and parameters are split. tensor: heads, the MLP's
+    hidden width and the vocabulary are split.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    replicated_limit_mb: int = 256  # a weight larger than this that no mesh axis splits, on a mesh that could, raises
+
+    def __post_init__(self):
+        sizes = {name: getattr(self, name) for name in AXES}
+        for name, size in sizes.items():
+            if size != -1 and size < 1:
+                raise UserError(f"mesh.{name}", f"got {size}", "a whole number from 1, or -1 for the rest")
+        if list(sizes.values()).count(-1) > 1:
+            raise UserError("mesh", f"got -1 more than once: {sizes}", "-1 for one axis at most")
+
+    def sizes(self, devices: int) -> dict[str, int]:
+        """Axis name to size for so many devices.
+
+        Raises:
+          UserError: the sizes do not multiply to the number of devices.
+        """
+        sizes = {name: getattr(self, name) for name in AXES}
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        if -1 in sizes.values():
+            sizes = {name: devices // fixed if size == -1 else size for name, size in sizes.items()}
+        if math.prod(sizes.values()) != devices:
+            shown = ", ".join(f"{name} {getattr(self, name)}" for name in AXES)
+            divisors = [d for d in range(1, devices + 1) if devices % d == 0]
+            raise UserError(
+                "mesh",
+                f"{shown} does not divide {devices} device{'s' if devices != 1 else ''}",
+                f"sizes that multiply to {devices} (its divisors: {', '.join(map(str, divisors))})",
+                "mesh.data=-1 mesh.fsdp=1 mesh.tensor=1",
+            )
+        return sizes

@@ -1,0 +1,75 @@
+"""From logical axes to mesh axes. Knows names and sizes, no devices.
+
+The table is the whole policy: to see how a parameter is split, read its axes where it is declared (its layer) and look
+them up here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from jax.sharding import PartitionSpec
+
+from t5x_like.core.errors import UserError, nearest
+
+Rules = tuple[tuple[str, tuple[str, ...]], ...]
+
+RULES: Rules = (
+    # activations
+    ("batch", ("data", "fsdp")),
+    # parameters; heads, mlp and vocab name activations too
+    ("embed", ("fsdp",)),  # the model's width, in weights; never of activations
+    ("heads", ("tensor",)),
+    ("kv_heads", ("tensor",)),
+    ("mlp", ("tensor",)),
+    ("vocab", ("tensor",)),
+    ("layers", ()),
+    ("norm", ()),  # scales and biases as wide as the model: small, used everywhere
+    ("head_dim", ()),
+    ("positions", ()),
+    ("buckets", ()),
+)
+
+
+def partition(
+    axes: Sequence[str | None], shape: Sequence[int], mesh: Mapping[str, int], rules: Rules = RULES, name: str = ""
+) -> PartitionSpec:
+    """The mesh axes of each dimension.
+
+    Args:
+      axes: a logical axis, or None for whole, per dimension.
+      shape: the sizes.
+      mesh: mesh axis name to size.
+      rules: logical axis to mesh axes.
+      name: of the array, for errors.
+
+    Raises:
+      UserError: an axis without a rule, two dimensions on one mesh axis, a size that does not divide.
+    """
+    table = dict(rules)
+    used: dict[str, str] = {}
+    parts: list[tuple[str, ...] | str | None] = []
+    for axis, size in zip(axes, shape, strict=True):
+        if axis is None:
+            parts.append(None)
+            continue
+        if axis not in table:
+            raise UserError(name, f"logical axis {axis!r} has no rule", ", ".join(table), nearest(axis, table))
+        names = tuple(n for n in table[axis] if mesh.get(n, 1) > 1)
+        for n in names:
+            if n in used:
+                raise UserError(name, f"axes {used[n]!r} and {axis!r} both lie on mesh axis {n!r}", "one of them")
+            used[n] = axis
+        ways = math.prod(mesh[n] for n in names)
+        if size % ways:
+            raise UserError(
+                name,
+                f"axis {axis!r} has size {size}, which mesh axes {names} of size {ways} do not divide",
+                f"a size that {ways} divides",
+                f"mesh.{names[0]}={math.gcd(size, ways)}",
+            )
+        parts.append(names[0] if len(names) == 1 else names or None)
+    while parts and parts[-1] is None:
+        parts.pop()
+    return PartitionSpec(*parts)
