@@ -2,7 +2,7 @@
 
 Origin: the folder that ``sysconfig`` calls stdlib, without tests, installed packages and IDLE's own tests.
 Licence: Python Software Foundation License 2.
-Size: about 14 MB of Python in 900 files; it depends on the Python version, and the cache notices.
+Size: about 12 MB of Python in 660 files, 3.5 million tokens (Python 3.11); another version is another cache.
 Prepared: one file is one document, indentation and lines kept; a BPE vocabulary is trained on the training files, then
 all are tokenized. 5% of the files are held out.
 """

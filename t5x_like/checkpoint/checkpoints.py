@@ -8,6 +8,7 @@ in the same order.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -71,15 +72,18 @@ class Checkpoints:
         else:
             make_writable(self._directory, "checkpoints")
             _require_shared(self._directory)
+        self._checkpointer = self._open()
+
+    def _open(self) -> ocp.training.Checkpointer:
         keep = ocp.training.preservation_policies
         policies: list[Any] = [keep.LatestN(self._config.keep_last)] if self._config.keep_last else [keep.PreserveAll()]
         if self._config.keep_every:
             policies.append(keep.EveryNSteps(self._config.keep_every))
         policy: Any = keep.AnyPreservationPolicy(policies)  # Any: Orbax's own policies miss its protocol by a type
-        self._checkpointer = ocp.training.Checkpointer(
+        return ocp.training.Checkpointer(
             str(self._directory),
             preservation_policy=policy,
-            cleanup_tmp_directories=not read_only,
+            cleanup_tmp_directories=not self._read_only,
         )
 
     # Saving
@@ -152,6 +156,10 @@ class Checkpoints:
         except Exception as error:
             self._own.discard(step)
             self._remove_temporary(step)
+            # Orbax raises the same error again at each call; a new one starts afresh.
+            with contextlib.suppress(Exception):
+                self._checkpointer.close()
+            self._checkpointer = self._open()
             raise UserError(
                 "checkpoints", f"step {step} could not be written to {self._directory}: {_reason(error)}",
                 "a folder with room left", f"make room and run again; it goes on from step {self.latest() or 0}",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import math
 import sys
 import types
 import typing
@@ -158,8 +159,8 @@ def _scalar(hint: Any, value: Any) -> tuple[bool, Any]:
         except ValueError:
             return False, None
     if hint is int:
-        return (True, int(number)) if number == int(number) else (False, None)
-    return hint is float, number
+        return (True, int(number)) if math.isfinite(number) and number == int(number) else (False, None)
+    return hint is float and not math.isnan(number), number
 
 
 def _structure_dataclass(hint: Any, value: Any, where: str) -> Any:
@@ -226,11 +227,13 @@ def override(config: T, assignments: Sequence[str]) -> T:
     """The config with ``field.name=value`` assignments applied in order; all its checks run again.
 
     A field that allows several classes takes a class name (``optimizer=Lion``) and then starts from its defaults.
+    Fields that must agree may be given in any order: only what the last assignment leaves has to pass the checks.
 
     Raises:
       UserError: an assignment without ``=``, an unknown name (with the nearest right one), a value that does not fit.
     """
     plain = to_plain(config)
+    wrong: UserError | None = None  # with what is assigned so far
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         name = name.lstrip("-").replace("-", "_").strip()
@@ -242,12 +245,20 @@ def override(config: T, assignments: Sequence[str]) -> T:
         for parent in parents:
             target = target.get(parent) if isinstance(target, dict) else None
         if not isinstance(target, dict) or last not in target or last == TYPE_KEY:
+            if wrong is not None:  # the field may lie in a value that was refused
+                raise wrong
             same_end = [k for k in known if k.split(".")[-1] == last]
             hint = f"did you mean {same_end[0]!r}?" if same_end else nearest(name, known)
             raise UserError(name, "no such field", "a field shown by 't5x-like inspect config'", hint)
         target[last] = value.strip()
-        config = structure(type(config), plain)
-        plain = to_plain(config)
+        try:
+            config = structure(type(config), plain)
+        except UserError as error:
+            wrong = error
+        else:
+            wrong, plain = None, to_plain(config)
+    if wrong is not None:
+        raise wrong
     return config
 
 

@@ -113,8 +113,8 @@ class SentencePiece:
             raise UserError(
                 f"{where}.vocab_size",
                 str(self.vocab_size),
-                f"{smallest} or more: 3 special ids, 256 bytes, newline, <mask>, {self.sentinels} sentinels, and
-                pieces", "8192 suits a corpus of 10 MB",
+                f"{smallest} or more: 3 special ids, 256 bytes, newline, <mask>, {self.sentinels} sentinels, pieces",
+                "8192 suits a corpus of 10 MB",
             )
 
 

@@ -141,8 +141,7 @@ def tokens_in(batch: Batch) -> TokenCount:
 
 
 def describe(batch: Batch, row: int, tokenizer: Tokenizer) -> str:
-    """One row of ``batch`` as text for people: for each segment what is read and what is predicted, and how full it
-    is."""
+    """One row of ``batch`` as text for people: how full it is, and for each segment what is read and predicted."""
     if not 0 <= row < len(batch["targets"]):
         raise IndexError(f"row {row} of a batch of {len(batch['targets'])}")
     one = {name: array[row] for name, array in batch.items()}
@@ -159,9 +158,8 @@ def describe(batch: Batch, row: int, tokenizer: Tokenizer) -> str:
 def _describe_segment(row: Batch, segment: int, tokenizer: Tokenizer) -> list[str]:
     lines = []
     if "encoder_tokens" in row:
-        lines.append(
-            f"  inputs:  {tokenizer.decode(row['encoder_tokens'][row['encoder_segments'] == segment].tolist())!r}"
-        )
+        inputs = row["encoder_tokens"][row["encoder_segments"] == segment]
+        lines.append(f"  inputs:  {tokenizer.decode(inputs.tolist())!r}")
     mine = row["decoder_segments" if "decoder_segments" in row else "encoder_segments"] == segment
     targets, weights = row["targets"][mine], row["weights"][mine]
     if "decoder_prefix" in row:

@@ -32,12 +32,13 @@ def plan(lengths: np.ndarray, capacity: tuple[int, ...], window: int = 2048) -> 
     too_long = np.flatnonzero((lengths > limits).any(axis=1))
     if too_long.size:
         first = int(too_long[0])
-        raise UserError("data.packing", f"example {first} has {lengths[first].tolist()} tokens", f"at most
-        {list(capacity)}")
+        raise UserError(
+            "data.packing", f"example {first} has {lengths[first].tolist()} tokens", f"at most {list(capacity)}"
+        )
     bins: list[np.ndarray] = []
     for start in range(0, len(lengths), window):
-        bins += [np.sort(np.asarray(members)) + start for members in _first_fit(lengths[start : start + window],
-        limits)]
+        members_of_bins = _first_fit(lengths[start : start + window], limits)
+        bins += [np.sort(np.asarray(members)) + start for members in members_of_bins]
     return bins
 
 
@@ -48,9 +49,10 @@ def _first_fit(lengths: np.ndarray, limits: np.ndarray) -> list[list[int]]:
     shortest = lengths.min(axis=0)
     for example in np.argsort(-(lengths / limits).max(axis=1), kind="stable"):
         length = lengths[example]
-        fits = (room[first_open : len(members)] >= length).all(axis=1)
-        place = int(fits.argmax()) + first_open if fits.size else first_open
-        if not fits.size or not fits[place - first_open]:
+        fitting = np.flatnonzero((room[first_open : len(members)] >= length).all(axis=1))
+        if fitting.size:
+            place = first_open + int(fitting[0])
+        else:
             place = len(members)
             members.append([])
             room[place] = limits
@@ -59,8 +61,3 @@ def _first_fit(lengths: np.ndarray, limits: np.ndarray) -> list[list[int]]:
         while first_open < len(members) and (room[first_open] < shortest).any():
             first_open += 1
     return members
-
-
-def fill_rate(lengths: np.ndarray, capacity: tuple[int, ...], bins: int) -> float:
-    """The share of all slots of ``bins`` bins that (examples, sides) ``lengths`` fill."""
-    return float(np.sum(lengths) / (bins * sum(capacity))) if bins else 0.0

@@ -76,10 +76,10 @@ class JoinedPieces:
             if end > self.total:
                 pieces.append(self._tokens[: end - self.total])
             return [np.concatenate(pieces, dtype=np.int32)]
-        parts = self._document_parts(start, min(end, self.total))
-        return parts + self._document_parts(0, end - self.total) if end > self.total else parts
+        parts = self._document_parts(start, min(end, self.total), self._eos_id)
+        return parts + self._document_parts(0, end - self.total, self._eos_id) if end > self.total else parts
 
-    def _document_parts(self, start: int, end: int) -> list[np.ndarray]:
+    def _document_parts(self, start: int, end: int, eos_id: int) -> list[np.ndarray]:
         first, last = np.searchsorted(self._starts, (start, end - 1), side="right") - 1
         parts = []
         for document in range(first, last + 1):
@@ -87,7 +87,7 @@ class JoinedPieces:
             part = np.empty(stop - begin, np.int32)
             # Token j of the ring, in document d, is token j - d of the array; the last one of a document is its EOS.
             if stop == self._starts[document + 1]:
-                part[-1] = self._eos_id
+                part[-1] = eos_id
                 part[:-1] = self._tokens[begin - document : stop - document - 1]
             else:
                 part[:] = self._tokens[begin - document : stop - document]

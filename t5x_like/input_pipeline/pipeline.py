@@ -66,13 +66,15 @@ class Batches:
     ):
         if shape not in objective.shapes:
             raise UserError(
-                "objective", f"{type(objective).__name__} cannot train a model that is {shape}", ",
-                ".join(objective.shapes)
+                "objective",
+                f"{type(objective).__name__} cannot train a model that is {shape}",
+                ", ".join(objective.shapes),
             )
         if batch_size < 1:
             raise UserError("train.batch_size", str(batch_size), "1 or more rows")
         objective.check(tokenizer, data, shape)
-        self.batch_size, self.shuffle, self.data, self.shape = batch_size, shuffle, data, shape
+        self.batch_size, self.shuffle, self.data = batch_size, shuffle, data
+        self.shape: Shape = shape
         self.seed = checked_seed(seed)[0]
         self.capacity = objective.capacity(data, shape)
         self._objective, self._tokenizer = objective, tokenizer

@@ -27,8 +27,8 @@ from t5x_like.input_pipeline.config import Corpus, cache_folder
 from t5x_like.input_pipeline.locks import held_lock
 from t5x_like.input_pipeline.sources import read_documents, source_digest
 from t5x_like.input_pipeline.splits import SPLIT_NAMES, SplitName, split_documents
-from t5x_like.input_pipeline.tokenizers import Tokenizer, load_tokenizer
 from t5x_like.input_pipeline.tokenizer_training import write_atomically
+from t5x_like.input_pipeline.tokenizers import Tokenizer, load_tokenizer
 
 # Bump when the layout changes, so that older caches are built anew instead of misread.
 FORMAT_VERSION = 1
@@ -132,6 +132,8 @@ def prepare(corpus: Corpus, cache: str = "", progress: Callable[[Progress], None
     if not (path / "manifest.json").is_file():
         with held_lock(path.with_name(f"{path.name}.lock")):
             if not (path / "manifest.json").is_file():
+                if path.exists():  # a rename brings the folder whole: somebody has been in it
+                    open_cache(path)
                 _build(corpus, tokenizer, path, progress)
     return open_cache(path)
 
@@ -145,11 +147,13 @@ def open_cache(path: Path) -> TokenCache:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise UserError(str(path), f"not a token cache: {error}", "", "remove the folder; it will be made again") from
-        None
+        raise UserError(
+            str(path), f"not a token cache: {error}", "", "remove the folder; it will be made again"
+        ) from None
     if manifest.get("format") != FORMAT_VERSION:
-        raise UserError(str(path), f"a token cache of format {manifest.get('format')}", str(FORMAT_VERSION), "remove
-        it")
+        raise UserError(
+            str(path), f"a token cache of format {manifest.get('format')}", str(FORMAT_VERSION), "remove it"
+        )
     files = {name: file for split in manifest["splits"].values() for name, file in split["files"].items()}
     small = sum(file["bytes"] for file in files.values()) <= VERIFY_BYTES
     for name, file in files.items():

@@ -90,8 +90,14 @@ def trained_model_path(corpus: Corpus, cache: str = "") -> Path:
     config = corpus.tokenizer
     if not isinstance(config, SentencePiece):
         raise TypeError("only SentencePiece models are trained")
-    key = (source_digest(corpus.source), repr(corpus.source), repr(replace(config, path="")), corpus.heldout,
-    TRAINER_VERSION) digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+    key = (
+        source_digest(corpus.source),
+        repr(corpus.source),
+        repr(replace(config, path="")),
+        corpus.heldout,
+        TRAINER_VERSION,
+    )
+    digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
     path = cache_folder(cache) / "tokenizers" / f"{corpus.name}-{digest}.model"
     if not path.is_file():
         with held_lock(path.with_suffix(".lock")):
@@ -152,8 +158,9 @@ def _explain(message: str, vocab_size: int) -> UserError:
         return UserError(where, f"{vocab_size} is more than this text can fill", f"at most {largest}", largest)
     if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         smallest = match[1]
-        return UserError(where, f"{vocab_size} does not hold the characters of this text", f"at least {smallest}",
-        smallest)
+        return UserError(
+            where, f"{vocab_size} does not hold the characters of this text", f"at least {smallest}", smallest
+        )
     if "sentences_.empty()" in message:
         return UserError("data.corpus.source", "no text to train a tokenizer on", "at least one document with text")
     return UserError("data.corpus.tokenizer", f"SentencePiece could not train: {message}")

@@ -153,8 +153,9 @@ class SentencePieceTokenizer:
             return tuple(self._pieces + count - 1 - i for i in range(count))
         if len(found) < count:
             raise UserError(
-                "data.corpus.tokenizer.sentinels", f"{count}, but {self.path} has {len(found)}", f"{len(found)} or
-                fewer"
+                "data.corpus.tokenizer.sentinels",
+                f"{count}, but {self.path} has {len(found)}",
+                f"{len(found)} or fewer",
             )
         return tuple(found)
 
@@ -179,8 +180,8 @@ class ByteTokenizer:
     eos_id = 1
     unk_id = 2
     sentinel_ids = tuple(range(258, 158, -1))
-    # The lowest id whose byte (0xF5) no UTF-8 text holds. The last sentinel would be byte 0x9C: half of a quotation
-    mark. mask_id: int | None = 248
+    # The lowest id whose byte (0xF5) no UTF-8 text holds. The last sentinel would be 0x9C: part of a quotation mark.
+    mask_id: int | None = 248
     special_ids = (pad_id, eos_id, unk_id)  # sentinels and mask share their ids with bytes
     fingerprint = hashlib.sha256(b"ByT5: pad 0, EOS 1, unknown 2, byte + 3; 100 sentinels from 258 down").hexdigest()
 

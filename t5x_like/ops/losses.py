@@ -71,7 +71,7 @@ def cross_entropy(
     Args:
       x_BLD: activations before the projection.
       head: the projection.
-      targets_BL: int32 in [0, V).
+      targets_BL: int32 in [0, V); anything where the weight is 0.
       weights_BL: float32; 0 where nothing is to be predicted.
       config: z-loss, label smoothing, chunk.
 
@@ -93,7 +93,7 @@ def _sums_forward(arrays, targets_BL, weights_BL, static):
 
 
 def _sums_backward(static, gradients, cotangents: LossSums):
-    scaled = jax.tree.map(lambda g: (g * cotangents.loss).astype(g.dtype), gradients)
+    scaled = jax.tree.map(lambda g: (g.astype(jnp.float32) * cotangents.loss).astype(g.dtype), gradients)
     return scaled, None, None
 
 
@@ -145,6 +145,7 @@ def _one_chunk(x_BLD, kernel_VD, bias_V, targets_BL, weights_BL, static, with_gr
     total_BL1 = jnp.sum(exp_BLV, axis=-1, keepdims=True)
     lse_BL = (peak_BL1 + jnp.log(total_BL1))[..., 0]
     target_BL = jnp.take_along_axis(logits_BLV, targets_BL[..., None], axis=-1)[..., 0]
+    target_BL = jnp.where(weights_BL != 0, target_BL, 0.0)  # an id outside the vocabulary gives NaN, if it counts
     nll_BL = lse_BL - target_BL
     smooth = config.label_smoothing
     loss_BL = nll_BL
@@ -155,7 +156,7 @@ def _one_chunk(x_BLD, kernel_VD, bias_V, targets_BL, weights_BL, static, with_gr
         loss=jnp.sum((loss_BL + z_BL) * weights_BL),
         nll=jnp.sum(nll_BL * weights_BL),
         z_loss=jnp.sum(z_BL * weights_BL),
-        correct=jnp.sum((target_BL >= peak_BL1[..., 0]) * weights_BL),
+        correct=jnp.sum(jnp.where(target_BL >= peak_BL1[..., 0], weights_BL, 0.0)),
         weight=jnp.sum(weights_BL),
     )
     if not with_gradient:

@@ -101,8 +101,8 @@ def _draw(runs: dict[str, list[dict[str, Any]]], picture: Path) -> Path:
     _frame(rate, "learning rate")
     _frame(speed, "tokens per second")
     for axes in (rate, speed):
-        axes.set_ylim(0, 1.1 * max([value for line in axes.get_lines() for value in line.get_ydata()], default=1.0) or
-        1) axes.set_xlabel("step", color=INK)
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
+        axes.set_xlabel("step", color=INK)
     speed.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
     rate.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     if loss.get_legend_handles_labels()[0]:
@@ -129,8 +129,8 @@ def _draw_loss(axes: Axes, prefix: str, rows: list[dict[str, Any]], colour: str,
                           va="center", color=held_out_colour, fontsize=9, fontweight="bold")
             shown += values
     if shown:
-        # Limits from what matters, so that one spike of the raw loss does not flatten the rest; runs widen them in
-        turn. margin = 0.06 * (max(shown) - min(shown) or 1)
+        # Limits from what matters, so that a spike of the raw loss does not flatten the rest; more runs widen them.
+        margin = 0.06 * (max(shown) - min(shown) or 1)
         low, high = min(shown) - margin, max(shown) + margin
         if prefix and axes.get_autoscaley_on() is False:
             low, high = min(low, axes.get_ylim()[0]), max(high, axes.get_ylim()[1])

@@ -18,7 +18,9 @@ from t5x_like.models.transformer import Batch
 from t5x_like.ops.losses import LossConfig, LossSums, cross_entropy
 from t5x_like.optim.optimizer import Optimizer
 
-State = dict[str, Any]  # params, optimizer: nested dicts of arrays; step: int32, the number of updates made
+# params, optimizer: nested dicts of arrays; step: int32, the number of updates made; halted: whether some update was
+# not finite, after which no other is made, because the loop learns of it one step later.
+State = dict[str, Any]
 Metrics = dict[str, jax.Array]  # float32 scalars
 
 
@@ -44,7 +46,7 @@ def train_step(parts: StepParts, state: State, batch: Batch) -> tuple[State, Met
 
     With micro-batches the sums of loss, gradients and weights are added over them and divided once, so that the update
     is that of the undivided batch however unequal their numbers of targets are. An update that is not finite is not
-    made: parameters and optimizer stay as they were, ``metrics["finite"]`` is 0, and the loop stops.
+    made, nor any after it: the state stays as it was, ``metrics["finite"]`` is 0, and the loop stops.
     """
     step, params = state["step"], state["params"]
     key = jax.random.fold_in(named(jax.random.key(parts.seed), "dropout"), step)
@@ -73,10 +75,9 @@ def train_step(parts: StepParts, state: State, batch: Batch) -> tuple[State, Met
     gradient = jax.tree.map(lambda g: g / weight, gradient)
     new_params, new_optimizer, info = parts.optimizer.update(gradient, state["optimizer"], params, step)
     finite = jnp.isfinite(sums.loss) & jnp.isfinite(info["gradient_norm"])
-    kept_params, kept_optimizer = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (new_params, new_optimizer), (params, state["optimizer"])
-    )
-    new_state = {"params": kept_params, "optimizer": kept_optimizer, "step": step + finite.astype(step.dtype)}
+    halted = state["halted"] | ~finite
+    new = {"params": new_params, "optimizer": new_optimizer, "step": step + 1, "halted": halted}
+    new_state = jax.tree.map(lambda new, old: jnp.where(halted, old, new), new, state) | {"halted": halted}
     return new_state, sums._asdict() | info | {"finite": finite.astype(jnp.float32)}
 
 

@@ -1,0 +1,1 @@
+"""Text from a model: prefill and a loop with a key-value cache. Must not know objectives or training."""

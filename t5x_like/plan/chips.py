@@ -1,0 +1,51 @@
+"""Peak arithmetic of devices: published figures for accelerators, a measurement for a CPU."""
+
+from __future__ import annotations
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+# Dense bfloat16 TFLOP/s of one jax device, by the start of its ``device_kind``; from the makers' data sheets.
+PEAK_TFLOPS = (
+    ("TPU v4", 275.0),
+    ("TPU v5 lite", 197.0),
+    ("TPU v5e", 197.0),
+    ("TPU v5p", 459.0),
+    ("TPU v5", 459.0),
+    ("TPU v6 lite", 918.0),
+    ("TPU v6e", 918.0),
+    ("TPU7x", 1153.5),  # half a chip: a jax device is one of its two cores
+    ("NVIDIA A100", 312.0),
+    ("NVIDIA H100", 989.0),
+    ("NVIDIA H200", 989.0),
+    ("NVIDIA B200", 2250.0),
+)
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Floating-point operations a second of one device, or None where it is not known.
+
+    The devices of a CPU share its cores, so the figure measured there is of all local devices together, divided by
+    their number.
+    """
+    for kind, teraflops in PEAK_TFLOPS:
+        if device.device_kind.startswith(kind):
+            return teraflops * 1e12
+    if device.platform == "cpu":
+        return _measured_cpu_flops() / jax.local_device_count()
+    return None
+
+
+def _measured_cpu_flops(size: int = 1024, repeats: int = 3) -> float:
+    """Of a float32 matrix product, the best of a few, within about 0.2 s."""
+    a = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        product(a, a).block_until_ready()
+        seconds.append(time.perf_counter() - began)
+    return 2.0 * size**3 / min(seconds)

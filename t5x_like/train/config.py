@@ -1,0 +1,126 @@
+"""A whole run as one frozen dataclass tree, checked as a whole. Imports no JAX, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from t5x_like.checkpoint.config import CheckpointConfig
+from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.config import Bytes, DataConfig
+from t5x_like.models.config import ModelConfig
+from t5x_like.objectives import ObjectiveConfig
+from t5x_like.optim.config import OptimizerConfig
+from t5x_like.report.config import ReportConfig
+from t5x_like.sharding.config import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, how much at a time, and what is minimized.
+
+    Attributes:
+      steps: updates in all.
+      batch_size: rows per update, over all devices and micro-batches.
+      micro_batches: parts that a batch is computed in, one after the other, to save memory.
+      seed: of initial values, order of examples, corruption and dropout.
+      z_loss: times log(Z)^2 is added to the loss, which keeps logits from drifting.
+      label_smoothing: share of each target spread evenly over the vocabulary.
+      logits_chunk: columns whose logits are in memory at a time; 0 is all.
+      evaluate_every: steps between two evaluations on the held-out split; 0 is only at the end.
+      evaluate_batches: at most so many batches each time; 0 is the whole split.
+    """
+
+    steps: int
+    batch_size: int
+    micro_batches: int = 1
+    seed: int = 0
+    z_loss: float = 1e-4
+    label_smoothing: float = 0.0
+    logits_chunk: int = 0
+    evaluate_every: int = 1000
+    evaluate_batches: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "micro_batches"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name}", f"got {getattr(self, name)}", "1 or more")
+        for name in ("seed", "z_loss", "logits_chunk", "evaluate_every", "evaluate_batches"):
+            if getattr(self, name) < 0:
+                raise UserError(f"train.{name}", f"got {getattr(self, name)}", "0 or more")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise UserError("train.label_smoothing", f"got {self.label_smoothing}", "a number from 0 up to but not 1")
+        if self.batch_size % self.micro_batches:
+            raise UserError(
+                "train.micro_batches",
+                f"{self.micro_batches} does not divide train.batch_size = {self.batch_size}",
+                "a divisor of the batch size",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything that decides what a run computes, and where it says so."""
+
+    name: str
+    model: ModelConfig
+    objective: ObjectiveConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    report: ReportConfig = ReportConfig()
+
+    def __post_init__(self):
+        if self.model.shape not in self.objective.shapes:
+            raise UserError(
+                "objective",
+                f"{type(self.objective).__name__} cannot train a model of shape {self.model.shape}",
+                f"model.shape of {' | '.join(self.objective.shapes)}",
+            )
+        tokenizer = self.data.corpus.tokenizer
+        vocabulary = 259 if isinstance(tokenizer, Bytes) else tokenizer.vocab_size
+        if vocabulary > self.model.vocab_size:
+            raise UserError(
+                "model.vocab_size",
+                f"{self.model.vocab_size}, but the tokenizer of corpus {self.data.corpus.name!r} has {vocabulary} ids",
+                f"{vocabulary} or more",
+                f"model.vocab_size={-(-vocabulary // 128) * 128}",
+            )
+        self.model.check_length(max(self.objective.capacity(self.data, self.model.shape)))
+
+    def lengths(self) -> tuple[int, int]:
+        """(encoder, decoder) columns of a batch; 0 for a side that the model does not have."""
+        capacity = self.objective.capacity(self.data, self.model.shape)
+        if self.model.shape == "encoder-decoder":
+            return capacity[0], capacity[1]
+        return (0, capacity[0]) if self.model.shape == "decoder-only" else (capacity[0], 0)
+
+
+# Fields that a resumed run may change: they change neither its parameters nor its batches.
+FREE_TO_CHANGE = (
+    "name",
+    "mesh",
+    "checkpoint",
+    "report",
+    "optimizer",
+    "train.steps",
+    "train.micro_batches",
+    "train.logits_chunk",
+    "train.z_loss",
+    "train.label_smoothing",
+    "train.evaluate_every",
+    "train.evaluate_batches",
+    "model.scan_layers",
+    "model.remat",
+    "model.dtype",
+    "model.dropout",
+    "data.cache",
+    "data.read_threads",
+    "data.prefetch_batches",
+)
+
+
+def free_to_change(field: str) -> bool:
+    """Whether a run that goes on from a checkpoint may have another value of this dotted field."""
+    return any(field == free or field.startswith(f"{free}.") for free in FREE_TO_CHANGE)

@@ -1,0 +1,252 @@
+"""From a config and a folder to a trained model: everything is checked before the first step, then the loop runs.
+
+Reading path to the train step: ``train`` here, ``loop.Loop``, ``step.train_step``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from t5x_like.checkpoint.checkpoints import Checkpoints
+from t5x_like.core.config import to_plain
+from t5x_like.core.errors import UserError
+from t5x_like.evaluate.heldout import evaluate
+from t5x_like.input_pipeline.pipeline import Batches
+from t5x_like.input_pipeline.prepare import Progress as Prepared
+from t5x_like.input_pipeline.prepare import TokenCache, prepare
+from t5x_like.input_pipeline.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
+from t5x_like.models.counts import parameter_count, train_flops
+from t5x_like.models.transformer import Batch
+from t5x_like.plan.chips import peak_flops
+from t5x_like.report.clock import Clock
+from t5x_like.report.console import Console, Opening, short
+from t5x_like.report.writers import Reporter
+from t5x_like.sharding.mesh import Placement, make_placement, use
+from t5x_like.sharding.processes import join_processes
+from t5x_like.train.config import Run
+from t5x_like.train.directory import CHECKPOINTS, open_directory, record_start, versions
+from t5x_like.train.feed import check_batch_size, local_share, to_devices
+from t5x_like.train.loop import Loop
+from t5x_like.train.state import Setup, make_setup
+from t5x_like.train.step import State, evaluation_step, train_step
+from t5x_like.train.stopping import Stop
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Data:
+    """A run's text: tokenized, split, ordered."""
+
+    tokenizer: Tokenizer
+    cache: TokenCache
+    train: Batches
+    held_out: Batches | None  # None where the corpus keeps nothing back
+
+    @classmethod
+    def open(cls, run: Run, progress: Callable[[Prepared], None] | None = None) -> Data:
+        """Prepares the corpus if that has not been done. Raises UserError as ``prepare`` and ``Batches`` do."""
+        cache = prepare(run.data.corpus, run.data.cache, progress)
+        tokenizer = load_tokenizer(run.data.corpus, run.data.cache)
+        check_vocabulary(tokenizer, run.model.vocab_size)
+        common = (tokenizer, run.objective, run.data, run.model.shape, run.train.batch_size)
+        train = Batches(cache.split("train"), *common, run.train.seed)
+        held_out = Batches(cache.split("heldout"), *common, 0, shuffle=False) if run.data.corpus.heldout else None
+        return cls(tokenizer, cache, train, held_out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the updates made, whether that was all of them, held-out means if they were taken, exit code."""
+
+    step: int
+    complete: bool
+    held_out: dict[str, float] | None
+    exit_code: int
+    directory: Path
+
+
+def train(run: Run, directory: str | Path) -> Outcome:
+    """Runs, or goes on with, the run in ``directory``; a complete one is left as it is.
+
+    Args:
+      run: the resolved config.
+      directory: the run's folder; made if it is not there.
+
+    Raises:
+      UserError: whatever in config, folder, corpus or checkpoint is wrong, before anything is changed.
+    """
+    clock = Clock()
+    join_processes()
+    directory = Path(directory)
+    process = jax.process_index()
+    placement = make_placement(run.mesh)
+    run.model.check_tensor(placement.mesh.shape["tensor"])
+    check_batch_size(placement, run.train.batch_size, run.train.micro_batches)
+    setup = make_setup(run)
+    template = setup.abstract_state(placement)
+    open_directory(directory, run, write=process == 0)
+    console = Console(run.train.steps, process_index=process)
+    with Stop() as stop, Checkpoints(directory / CHECKPOINTS, run.checkpoint) as checkpoints:
+        data = Data.open(run, _say_prepared(console))
+        state, first = _start(run, data, setup, placement, checkpoints, template, console, clock)
+        if first >= run.train.steps:
+            console.note(f"{run.name} is complete: all {run.train.steps:,} steps are made. {directory}")
+            return Outcome(first, True, None, 0, directory)
+        if process == 0:
+            record_start(directory, first, _devices())
+        console.opening(_opening(run, setup, first, directory))
+        loop = _make_loop(run, data, setup, placement, checkpoints, console, clock, stop, first, directory)
+        clock.start()
+        try:
+            state, done = loop(state, first, _feed(data.train, placement, first, run.train.steps))
+            picture = loop.reporter.close()
+        finally:
+            console.close()
+        complete = done == run.train.steps
+        facts = {"updates": f"{done:,} of {run.train.steps:,}", "checkpoint": str(directory / CHECKPOINTS / str(done))}
+        if picture:
+            facts["curves"] = str(picture)
+        console.summary(f"{run.name}: {'complete' if complete else 'stopped'}", facts, clock.account())
+        return Outcome(done, complete, loop.held_out, 0 if complete else stop.exit_code, directory)
+
+
+def _start(
+    run: Run,
+    data: Data,
+    setup: Setup,
+    placement: Placement,
+    checkpoints: Checkpoints,
+    template: State,
+    console: Console,
+    clock: Clock,
+) -> tuple[State, int]:
+    """(state, updates made): from the latest good checkpoint if there is one, else from initial values."""
+    if checkpoints.latest() is None:
+        return setup.initial_state(placement, run.train.seed), 0
+    with clock.doing("checkpoint"):
+        state, metadata = checkpoints.restore(template)
+    if metadata["data"]["fingerprint"] != data.cache.fingerprint:
+        raise UserError(
+            "data.corpus",
+            f"{run.data.corpus.name!r} is not what the run was trained on: its text, tokenizer or split has changed",
+            "the same files as before",
+            "another directory, or the old corpus",
+        )
+    console.note(f"going on from step {metadata['step']:,}")
+    return state, int(metadata["step"])
+
+
+def _make_loop(
+    run: Run,
+    data: Data,
+    setup: Setup,
+    placement: Placement,
+    checkpoints: Checkpoints,
+    console: Console,
+    clock: Clock,
+    stop: Stop,
+    first: int,
+    directory: Path,
+) -> Loop:
+    step, evaluate_batch = compile_steps(setup, placement)
+    lengths = run.lengths()
+    peak = peak_flops(jax.devices()[0])
+    on_cpu = jax.devices()[0].platform == "cpu"
+
+    def evaluate_held_out(params: Any) -> dict[str, float] | None:
+        if data.held_out is None:
+            return {}
+        share = local_share(placement, run.train.batch_size)
+        limit = run.train.evaluate_batches or None
+        host = data.held_out.heldout_batches(limit, *share)
+        alone = jax.process_count() == 1  # several processes must leave at the same step: the loop sees to that
+        asked = (lambda: stop.wanted(0)) if alone else (lambda: False)
+        return evaluate(evaluate_batch, params, (to_devices(placement, b, share) for b in host), asked)
+
+    def metadata(done: int) -> dict[str, Any]:
+        return {
+            "config": to_plain(run),
+            "versions": versions(),
+            "seed": run.train.seed,
+            "data": {
+                "step": done,
+                "epoch": data.train.epoch_of(done),
+                "fingerprint": data.cache.fingerprint,
+                "tokenizer": data.tokenizer.fingerprint,
+            },
+        }
+
+    return Loop(
+        run=run,
+        step=step,
+        evaluate=evaluate_held_out,
+        checkpoints=checkpoints,
+        reporter=Reporter(
+            directory, run.report, first_step=first + 1, process_index=jax.process_index(), run_config=to_plain(run)
+        ),
+        console=console,
+        clock=clock,
+        stop=stop,
+        metadata=metadata,
+        tokens_per_step=run.train.batch_size * sum(lengths),
+        flops_per_step=run.train.batch_size * train_flops(run.model, setup.specs, *lengths),
+        peak_flops=peak * jax.device_count() if peak else None,
+        utilization_of="roofline" if on_cpu else "MFU",
+    )
+
+
+def compile_steps(setup: Setup, placement: Placement) -> tuple[Callable, Callable]:
+    """(train step, evaluation step) for one placement; each is compiled at its first call."""
+
+    def placed(function: Callable, donate: tuple[int, ...]) -> Callable:
+        def call(*arguments):
+            with use(placement):  # read while tracing, by ``constrain``
+                return function(setup.parts, *arguments)
+
+        return jax.jit(call, donate_argnums=donate)
+
+    return placed(train_step, (0,)), placed(evaluation_step, (1,))
+
+
+def _feed(batches: Batches, placement: Placement, first: int, total: int) -> Iterator[Batch]:
+    """Batches on the devices, one ahead of the step that needs it."""
+    share = local_share(placement, batches.batch_size)
+    reader = batches.reader(first, *share, stop_step=total)
+    ahead: Batch | None = None
+    for _, local in reader:
+        placed = to_devices(placement, local, share)
+        if ahead is not None:
+            yield ahead
+        ahead = placed
+    if ahead is not None:
+        yield ahead
+
+
+def _opening(run: Run, setup: Setup, first: int, directory: Path) -> Opening:
+    model = run.model
+    layers = "+".join(str(n) for n in (model.encoder_layers, model.decoder_layers) if n)
+    return Opening(
+        name=run.name,
+        model=f"{model.shape}, {layers} layers of width {model.d_model}, {type(run.objective).__name__}",
+        devices=_devices(),
+        parameters=parameter_count(setup.specs),
+        tokens_per_step=run.train.batch_size * sum(run.lengths()),
+        steps=run.train.steps,
+        directory=str(directory),
+        first_step=first,
+    )
+
+
+def _devices() -> str:
+    device, count = jax.devices()[0], jax.device_count()
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{count} x {device.device_kind}{processes}"
+
+
+def _say_prepared(console: Console) -> Callable[[Prepared], None]:
+    return lambda p: console.note(f"preparing the corpus: {p.documents:,} documents, {short(p.tokens)} tokens")

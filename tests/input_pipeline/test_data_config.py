@@ -1,0 +1,58 @@
+"""Data configs name the wrong field, and load without numpy or any reader."""
+
+import subprocess
+import sys
+
+import pytest
+
+from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.config import Bytes, Corpus, DataConfig, JsonLines, SentencePiece, TextFiles, cache_folder
+
+CORPUS = Corpus("name", TextFiles(("x",)), Bytes(), "none", "made up")
+
+
+@pytest.mark.parametrize(
+    ("make", "where"),
+    [
+        (lambda: DataConfig(CORPUS, 3), "data.input_length"),
+        (lambda: DataConfig(CORPUS, 64.0), "data.input_length"),
+        (lambda: DataConfig(CORPUS, 64, -1), "data.target_length"),
+        (lambda: DataConfig(CORPUS, 64, packing="tight"), "data.packing"),
+        (lambda: DataConfig(CORPUS, 64, read_threads=-1), "data.read_threads"),
+        (lambda: DataConfig(CORPUS, 64, prefetch_batches=0), "data.prefetch_batches"),
+        (lambda: TextFiles(()), "data.corpus.source.paths"),
+        (lambda: TextFiles("a.txt"), "data.corpus.source.paths"),
+        (lambda: JsonLines(()), "data.corpus.source.paths"),
+        (lambda: TextFiles(("a",), "word"), "data.corpus.source.documents"),
+        (lambda: SentencePiece(300), "data.corpus.tokenizer.vocab_size"),
+        (lambda: SentencePiece(8000, "wordpiece"), "data.corpus.tokenizer.model"),
+        (lambda: SentencePiece(8000, sentinels=-1), "data.corpus.tokenizer.sentinels"),
+        (lambda: Corpus("a/b", TextFiles(("x",)), Bytes(), "", ""), "data.corpus.name"),
+        (lambda: Corpus("a", TextFiles(("x",)), Bytes(), "", "", 1.0), "data.corpus.heldout"),
+    ],
+)
+def test_mistakes_name_the_field(make, where):
+    with pytest.raises(UserError) as caught:
+        make()
+    assert caught.value.where == where and caught.value.allowed
+
+
+def test_the_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("T5X_LIKE_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path and str(cache_folder("/else")) == "/else"
+    monkeypatch.delenv("T5X_LIKE_CACHE")
+    assert cache_folder().name == "t5x-like" and cache_folder("~/x").is_absolute()
+
+
+def test_configs_and_objectives_import_nothing_heavy():
+    program = (
+        "import sys\n"
+        "import t5x_like.input_pipeline.config, t5x_like.input_pipeline.recipes, t5x_like.objectives\n"
+        "heavy = {'numpy', 'grain', 'sentencepiece', 'tensorflow_datasets', 'jax'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "import t5x_like.input_pipeline.pipeline, t5x_like.input_pipeline.prepare\n"
+        "heavy = {'grain', 'sentencepiece', 'tensorflow_datasets', 'jax'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,116 @@
+"""Rows for the three shapes of model: shifts, segments, prefixes, and id 0 as data."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from t5x_like.input_pipeline.example import Example
+from t5x_like.input_pipeline.features import describe, feature_names, make_batch, tokens_in
+from t5x_like.input_pipeline.tokenizers import ByteTokenizer
+
+
+def ids(*values: int) -> np.ndarray:
+    return np.array(values, np.int32)
+
+
+def test_encoder_decoder_golden():
+    rows = [[Example(ids(5, 6, 7), ids(8, 9)), Example(ids(4), ids(3, 2, 1))], []]
+    batch = make_batch(rows, "encoder-decoder", (6, 7))
+    assert tuple(batch) == feature_names("encoder-decoder")
+    assert batch["encoder_tokens"].tolist() == [[5, 6, 7, 4, 0, 0], [0] * 6]
+    assert batch["encoder_segments"].tolist() == [[1, 1, 1, 2, 0, 0], [0] * 6]
+    assert batch["encoder_positions"].tolist() == [[0, 1, 2, 0, 0, 0], [0] * 6]
+    assert batch["decoder_tokens"].tolist() == [[0, 8, 0, 3, 2, 0, 0], [0] * 7]
+    assert batch["decoder_segments"].tolist() == [[1, 1, 2, 2, 2, 0, 0], [0] * 7]
+    assert batch["decoder_positions"].tolist() == [[0, 1, 0, 1, 2, 0, 0], [0] * 7]
+    assert batch["targets"].tolist() == [[8, 9, 3, 2, 1, 0, 0], [0] * 7]
+    assert batch["weights"].tolist() == [[1, 1, 1, 1, 1, 0, 0], [0] * 7]
+    for name, array in batch.items():
+        assert array.dtype == (np.float32 if name == "weights" else np.int32)
+
+
+def test_decoder_only_with_a_prefix_golden():
+    rows = [[Example(ids(5, 6), ids(7, 8)), Example(ids(), ids(3, 4)), Example(ids(9), ids())]]
+    batch = make_batch(rows, "decoder-only", (8,), has_prefix=True)
+    assert tuple(batch) == feature_names("decoder-only", has_prefix=True)
+    assert batch["decoder_tokens"].tolist() == [[0, 5, 6, 7, 0, 3, 0, 0]]
+    assert batch["targets"].tolist() == [[5, 6, 7, 8, 3, 4, 9, 0]]
+    assert batch["decoder_segments"].tolist() == [[1, 1, 1, 1, 2, 2, 3, 0]]
+    assert batch["decoder_positions"].tolist() == [[0, 1, 2, 3, 0, 1, 0, 0]]
+    assert batch["weights"].tolist() == [[0, 0, 1, 1, 1, 1, 0, 0]]
+    assert batch["decoder_prefix"].tolist() == [[1, 1, 1, 0, 0, 0, 1, 0]]
+
+
+def test_encoder_only_golden():
+    weights = np.array([0, 1, 0], np.float32)
+    batch = make_batch([[Example(ids(5, 4, 7), ids(5, 6, 7), weights)]], "encoder-only", (4,))
+    assert tuple(batch) == feature_names("encoder-only")
+    assert batch["encoder_tokens"].tolist() == [[5, 4, 7, 0]] and batch["targets"].tolist() == [[5, 6, 7, 0]]
+    assert batch["weights"].tolist() == [[0, 1, 0, 0]]
+
+
+_example = st.tuples(st.lists(st.integers(0, 9), max_size=6), st.lists(st.integers(0, 9), max_size=6))
+
+
+@given(st.lists(st.lists(_example, max_size=4), min_size=1, max_size=4), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_every_segment_can_be_read_back_whatever_its_ids(rows, decoder_only):
+    """Ids 0 and empty fields included: segments alone say what is padding."""
+    examples = [[Example(ids(*inputs), ids(*targets)) for inputs, targets in row] for row in rows]
+    if decoder_only:
+        batch = make_batch(examples, "decoder-only", (48,), has_prefix=True)
+    else:
+        batch = make_batch(examples, "encoder-decoder", (24, 24))
+    for number, row in enumerate(rows):
+        for segment, (inputs, targets) in enumerate(row, 1):
+            mine = batch["decoder_segments"][number] == segment
+            text = inputs + targets if decoder_only else targets
+            assert batch["targets"][number][mine].tolist() == text
+            assert batch["decoder_tokens"][number][mine].tolist() == [0, *text][: len(text)]
+            assert batch["decoder_positions"][number][mine].tolist() == list(range(len(text)))
+            expected = [0.0] * len(inputs) + [1.0] * len(targets) if decoder_only else [1.0] * len(targets)
+            assert batch["weights"][number][mine].tolist() == expected
+            if not decoder_only:
+                read = batch["encoder_segments"][number] == segment
+                assert batch["encoder_tokens"][number][read].tolist() == inputs
+    assert not batch["weights"][batch["decoder_segments"] == 0].any()
+
+
+@given(st.integers(0, 8), st.integers(0, 8))
+@settings(max_examples=60, deadline=None)
+def test_no_loss_position_sees_its_own_target_and_the_whole_prefix_is_visible(prefix, suffix):
+    """The mask that a prefix LM builds: causal, or both places in the prefix."""
+    tokens = ids(*range(10, 10 + prefix + suffix))
+    batch = make_batch([[Example(tokens[:prefix], tokens[prefix:])]], "decoder-only", (16,), has_prefix=True)
+    in_prefix = batch["decoder_prefix"][0].astype(bool)
+    same = batch["decoder_segments"][0][:, None] * batch["decoder_segments"][0][None] > 0
+    place = np.arange(16)
+    visible = same & ((place[:, None] >= place[None]) | (in_prefix[:, None] & in_prefix[None]))
+    for target in np.flatnonzero(batch["weights"][0]):
+        seen = set(batch["decoder_tokens"][0][visible[target]].tolist())
+        assert batch["targets"][0][target] not in seen
+        assert set(tokens[:prefix].tolist()) <= seen
+    if prefix and suffix:
+        assert set(batch["decoder_tokens"][0][in_prefix].tolist()) == {0, *tokens[:prefix].tolist()}
+        first = visible[0]
+        assert set(tokens[:prefix].tolist()) <= set(batch["decoder_tokens"][0][first].tolist())
+
+
+def test_counts():
+    count = tokens_in(make_batch([[Example(ids(0, 0), ids(0))], []], "encoder-decoder", (4, 3)))
+    assert (count.tokens, count.loss_tokens, count.slots) == (3, 1, 14)
+
+
+def test_describe_shows_the_text():
+    tokenizer = ByteTokenizer()
+    pair = Example(ids(*tokenizer.encode("one <extra_id_0>"), 1), ids(*tokenizer.encode("<extra_id_0>two"), 1))
+    shown = describe(make_batch([[pair]], "encoder-decoder", (20, 10)), 0, tokenizer)
+    assert "encoder 6 of 20 slots" in shown and "'one <extra_id_0>'" in shown and "'<extra_id_0>two'" in shown
+    prefix = Example(ids(*tokenizer.encode("ab")), ids(*tokenizer.encode("cd")))
+    shown = describe(make_batch([[prefix]], "decoder-only", (8,), has_prefix=True), 0, tokenizer)
+    assert "prefix:  'ab'" in shown and "targets: 'cd'" in shown
+    masked = Example(ids(248, 101), ids(100, 101), np.array([1, 0], np.float32))
+    assert "1 of 2 have weight: 'a'" in describe(make_batch([[masked]], "encoder-only", (4,)), 0, tokenizer)
+    with pytest.raises(IndexError):
+        describe(make_batch([[masked]], "encoder-only", (4,)), 1, tokenizer)

