@@ -41,12 +41,14 @@ class Objective(Protocol):
         each document ends in EOS, and each document's share of the piece is an example of its own, in a segment of its
         own, so that attention never crosses the border.
       has_prefix: whether a decoder that stands alone sees ``Example.inputs`` in both directions.
+      inputs_end_in_eos: whether an encoder's inputs end in EOS, so that a prompt must too.
       minimum_length: pieces with fewer tokens cannot be made into an example.
     """
 
     shapes: ClassVar[tuple[Shape, ...]]
     joins_documents: ClassVar[bool]
     has_prefix: ClassVar[bool]
+    inputs_end_in_eos: ClassVar[bool]
     minimum_length: ClassVar[int]
 
     def capacity(self, data: DataConfig, shape: Shape) -> tuple[int, ...]:

@@ -28,6 +28,7 @@ class Autoregressive:
     shapes: ClassVar[tuple[Shape, ...]] = ("decoder-only",)
     joins_documents: ClassVar[bool] = False
     has_prefix: ClassVar[bool] = False
+    inputs_end_in_eos: ClassVar[bool] = False
     minimum_length: ClassVar[int] = 1
 
     def piece_length(self, data: DataConfig, shape: Shape) -> int:

@@ -35,6 +35,7 @@ class MaskedLM:
     shapes: ClassVar[tuple[Shape, ...]] = ("encoder-only",)
     joins_documents: ClassVar[bool] = False
     has_prefix: ClassVar[bool] = False
+    inputs_end_in_eos: ClassVar[bool] = False
     minimum_length: ClassVar[int] = 1
 
     def __post_init__(self):

@@ -30,6 +30,7 @@ class PrefixLM:
     shapes: ClassVar[tuple[Shape, ...]] = ("decoder-only", "encoder-decoder")
     joins_documents: ClassVar[bool] = False
     has_prefix: ClassVar[bool] = True
+    inputs_end_in_eos: ClassVar[bool] = False
     minimum_length: ClassVar[int] = 2
 
     def piece_length(self, data: DataConfig, shape: Shape) -> int:

@@ -34,6 +34,7 @@ class SpanCorruption:
     shapes: ClassVar[tuple[Shape, ...]] = ("encoder-decoder",)
     joins_documents: ClassVar[bool] = True
     has_prefix: ClassVar[bool] = False
+    inputs_end_in_eos: ClassVar[bool] = True
     minimum_length: ClassVar[int] = 2
 
     def __post_init__(self):

@@ -6,7 +6,6 @@ Reading path to the train step: ``train`` here, ``loop.Loop``, ``step.train_step
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from t5x_like.core.errors import UserError
 from t5x_like.evaluate.heldout import evaluate
 from t5x_like.input_pipeline.pipeline import Batches
 from t5x_like.input_pipeline.prepare import Progress as Prepared
-from t5x_like.input_pipeline.prepare import TokenCache, prepare
-from t5x_like.input_pipeline.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from t5x_like.models.counts import parameter_count, train_flops
 from t5x_like.models.transformer import Batch
 from t5x_like.plan.chips import peak_flops
@@ -29,45 +26,37 @@ from t5x_like.report.console import Console, Opening, short
 from t5x_like.report.writers import Reporter
 from t5x_like.sharding.mesh import Placement, make_placement, use
 from t5x_like.sharding.processes import join_processes
+from t5x_like.train.compiled import compile_steps
 from t5x_like.train.config import Run
+from t5x_like.train.data import Data
 from t5x_like.train.directory import CHECKPOINTS, open_directory, record_start, versions
 from t5x_like.train.feed import check_batch_size, local_share, to_devices
 from t5x_like.train.loop import Loop
+from t5x_like.train.sample import sample
 from t5x_like.train.state import Setup, make_setup
-from t5x_like.train.step import State, evaluation_step, train_step
+from t5x_like.train.step import State
 from t5x_like.train.stopping import Stop
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Data:
-    """A run's text: tokenized, split, ordered."""
-
-    tokenizer: Tokenizer
-    cache: TokenCache
-    train: Batches
-    held_out: Batches | None  # None where the corpus keeps nothing back
-
-    @classmethod
-    def open(cls, run: Run, progress: Callable[[Prepared], None] | None = None) -> Data:
-        """Prepares the corpus if that has not been done. Raises UserError as ``prepare`` and ``Batches`` do."""
-        cache = prepare(run.data.corpus, run.data.cache, progress)
-        tokenizer = load_tokenizer(run.data.corpus, run.data.cache)
-        check_vocabulary(tokenizer, run.model.vocab_size)
-        common = (tokenizer, run.objective, run.data, run.model.shape, run.train.batch_size)
-        train = Batches(cache.split("train"), *common, run.train.seed)
-        held_out = Batches(cache.split("heldout"), *common, 0, shuffle=False) if run.data.corpus.heldout else None
-        return cls(tokenizer, cache, train, held_out)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the updates made, whether that was all of them, held-out means if they were taken, exit code."""
+    """How a run ended.
+
+    Attributes:
+      step: the updates made.
+      complete: whether that is all of them.
+      exit_code: 0 if complete, else as the signal that stopped it asks.
+      directory: the run's folder.
+      held_out: means over the held-out split, if they were taken.
+      sample: what the model makes of a held-out text; empty where that was not asked of it.
+    """
 
     step: int
     complete: bool
-    held_out: dict[str, float] | None
     exit_code: int
     directory: Path
+    held_out: dict[str, float] | None = None
+    sample: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def train(run: Run, directory: str | Path) -> Outcome:
@@ -96,7 +85,7 @@ def train(run: Run, directory: str | Path) -> Outcome:
         state, first = _start(run, data, setup, placement, checkpoints, template, console, clock)
         if first >= run.train.steps:
             console.note(f"{run.name} is complete: all {run.train.steps:,} steps are made. {directory}")
-            return Outcome(first, True, None, 0, directory)
+            return Outcome(first, True, 0, directory)
         if process == 0:
             record_start(directory, first, _devices())
         console.opening(_opening(run, setup, first, directory))
@@ -112,7 +101,12 @@ def train(run: Run, directory: str | Path) -> Outcome:
         if picture:
             facts["curves"] = str(picture)
         console.summary(f"{run.name}: {'complete' if complete else 'stopped'}", facts, clock.account())
-        return Outcome(done, complete, loop.held_out, 0 if complete else stop.exit_code, directory)
+        written = {}
+        if complete and data.held_out is not None and jax.process_count() == 1:
+            with use(placement):
+                split = data.cache.split("heldout")
+                written = sample(run, setup.structure, state["params"], data.tokenizer, split)
+        return Outcome(done, complete, 0 if complete else stop.exit_code, directory, loop.held_out, written)
 
 
 def _start(
@@ -198,19 +192,6 @@ def _make_loop(
         peak_flops=peak * jax.device_count() if peak else None,
         utilization_of="roofline" if on_cpu else "MFU",
     )
-
-
-def compile_steps(setup: Setup, placement: Placement) -> tuple[Callable, Callable]:
-    """(train step, evaluation step) for one placement; each is compiled at its first call."""
-
-    def placed(function: Callable, donate: tuple[int, ...]) -> Callable:
-        def call(*arguments):
-            with use(placement):  # read while tracing, by ``constrain``
-                return function(setup.parts, *arguments)
-
-        return jax.jit(call, donate_argnums=donate)
-
-    return placed(train_step, (0,)), placed(evaluation_step, (1,))
 
 
 def _feed(batches: Batches, placement: Placement, first: int, total: int) -> Iterator[Batch]:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -9,23 +10,24 @@ from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Bytes, Corpus, DataConfig, JsonLines, SentencePiece, TextFiles, cache_folder
 
 CORPUS = Corpus("name", TextFiles(("x",)), Bytes(), "none", "made up")
+WRONG: tuple[Any, ...] = (64.0, "tight", "a.txt", "word", "wordpiece")  # what a type checker would refuse
 
 
 @pytest.mark.parametrize(
     ("make", "where"),
     [
         (lambda: DataConfig(CORPUS, 3), "data.input_length"),
-        (lambda: DataConfig(CORPUS, 64.0), "data.input_length"),
+        (lambda: DataConfig(CORPUS, WRONG[0]), "data.input_length"),
         (lambda: DataConfig(CORPUS, 64, -1), "data.target_length"),
-        (lambda: DataConfig(CORPUS, 64, packing="tight"), "data.packing"),
+        (lambda: DataConfig(CORPUS, 64, packing=WRONG[1]), "data.packing"),
         (lambda: DataConfig(CORPUS, 64, read_threads=-1), "data.read_threads"),
         (lambda: DataConfig(CORPUS, 64, prefetch_batches=0), "data.prefetch_batches"),
         (lambda: TextFiles(()), "data.corpus.source.paths"),
-        (lambda: TextFiles("a.txt"), "data.corpus.source.paths"),
+        (lambda: TextFiles(WRONG[2]), "data.corpus.source.paths"),
         (lambda: JsonLines(()), "data.corpus.source.paths"),
-        (lambda: TextFiles(("a",), "word"), "data.corpus.source.documents"),
+        (lambda: TextFiles(("a",), WRONG[3]), "data.corpus.source.documents"),
         (lambda: SentencePiece(300), "data.corpus.tokenizer.vocab_size"),
-        (lambda: SentencePiece(8000, "wordpiece"), "data.corpus.tokenizer.model"),
+        (lambda: SentencePiece(8000, WRONG[4]), "data.corpus.tokenizer.model"),
         (lambda: SentencePiece(8000, sentinels=-1), "data.corpus.tokenizer.sentinels"),
         (lambda: Corpus("a/b", TextFiles(("x",)), Bytes(), "", ""), "data.corpus.name"),
         (lambda: Corpus("a", TextFiles(("x",)), Bytes(), "", "", 1.0), "data.corpus.heldout"),

@@ -1,5 +1,7 @@
 """The computed shuffle is a true permutation, for any size and seed."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -57,7 +59,8 @@ def test_epochs_follow_each_other():
 
 
 def test_mistakes():
-    for seed in (-1, 1.5, "1", True):
+    wrong: tuple[Any, ...] = (-1, 1.5, "1", True)
+    for seed in wrong:
         with pytest.raises(UserError, match="whole number"):
             permutation(5, seed)
     with pytest.raises(UserError, match="at least 1"):

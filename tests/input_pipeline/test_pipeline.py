@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,9 @@ KINDS = [
 PACKINGS = ("concatenate", "pack", "none")
 
 
-def make(split, objective, shape, packing="concatenate", batch_size=4, seed=7, length=24, shuffle=True, **options):
+def make(
+    split, objective, shape, packing: Any = "concatenate", batch_size=4, seed=7, length=24, shuffle=True, **options
+):
     data = DataConfig(CORPUS, length, packing=packing, **options)
     return Batches(split, ByteTokenizer(), objective, data, shape, batch_size, seed, shuffle)
 

@@ -32,8 +32,9 @@ def test_documents_come_back_and_each_is_on_one_side(corpus, cache, texts):
     assert train.lengths.sum() == len(train.tokens) == made.manifest["splits"]["train"]["tokens"]
     assert train.tokens.dtype == np.uint16
     assert seen[-1].documents == len(texts) and seen[-1].tokens == len(train.tokens) + len(heldout.tokens)
-    again = prepare(corpus, cache, seen.clear)
-    assert again.path == made.path and seen, "nothing is tokenized the second time"
+    counted = len(seen)
+    again = prepare(corpus, cache, seen.append)
+    assert again.path == made.path and len(seen) == counted, "nothing is tokenized the second time"
     with pytest.raises(UserError, match="'test'"):
         made.split("test")  # pyright: ignore[reportArgumentType]
 

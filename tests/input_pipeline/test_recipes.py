@@ -33,7 +33,7 @@ def test_a_file_of_ones_own_comes_before_one_that_is_carried(tmp_path):
     (tmp_path / "run.py").write_text(
         "from t5x_like.input_pipeline.recipes import recipe\nCORPUS = recipe('sotu.py', name='own')\n"
     )
-    scope = {"__file__": str(tmp_path / "run.py"), "__name__": "run"}
+    scope: dict = {"__file__": str(tmp_path / "run.py"), "__name__": "run"}
     exec(compile((tmp_path / "run.py").read_text(), "run.py", "exec"), scope)
     assert scope["CORPUS"].name == "own"
     assert recipe("../nowhere/sotu.py").name == "sotu"

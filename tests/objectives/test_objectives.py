@@ -1,7 +1,7 @@
 """What each objective asks of lengths, shapes and tokenizers, and that its examples are as long as it says."""
 
 import dataclasses
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -90,11 +90,12 @@ def test_mistakes():
         SpanCorruption().check(TOKENIZER, DataConfig(CORPUS, 512, 100), pair)
     with pytest.raises(UserError, match="no piece <mask>"):
         MaskedLM().check(NoSentinels(), data, "encoder-only")
-    for objective, shape in (
+    alone: list[tuple[Any, Any]] = [
         (MaskedLM(), "encoder-only"),
         (Autoregressive(), "decoder-only"),
         (PrefixLM(), "decoder-only"),
-    ):
+    ]
+    for objective, shape in alone:
         with pytest.raises(UserError, match="data.target_length"):
             objective.check(TOKENIZER, DataConfig(CORPUS, 512, 64), shape)
     for wrong in (0.0, 1.0, -0.5):

@@ -43,27 +43,31 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("chunk, bias", [(0, True), (3, True), (7, False), (3, False)])  # 3 does not divide 7
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_value_and_gradients(name, chunk, bias):
+def test_value_and_gradients(name, bias):
     config, fields = SETTINGS[name]
-    config = config._replace(chunk=chunk)
     x, kernel, b, targets, weights = arrays(bias=bias)
+    which = (0, 1, 2) if bias else (0, 1)
+    chunks = (0, 3, 7) if bias else (0, 3)  # 3 does not divide 7
 
-    def ours(x, kernel, b):
-        return cross_entropy(x, Head(kernel, b, **fields), targets, weights, config).loss
+    def ours(x, kernel, b, chunk):
+        return cross_entropy(x, Head(kernel, b, **fields), targets, weights, config._replace(chunk=chunk)).loss
 
     def theirs(x, kernel, b):
         return plain(x, kernel, b, targets, weights, Head(kernel, b, **fields), config)
 
-    which = (0, 1, 2) if bias else (0, 1)
-    (got, gradients), (wanted, wanted_gradients), alone = jax.jit(
-        lambda *a: (jax.value_and_grad(ours, which)(*a), jax.value_and_grad(theirs, which)(*a), ours(*a))
-    )(x, kernel, b)
-    assert float(alone) == pytest.approx(float(wanted), rel=1e-5)  # without a gradient asked for
-    assert float(got) == pytest.approx(float(wanted), rel=1e-5)
-    for one, other in zip(gradients, wanted_gradients, strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-5)
+    @jax.jit
+    def everything(*a):
+        alone = [ours(*a, chunk) for chunk in chunks]  # without a gradient asked for
+        return alone, [jax.value_and_grad(ours, which)(*a, c) for c in chunks], jax.value_and_grad(theirs, which)(*a)
+
+    alone, fused, (wanted, wanted_gradients) = everything(x, kernel, b)
+    for value, (got, gradients) in zip(alone, fused, strict=True):
+        assert float(value) == pytest.approx(float(wanted), rel=1e-5)
+        assert float(got) == pytest.approx(float(wanted), rel=1e-5)
+        for one, other in zip(gradients, wanted_gradients, strict=True):
+            np.testing.assert_allclose(one, other, atol=2e-5)
 
 
 def test_gradient_follows_what_is_done_with_the_sum():
@@ -73,8 +77,8 @@ def test_gradient_follows_what_is_done_with_the_sum():
         sums = cross_entropy(x, Head(kernel, bias), targets, weights)
         return 3.0 * sums.loss / sums.weight
 
-    whole = jax.grad(lambda x: cross_entropy(x, Head(kernel, bias), targets, weights).loss)(x)
-    np.testing.assert_allclose(jax.grad(mean)(x), 3.0 * whole / jnp.sum(weights), rtol=1e-5, atol=1e-7)
+    whole = jax.jit(jax.grad(lambda x: cross_entropy(x, Head(kernel, bias), targets, weights).loss))(x)
+    np.testing.assert_allclose(jax.jit(jax.grad(mean))(x), 3.0 * whole / jnp.sum(weights), rtol=1e-5, atol=1e-7)
 
 
 def test_the_other_sums():
@@ -106,7 +110,7 @@ def test_bfloat16_activations(chunk):
 
     got, gradients = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(x, kernel, bias)
     rounded = kernel.astype(jnp.bfloat16).astype(jnp.float32)
-    wanted, wanted_gradients = jax.value_and_grad(plain, (0, 1, 2))(
+    wanted, wanted_gradients = jax.jit(jax.value_and_grad(plain, (0, 1, 2)), static_argnums=(6,))(
         x.astype(jnp.float32), rounded, bias, targets, weights, head, config
     )
     assert float(got) == pytest.approx(float(wanted), rel=1e-4)  # the sum is float32

@@ -135,11 +135,14 @@ def test_names_that_differ_from_the_declarations_are_a_bug():
 
 
 def test_the_update_has_no_more_work_than_one_written_by_hand():
-    optimizer = make_optimizer(AdamW(no_decay=(), weight_decay=0.1), SPECS, 10)
+    optimizer = make_optimizer(AdamW(no_decay=(), weight_decay=0.1, clip_norm=1.0), SPECS, 10)
     state = optimizer.init(ONES)
 
     def by_hand(grads, state, params, step):
         count = (step + 1).astype(jnp.float32)
+        norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(grads)))
+        scale = 1.0 / jnp.maximum(norm, 1.0)
+        grads = jax.tree.map(lambda g: g * scale, grads)
         mu = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, state["mu"], grads)
         nu = jax.tree.map(lambda n, g: 0.95 * n + 0.05 * g * g, state["nu"], grads)
         rate = jnp.float32(1e-3)
@@ -147,7 +150,6 @@ def test_the_update_has_no_more_work_than_one_written_by_hand():
             lambda p, m, n: p - rate * (m / (1 - 0.9**count) / (jnp.sqrt(n / (1 - 0.95**count)) + 1e-8) + 0.1 * p),
             params, mu, nu,
         )
-        norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(grads)))
         return new, {"mu": mu, "nu": nu}, {"learning_rate": rate, "gradient_norm": norm}
 
     def cost(function):

@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""Runs one job as several processes on this machine.
+
+    python launch/local.py --processes 2 --devices 4 -- t5x-like train t5_sotu mesh.fsdp=2
+
+With ``--devices`` every process gets so many virtual CPU devices, to try meshes without accelerators; without it each
+process sees what jax finds. The processes find one another through JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+JAX_PROCESS_ID. SIGTERM and Ctrl-C reach all of them as SIGTERM, on which they save and exit with code 75. If one fails,
+the others are ended. Standard library only: copy and edit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def environment(index: int, count: int, port: int, devices: int) -> dict[str, str]:
+    """What process ``index`` of ``count`` is started with."""
+    found = os.environ | {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(count),
+        "JAX_PROCESS_ID": str(index),
+        "JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}",  # reachable from this machine only
+    }
+    if devices:
+        found |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    return found
+
+
+def run(command: list[str], count: int, devices: int, grace: float) -> int:
+    """The exit code of the job: 0, or that of the first process that ended otherwise."""
+    port = free_port()
+    processes = [subprocess.Popen(command, env=environment(i, count, port, devices)) for i in range(count)]
+    deadline: float | None = None
+
+    def end(number: int, frame: object) -> None:
+        nonlocal deadline
+        deadline = deadline or time.monotonic() + grace
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    code = 0
+    while any(process.poll() is None for process in processes):
+        failed = [process.returncode for process in processes if process.poll()]
+        if failed and not code:
+            code = failed[0]
+            if code != 75:  # 75: it has saved after being told to stop, and so will the others
+                deadline = time.monotonic() + 5.0
+        if deadline is not None and time.monotonic() > deadline:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+        time.sleep(0.1)
+    return code or next((abs(p.returncode) for p in processes if p.returncode), 0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run one job as several processes on this machine.")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--devices", type=int, default=0, help="virtual CPU devices of each process; 0: what there is")
+    parser.add_argument("--grace", type=float, default=120.0, help="seconds to save in after being told to stop")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
+    options = parser.parse_args()
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        parser.error("no command: end with -- t5x-like train CONFIG")
+    return run(command, options.processes, options.devices, options.grace)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The command line. Parses, calls, prints; whatever decides anything is in the room it belongs to."""

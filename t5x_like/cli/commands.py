@@ -1,0 +1,189 @@
+"""One function per command: from parsed arguments to printed lines."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from t5x_like.core.config import diff as config_diff
+from t5x_like.core.config import flatten, load_run, override
+from t5x_like.core.errors import UserError
+
+
+def _run_of(name: str, assignments: list[str]):
+    """The config of a run's folder or of a run file, with fields set."""
+    from t5x_like.train.config import Run
+
+    if Path(name).is_dir():
+        from t5x_like.train.directory import read_config
+
+        return override(read_config(Path(name)), assignments)
+    return override(load_run(name, Run), assignments)
+
+
+def train(options: argparse.Namespace) -> int:
+    run = _run_of(options.config, options.assignments)
+    directory = options.directory or f"runs/{run.name}"
+    from t5x_like.train.run import train as train_run
+
+    outcome = train_run(run, directory)
+    if not outcome.complete:
+        command = " ".join(["t5x-like train", options.config, *options.assignments])
+        where = f" --directory {options.directory}" if options.directory else ""
+        print(f"saved at step {outcome.step:,}; to go on: {command}{where}", flush=True)
+    else:
+        import jax
+
+        if jax.process_index() == 0:
+            _print_next(run, outcome)
+    return outcome.exit_code
+
+
+def _print_next(run, outcome) -> None:
+    """What the model writes, and what to do with it."""
+    if outcome.sample:
+        print("\na held-out text")
+        for name, text in outcome.sample.items():
+            print(f"  {name:<6} {' '.join(text.split())}")
+    directory = outcome.directory
+    prompt = " ".join(outcome.sample.get("given", "The state of the union").split()).replace('"', "'")
+    print("\nnext")
+    print(f"  t5x-like eval {directory}")
+    if run.model.has_decoder:
+        print(f'  t5x-like generate {directory} "{prompt}"')
+    else:
+        print(f"  t5x-like inspect checkpoint {directory}")
+    print(f"  t5x-like inspect data {directory} --step 0", flush=True)
+
+
+def eval(options: argparse.Namespace) -> int:  # noqa: A001, named after its command
+    from t5x_like.evaluate.heldout import evaluate
+    from t5x_like.train.opened import open_run
+
+    opened = open_run(Path(options.run), options.step, options.assignments)
+    found = evaluate(*opened.held_out())
+    print(f"{options.run} at step {opened.step:,}")
+    if found is None:
+        return 1
+    for name, value in found.items():
+        print(f"  held-out {name:<11} {value:,.0f}" if name == "targets" else f"  held-out {name:<11} {value:.4f}")
+    return 0
+
+
+def generate(options: argparse.Namespace) -> int:
+    from t5x_like.decode.generate import Sampling
+
+    sampling = Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
+    prompts = options.prompts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not prompts:
+        raise UserError("prompt", "is empty", "a text, or lines on standard input")
+    from t5x_like.train.opened import open_run
+
+    opened = open_run(Path(options.run), options.step)
+    for text in opened.generate(prompts, sampling, options.seed):
+        print(text, flush=True)
+    return 0
+
+
+def inspect(options: argparse.Namespace) -> int:
+    if options.what == "config":
+        for name, value in flatten(_run_of(options.config, options.assignments)).items():
+            print(f"{name} = {value}")
+        return 0
+    if options.what == "checkpoint":
+        return _inspect_checkpoint(Path(options.config), options.step)
+    run = _run_of(options.config, options.assignments)
+    return _inspect_parameters(run, options.devices) if options.what == "parameters" else _inspect_data(run, options)
+
+
+def _inspect_parameters(run, devices: int) -> int:
+    from t5x_like.models.counts import parameter_count, train_flops
+    from t5x_like.plan.memory import bytes_per_device
+    from t5x_like.report.console import short
+    from t5x_like.sharding.table import parameter_table
+    from t5x_like.train.state import make_setup
+
+    setup, mesh = make_setup(run), run.mesh.sizes(devices)
+    run.model.check_tensor(mesh["tensor"])
+    print(parameter_table(setup.specs, mesh))
+    flops = run.train.batch_size * train_flops(run.model, setup.specs, *run.lengths())
+    state = 4 * sum(row.state_size for row in setup.parts.optimizer.table())
+    print(f"\n{parameter_count(setup.specs):,} parameters, {short(flops)}FLOP per step of {run.train.batch_size} rows")
+    print(f"a device of {devices}: {short(bytes_per_device(setup.specs, mesh))}B of parameters", end="")
+    print(f"; optimizer state {short(state)}B over all devices")
+    return 0
+
+
+def _inspect_data(run, options: argparse.Namespace) -> int:
+    from t5x_like.input_pipeline.features import describe, tokens_in
+    from t5x_like.train.data import Data
+
+    data = Data.open(run)
+    step = options.step or 0
+    batch = data.train.batch(step)
+    count = tokens_in(batch)
+    print(
+        f"step {step:,}, epoch {data.train.epoch_of(step):.3f}: {run.train.batch_size} rows, {count.tokens:,} tokens in "
+        f"{count.slots:,} places ({count.tokens / count.slots:.1%} full), {count.loss_tokens:,} targets"
+    )
+    for row in range(min(options.rows, run.train.batch_size)):
+        print(f"\nrow {row}\n{describe(batch, row, data.tokenizer)}")
+    return 0
+
+
+def _inspect_checkpoint(directory: Path, step: int | None) -> int:
+    from t5x_like.checkpoint.checkpoints import Checkpoints
+    from t5x_like.train.directory import CHECKPOINTS, read_config
+
+    run = read_config(directory)
+    with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
+        metadata = checkpoints.metadata(step)
+        arrays = checkpoints.arrays(metadata["step"])
+        steps = ", ".join(f"{s:,}" for s in checkpoints.steps())
+    print(f"{run.name}: checkpoints of steps {steps}")
+    print(f"step {metadata['step']:,}, epoch {metadata['data']['epoch']:.3f}, seed {metadata['seed']}")
+    print("versions: " + ", ".join(f"{name} {version}" for name, version in metadata["versions"].items()))
+    width = max(len(path) for path in arrays)
+    for path, array in arrays.items():
+        print(f"  {path:<{width}}  {'x'.join(map(str, array.shape)) or 'scalar':>16}  {array.dtype}")
+    size = sum(array.size * array.dtype.itemsize for array in arrays.values())
+    print(f"{len(arrays)} arrays, {size / 1e6:,.1f} MB")
+    return 0
+
+
+def diff(options: argparse.Namespace) -> int:
+    found = config_diff(_run_of(options.one, []), _run_of(options.other, []))
+    width = max((len(name) for name in found), default=0)
+    for name, (one, other) in found.items():
+        print(f"{name:<{width}}  {one} -> {other}")
+    if not found:
+        print("the configs are the same")
+    folders = [Path(p) for p in (options.one, options.other) if (Path(p) / "metrics.jsonl").is_file()]
+    if len(folders) == 2:
+        from t5x_like.report.compare import compare_metrics
+
+        print("\n" + compare_metrics(*folders))
+    if options.plot:
+        if len(folders) < 2:
+            raise UserError("--plot", "needs two folders of runs that have begun", "RUN RUN")
+        from t5x_like.report.plots import plot_runs
+
+        print(plot_runs(folders, options.plot))
+    return 0
+
+
+def tokenizer(options: argparse.Namespace) -> int:
+    from t5x_like.input_pipeline.config import JsonLines, TextFiles
+    from t5x_like.input_pipeline.sources import read_documents
+    from t5x_like.input_pipeline.tokenizer_training import train_sentencepiece
+    from t5x_like.input_pipeline.tokenizers import SentencePieceTokenizer
+
+    json_lines = any(".jsonl" in name for name in options.inputs)
+    paths = tuple(options.inputs)
+    source = JsonLines(paths, options.field) if json_lines else TextFiles(paths)
+    output = Path(options.output)
+    train_sentencepiece(read_documents(source), output, options.vocab_size, options.model, options.sentinels)
+    made = SentencePieceTokenizer(output, options.sentinels)
+    print(f"{output}: {made.vocab_size:,} ids, {len(made.sentinel_ids)} sentinels, fingerprint {made.fingerprint[:12]}")
+    return 0

@@ -1,0 +1,128 @@
+"""``t5x-like COMMAND ...``: arguments, errors and exit codes. Commands import what they need when they run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from t5x_like import __version__
+from t5x_like.core.errors import UserError
+
+EPILOG = """\
+A CONFIG is a run file by path (configs/t5_sotu.py) or, if it is shipped, by name (t5_sotu).
+Any field can be set after it: optimizer.learning_rate=6e-3 train.steps=1_000
+'t5x-like inspect config CONFIG' shows them all."""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="t5x-like",
+        description="Pretrain, resume, evaluate and sample from sharded transformers in JAX.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"t5x-like {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--traceback", action="store_true", help="show where in the code an error was found")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", parents=[common], epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    train = add("train", "pretrain a model, or go on where the run directory is")
+    _config_arguments(train)
+    train.add_argument("--directory", metavar="DIR", help="the run's folder (default: runs/NAME)")
+
+    evaluate = add("eval", "measure a run's held-out loss")
+    evaluate.add_argument("run", metavar="RUN", help="a run's folder")
+    evaluate.add_argument("assignments", nargs="*", metavar="field=value", help="set a field, such as mesh.data=2")
+    evaluate.add_argument("--step", type=int, help="the checkpoint (default: the latest good one)")
+
+    generate = add("generate", "write text with a run's model")
+    generate.add_argument("run", metavar="RUN", help="a run's folder")
+    generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="texts (default: one per line of standard input)")
+    generate.add_argument("--step", type=int, help="the checkpoint (default: the latest good one)")
+    generate.add_argument("--max-new-tokens", type=int, default=64)
+    generate.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default)")
+    generate.add_argument("--top-k", type=int, default=0, help="sample among the k most likely; 0 is all")
+    generate.add_argument("--top-p", type=float, default=1.0, help="sample among the most likely that reach p")
+    generate.add_argument("--seed", type=int, default=0)
+
+    inspect = add("inspect", "show a config, its parameters, a batch as text, or a checkpoint")
+    inspect.add_argument("what", choices=("config", "parameters", "data", "checkpoint"))
+    inspect.add_argument("config", metavar="CONFIG|RUN", help="a run file or its name, or a run's folder")
+    inspect.add_argument("assignments", nargs="*", metavar="field=value", help="set a field")
+    inspect.add_argument("--step", type=int, help="data: the batch of this step (default 0); checkpoint: which")
+    inspect.add_argument("--rows", type=int, default=1, help="data: how many rows of the batch")
+    inspect.add_argument("--devices", type=int, default=1, help="parameters: a mesh of so many devices")
+
+    diff = add("diff", "compare two runs: configs and curves")
+    diff.add_argument("one", metavar="RUN|CONFIG")
+    diff.add_argument("other", metavar="RUN|CONFIG")
+    diff.add_argument("--plot", metavar="FILE", help="draw both runs' curves to this picture")
+
+    tokenizer = add("tokenizer", "train a SentencePiece tokenizer")
+    tokenizer.add_argument("action", choices=("train",))
+    tokenizer.add_argument("inputs", nargs="+", metavar="FILE", help="text or .jsonl files, folders, globs")
+    tokenizer.add_argument("--output", required=True, metavar="FILE", help="the model file to write")
+    tokenizer.add_argument("--vocab-size", type=int, default=8192)
+    tokenizer.add_argument("--model", choices=("unigram", "bpe"), default="unigram")
+    tokenizer.add_argument("--sentinels", type=int, default=100)
+    tokenizer.add_argument("--field", default="text", help="the field of .jsonl files that holds the text")
+    return top
+
+
+def _config_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", metavar="CONFIG", help="a run file, or the name of a shipped one")
+    command.add_argument("assignments", nargs="*", metavar="field=value", help="set a field, such as train.steps=1_000")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0 done, 2 a user's mistake, 75 saved and to be run again, 130 Ctrl-C."""
+    options = _parse(arguments)
+    try:
+        from t5x_like.cli import commands  # light: each command imports what it needs
+
+        return getattr(commands, options.command)(options)
+    except UserError as error:
+        if options.traceback:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return _leave(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return _leave(130)
+    except BrokenPipeError:  # the reader of our output has gone: head, say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return _leave(1)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The parsed arguments; assignments may stand before or after options, with or without leading dashes."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    if rest and (not hasattr(options, "assignments") or not all("=" in argument for argument in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.assignments += rest
+    return options
+
+
+def _leave(code: int) -> int:
+    """The exit code; in a job of several processes leaves at once, since an orderly exit would wait for all others."""
+    if "jax" in sys.modules:
+        import jax
+
+        if jax.distributed.is_initialized():
+            sys.stdout.flush()
+            os._exit(code)
+    return code

@@ -1,0 +1,127 @@
+"""What a model makes of a held-out text: masked spans filled in, a text continued, masked words guessed.
+
+For the eye of whoever trained it; measures nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from t5x_like.arrays.trees import Tree
+from t5x_like.decode.generate import Sampling, generate
+from t5x_like.input_pipeline.prepare import TokenSplit
+from t5x_like.input_pipeline.tokenizers import Tokenizer
+from t5x_like.train.config import Run
+
+OPEN, CLOSE = "[", "]"  # around what the model wrote
+
+
+def sample(
+    run: Run, structure: nnx.GraphDef, params: Tree, tokenizer: Tokenizer, split: TokenSplit, tokens: int = 72
+) -> dict[str, str]:
+    """Named lines of text: what the model was given, what it made of it, what was there.
+
+    Args:
+      run: its objective says what is asked of the model.
+      structure, params: the model.
+      tokenizer: of the corpus.
+      split: documents to take a passage from; the first with a sentence that fits.
+      tokens: about how long the passage is, at most half of what the model was trained on.
+    """
+    passage = _passage(split, tokenizer, max(8, min(tokens, max(run.lengths()) // 2)))
+    if run.model.shape == "decoder-only":
+        return _continued(run, structure, params, tokenizer, passage)
+    example = run.objective.example(np.asarray(passage), np.random.default_rng(0), tokenizer)
+    given, truth = example.inputs.tolist(), example.targets.tolist()
+    if run.model.shape == "encoder-only":
+        batch = {"encoder_tokens": jnp.asarray([given])}
+        best = np.asarray(nnx.merge(structure, params).logits(batch)[0].argmax(-1)).tolist()
+        chosen = (example.weights if example.weights is not None else np.ones(len(given))) > 0
+        blanks = [tokenizer.mask_id if c else g for g, c in zip(given, chosen, strict=True)]
+        return {
+            "given": tokenizer.decode(blanks),
+            "model": _marked(tokenizer, [(b if c else g, bool(c)) for g, b, c in zip(given, best, chosen, strict=True)]),
+            "truth": _marked(tokenizer, [(t, bool(c)) for t, c in zip(truth, chosen, strict=True)]),
+        }
+    sampling = Sampling(max_new_tokens=len(truth) + 16)
+    written = generate(structure, run.model, params, [given], sampling, eos_id=tokenizer.eos_id)[0]
+    if not set(given) & set(tokenizer.sentinel_ids):  # not spans: a prefix and its continuation
+        return {"given": tokenizer.decode(given), "model": tokenizer.decode(written), "truth": tokenizer.decode(truth)}
+    given = [t for t in given if t != tokenizer.eos_id]
+    return {
+        "given": tokenizer.decode(given),
+        "model": fill(given, written, tokenizer),
+        "truth": fill(given, [t for t in truth if t != tokenizer.eos_id], tokenizer),
+    }
+
+
+def fill(given: Sequence[int], written: Sequence[int], tokenizer: Tokenizer) -> str:
+    """``given`` as text, each sentinel replaced by what follows it in ``written``, in brackets."""
+    sentinels = set(tokenizer.sentinel_ids)
+    spans: dict[int, list[int]] = {}
+    current: list[int] | None = None
+    for token in written:
+        if token in sentinels:
+            current = spans.setdefault(token, [])
+        elif current is not None:
+            current.append(token)
+    pairs: list[tuple[int, bool]] = []
+    for token in given:
+        pairs += [(t, True) for t in spans.get(token, [])] if token in sentinels else [(token, False)]
+    return _marked(tokenizer, pairs)
+
+
+def _marked(tokenizer: Tokenizer, pairs: Sequence[tuple[int, bool]]) -> str:
+    """The text of all tokens, those marked in brackets."""
+    text, run, was = "", [], False
+    for token, marked in [*pairs, (None, None)]:
+        if marked != was and run:
+            piece = tokenizer.decode(run)
+            lead = piece[: len(piece) - len(piece.lstrip())]
+            text += f"{lead}{OPEN}{piece.strip()}{CLOSE}" if was else piece
+            run = []
+        was = marked
+        if token is not None:
+            run.append(token)
+    return text
+
+
+def _continued(run: Run, structure, params: Tree, tokenizer: Tokenizer, passage: list[int]) -> dict[str, str]:
+    half = len(passage) // 2
+    sampling = Sampling(max_new_tokens=half, temperature=0.8, top_p=0.9)
+    written = generate(
+        structure,
+        run.model,
+        params,
+        [passage[:half]],
+        sampling,
+        eos_id=tokenizer.eos_id,
+        bidirectional_prompt=run.objective.has_prefix,
+    )[0]
+    return {
+        "given": tokenizer.decode(passage[:half]),
+        "model": tokenizer.decode(written),
+        "truth": tokenizer.decode(passage[half:]),
+    }
+
+
+def _passage(split: TokenSplit, tokenizer: Tokenizer, tokens: int) -> list[int]:
+    """Whole sentences of one document, as many as fit in ``tokens``; any tokens where no sentence fits."""
+    for index in range(len(split)):
+        text = tokenizer.decode(split.document(index)[: 40 * tokens].tolist())
+        sentences = [s for s in re.split(r"(?<=[.!?])\s+", text) if s]
+        for first in range(2, len(sentences)):  # past the address
+            chosen: list[int] = []
+            for last in range(first, len(sentences)):
+                longer = tokenizer.encode(" ".join(sentences[first : last + 1]))
+                if len(longer) > tokens:
+                    break
+                chosen = longer
+            if len(chosen) >= tokens // 2:
+                return chosen
+    return split.tokens[:tokens].tolist()
