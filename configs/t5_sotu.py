@@ -1,11 +1,11 @@
 """A small T5 on the State of the Union addresses: the quickstart."""
 
+from t5x_like.checkpoint.config import CheckpointConfig
 from t5x_like.input_pipeline.config import DataConfig
 from t5x_like.input_pipeline.recipes import recipe
 from t5x_like.models.families import t5_1_1
 from t5x_like.objectives import SpanCorruption
 from t5x_like.optim.config import AdamW, Schedule
-from t5x_like.checkpoint.config import CheckpointConfig
 from t5x_like.report.config import ReportConfig
 from t5x_like.train.config import Run, TrainConfig
 

@@ -39,6 +39,11 @@ def environment(index: int, count: int, port: int, devices: int) -> dict[str, st
     return found
 
 
+def exit_code(returncode: int) -> int:
+    """What a shell would call it: 128 + the signal for a process that a signal ended."""
+    return returncode if returncode >= 0 else 128 - returncode
+
+
 def run(command: list[str], count: int, devices: int, grace: float) -> int:
     """The exit code of the job: 0, or that of the first process that ended otherwise."""
     port = free_port()
@@ -58,7 +63,7 @@ def run(command: list[str], count: int, devices: int, grace: float) -> int:
     while any(process.poll() is None for process in processes):
         failed = [process.returncode for process in processes if process.poll()]
         if failed and not code:
-            code = failed[0]
+            code = exit_code(failed[0])
             if code != 75:  # 75: it has saved after being told to stop, and so will the others
                 deadline = time.monotonic() + 5.0
         if deadline is not None and time.monotonic() > deadline:
@@ -66,7 +71,7 @@ def run(command: list[str], count: int, devices: int, grace: float) -> int:
                 if process.poll() is None:
                     process.kill()
         time.sleep(0.1)
-    return code or next((abs(p.returncode) for p in processes if p.returncode), 0)
+    return code or next((exit_code(p.returncode) for p in processes if p.returncode), 0)
 
 
 def main() -> int:

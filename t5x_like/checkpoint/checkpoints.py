@@ -246,7 +246,7 @@ class Checkpoints:
             if problems:
                 self._say("WARNING: damaged checkpoints passed over in " + str(self._directory)
                           + "".join(f"\n  {problem}" for problem in problems) + f"\n  going on from step {candidate}")
-            self._own.add(candidate)
+            self._own = {candidate}  # later ones, if any, are of a future that the caller has left
             return state, user
         others = [s for s in self.steps() if s not in candidates]
         raise UserError(
@@ -292,8 +292,12 @@ class Checkpoints:
         """Our metadata of a step, verified; Damaged if it cannot be read."""
         try:
             custom: Any = self._checkpointer.metadata(step).custom_metadata
+            if BLOCK not in (custom or {}):
+                raise Damaged("was not written by t5x_like")
             block: dict[str, Any] = dict(custom[BLOCK])
             good = block.pop("crc") == _crc(block)
+        except Damaged:
+            raise
         except Exception as error:
             raise Damaged(f"its metadata cannot be read: {_reason(error)}") from error
         if not good:

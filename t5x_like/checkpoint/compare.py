@@ -20,12 +20,13 @@ def compare(where: str, saved: Mapping[str, Mapping[str, Any]], wanted: Mapping[
       partial: whether more may have been saved than is wanted.
     """
     missing = [path for path in wanted if path not in saved]
-    extra = [] if partial else [path for path in saved if path not in wanted]
+    unused = [path for path in saved if path not in wanted]
+    extra = [] if partial else unused
     shapes = [path for path in wanted if path in saved and tuple(saved[path]["shape"]) != tuple(wanted[path].shape)]
     if not (missing or extra or shapes):
         return
     lines = ["is of another model or optimizer"]
-    lines += _listed("not in the checkpoint", [f"{path}  {nearest(path, extra)}".rstrip() for path in missing])
+    lines += _listed("not in the checkpoint", [f"{path}  {nearest(path, unused)}".rstrip() for path in missing])
     lines += _listed("only in the checkpoint", extra)
     lines += _listed("of another shape", [
         f"{path}: {tuple(saved[path]['shape'])} in the checkpoint, {tuple(wanted[path].shape)} wanted" for path in

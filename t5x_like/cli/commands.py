@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -28,15 +29,16 @@ def train(options: argparse.Namespace) -> int:
     from t5x_like.train.run import train as train_run
 
     outcome = train_run(run, directory)
-    if not outcome.complete:
-        command = " ".join(["t5x-like train", options.config, *options.assignments])
-        where = f" --directory {options.directory}" if options.directory else ""
-        print(f"saved at step {outcome.step:,}; to go on: {command}{where}", flush=True)
-    else:
-        import jax
+    import jax
 
-        if jax.process_index() == 0:
-            _print_next(run, outcome)
+    if jax.process_index():
+        return outcome.exit_code
+    if not outcome.complete:
+        where = ["--directory", options.directory] if options.directory else []
+        command = shlex.join(["t5x-like", "train", options.config, *options.assignments, *where])
+        print(f"saved at step {outcome.step:,}; to go on: {command}", flush=True)
+    else:
+        _print_next(run, outcome)
     return outcome.exit_code
 
 
@@ -124,8 +126,8 @@ def _inspect_data(run, options: argparse.Namespace) -> int:
     batch = data.train.batch(step)
     count = tokens_in(batch)
     print(
-        f"step {step:,}, epoch {data.train.epoch_of(step):.3f}: {run.train.batch_size} rows, {count.tokens:,} tokens in "
-        f"{count.slots:,} places ({count.tokens / count.slots:.1%} full), {count.loss_tokens:,} targets"
+        f"step {step:,}, epoch {data.train.epoch_of(step):.3f}: {run.train.batch_size} rows, "
+        f"{count.tokens:,} tokens in {count.slots:,} places ({count.tokens / count.slots:.1%} full), {count.loss_tokens:,} targets"
     )
     for row in range(min(options.rows, run.train.batch_size)):
         print(f"\nrow {row}\n{describe(batch, row, data.tokenizer)}")

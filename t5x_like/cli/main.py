@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
     generate = add("generate", "write text with a run's model")
     generate.add_argument("run", metavar="RUN", help="a run's folder")
-    generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="texts (default: one per line of standard input)")
+    generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="texts (default: lines of standard input)")
     generate.add_argument("--step", type=int, help="the checkpoint (default: the latest good one)")
     generate.add_argument("--max-new-tokens", type=int, default=64)
     generate.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default)")
@@ -107,9 +107,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The parsed arguments; assignments may stand before or after options, with or without leading dashes."""
+    """The parsed arguments; assignments, with or without leading dashes, and prompts may stand after options too."""
     top = parser()
     options, rest = top.parse_known_args(arguments)
+    if hasattr(options, "prompts") and not any(argument.startswith("-") for argument in rest):
+        options.prompts += rest
+        return options
     if rest and (not hasattr(options, "assignments") or not all("=" in argument for argument in rest)):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:

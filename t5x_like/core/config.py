@@ -119,7 +119,7 @@ def structure(hint: Any, value: Any, where: str = "") -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _structure_union(hint, args, value, where)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _structure_dataclass(hint, value, where)
     if origin is tuple:
         if isinstance(value, str):
@@ -163,9 +163,7 @@ def _scalar(hint: Any, value: Any) -> tuple[bool, Any]:
     return hint is float and not math.isnan(number), number
 
 
-def _structure_dataclass(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(value):
-        return value
+def _structure_dataclass(hint: type, value: Any, where: str) -> Any:
     if isinstance(value, str) and value == hint.__name__:
         value = {}
     if not isinstance(value, dict):
@@ -186,12 +184,12 @@ def _structure_dataclass(hint: Any, value: Any, where: str) -> Any:
 
 
 def _structure_union(hint: Any, args: tuple, value: Any, where: str) -> Any:
-    classes = {a.__name__: a for a in args if dataclasses.is_dataclass(a)}
+    classes = {a.__name__: a for a in args if isinstance(a, type) and dataclasses.is_dataclass(a)}
     name = value.get(TYPE_KEY) if isinstance(value, dict) else value if isinstance(value, str) else None
     if name in classes:
         return _structure_dataclass(classes[name], value, where)
-    for a in args:
-        if not dataclasses.is_dataclass(a):
+    for a in sorted(args, key=lambda a: a is not type(None)):  # the word none is no text where None is allowed
+        if a not in classes.values():
             try:
                 return structure(a, value, where)
             except UserError:

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from t5x_like.core.errors import UserError
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that a reader, or a crash, sees the old one or the new one and nothing between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file so that ``path`` is at every moment absent, the old file, or the whole new one.
+
+    Args:
+      path: the file; its folder is made if it is not there.
+      content: text (written as UTF-8) or bytes.
+
+    Raises:
+      UserError: the folder cannot be made or written.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise UserError(str(path), f"cannot be written: {error.strerror}", "a folder that can be written") from None
 
 
 def make_writable(path: Path, where: str) -> None:

@@ -35,12 +35,12 @@ def evaluate(
         if stop():
             return None
         total = step(params, total, batch)
-    sums = LossSums(*(float(x) for x in jax.device_get(total)))
-    weight = max(sums.weight, 1.0)
-    loss = sums.nll / weight
+    sums = {name: float(value) for name, value in jax.device_get(total)._asdict().items()}
+    weight = max(sums["weight"], 1.0)
+    loss = sums["nll"] / weight
     return {
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
-        "accuracy": sums.correct / weight,
-        "targets": sums.weight,
+        "accuracy": sums["correct"] / weight,
+        "targets": sums["weight"],
     }

@@ -23,11 +23,11 @@ from typing import BinaryIO
 import numpy as np
 
 from t5x_like.core.errors import UserError
+from t5x_like.core.paths import write_atomically
 from t5x_like.input_pipeline.config import Corpus, cache_folder
 from t5x_like.input_pipeline.locks import held_lock
 from t5x_like.input_pipeline.sources import read_documents, source_digest
 from t5x_like.input_pipeline.splits import SPLIT_NAMES, SplitName, split_documents
-from t5x_like.input_pipeline.tokenizer_training import write_atomically
 from t5x_like.input_pipeline.tokenizers import Tokenizer, load_tokenizer
 
 # Bump when the layout changes, so that older caches are built anew instead of misread.

@@ -6,11 +6,10 @@ never through ``sys.path``. Knows nothing of what a corpus file does.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
-import t5x_like
+from t5x_like.core.config import load_module, shipped
 from t5x_like.core.errors import UserError, nearest
 from t5x_like.input_pipeline.config import Corpus
 
@@ -33,12 +32,7 @@ def recipe(path: str, **arguments: object) -> Corpus:
 
 def load_recipe(file: Path, **arguments: object) -> Corpus:
     """The ``Corpus`` that ``file`` describes; ``recipe`` without the search. Raises ``UserError`` as it does."""
-    spec = importlib.util.spec_from_file_location(f"t5x_like_recipe_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise UserError(str(file), "not a Python file", "a file whose name ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    function = getattr(module, "corpus", None)
+    function = getattr(load_module(file), "corpus", None)
     if not callable(function):
         raise UserError(str(file), "has no function corpus()", "def corpus() -> Corpus: ...")
     try:
@@ -50,20 +44,14 @@ def load_recipe(file: Path, **arguments: object) -> Corpus:
     return corpus
 
 
-def shipped_folders() -> list[Path]:
-    """Folders that hold the corpus files carried with the library: inside the wheel, or beside it in a checkout."""
-    package = Path(t5x_like.__file__).resolve().parent
-    return [folder for folder in (package / "_shipped" / "data", package.parent / "data") if folder.is_dir()]
-
-
 def _find(path: str, folder: Path) -> Path:
     wanted = folder / Path(path).expanduser()
     if wanted.is_file():
         return wanted
-    for shipped in shipped_folders():
-        if (shipped / wanted.name).is_file():
-            return shipped / wanted.name
-    known = sorted({file.stem for shipped in shipped_folders() for file in shipped.glob("*.py")})
+    carried = shipped("data") / wanted.name
+    if carried.is_file():
+        return carried
+    known = sorted(file.stem for file in shipped("data").glob("*.py"))
     raise UserError(
         "data.corpus",
         f"no file {path!r} in {folder}, nor one of that name carried with the library",

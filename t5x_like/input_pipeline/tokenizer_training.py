@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import random
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from t5x_like.core.errors import UserError
+from t5x_like.core.paths import write_atomically
 from t5x_like.input_pipeline.config import Corpus, SentencePiece, SentencePieceModel, cache_folder
 from t5x_like.input_pipeline.locks import held_lock
 from t5x_like.input_pipeline.sources import read_documents, source_digest
@@ -105,25 +104,6 @@ def trained_model_path(corpus: Corpus, cache: str = "") -> Path:
                 texts = documents_of_split(lambda: read_documents(corpus.source), corpus.heldout, "train")
                 train_sentencepiece(texts, path, config.vocab_size, config.model, config.sentinels)
     return path
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes ``content`` so that ``path`` is at every moment absent, the old file, or the whole new one.
-
-    Raises:
-      UserError: the folder cannot be made or written.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            file.write(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise UserError(str(path), f"cannot be written: {error.strerror}", "a folder that can be written") from None
 
 
 def _sample_chunks(texts: Iterable[str]) -> list[str]:

@@ -132,9 +132,15 @@ class SentencePieceTokenizer:
             if 0 <= identifier < self._pieces:
                 run.append(identifier)
                 continue
-            parts += [self._processor.decode(run), self._named.get(identifier, f"<id {identifier}>")]
+            parts += [self._decode_run(run, bool(parts)), self._named.get(identifier, f"<id {identifier}>")]
             run = []
-        return "".join([*parts, self._processor.decode(run)])
+        return "".join([*parts, self._decode_run(run, bool(parts))])
+
+    def _decode_run(self, run: list[int], inside: bool) -> str:
+        text = self._processor.decode(run)
+        # A model with a dummy prefix (T5's) drops the first space of what it decodes; inside a text it belongs there.
+        dropped = inside and run and self._processor.id_to_piece(run[0]).startswith("\u2581") and text[:1] != " "
+        return f" {text}" if dropped else text
 
     def _find(self, piece: str) -> int | None:
         identifier = self._processor.piece_to_id(piece)

@@ -6,6 +6,7 @@ Letters: B batch, L positions, D model width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
@@ -22,9 +23,9 @@ from t5x_like.sharding.mesh import constrain
 
 
 class Sublayer(nnx.Module):
-    """A function with the norms and the residual sum around it; the one place that knows norm placement."""
+    """``inner``, a function, with the norms and the residual sum around it; the one place that knows norm placement."""
 
-    def __init__(self, config: BlockConfig, inner: nnx.Module):
+    def __init__(self, config: BlockConfig, inner: Any):
         self.config = config
         self.inner = inner
         self.norm = make_norm(config.norm, config.d_model, config.norm_eps, config.bias)
@@ -57,7 +58,7 @@ class Block(nnx.Module):
         scale = (2 * layers) ** -0.5 if config.depth_scaled_init else 1.0
         self.config, self.bidirectional = config, bidirectional
         self.attention = Sublayer(config, Attention(config, scale))
-        self.cross_attention = Sublayer(config, Attention(config, scale)) if cross else None
+        self.cross_attention: Any = Sublayer(config, Attention(config, scale)) if cross else None
         self.feed_forward = Sublayer(config, FeedForward(config, scale))
         self.position_bias = bias_table(config) if config.positions == "t5" and config.bias_per_layer else None
 

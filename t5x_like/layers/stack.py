@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from t5x_like.arrays.keys import maybe_named
+from t5x_like.arrays.keys import maybe_named, named
 from t5x_like.arrays.trees import map_named
 from t5x_like.layers.attention import Cache, Visible
 from t5x_like.layers.block import Block, bias_table
@@ -52,7 +52,7 @@ class Stack(nnx.Module):
         """([B, L, D] after the final norm, the updated cache with a leading dimension of layers)."""
         visible = self._with_bias(visible)
         graphdef, stacked = declare(self.layers)
-        layer_keys = None if key is None else jax.random.split(maybe_named(key, "layers"), self.count)
+        layer_keys = None if key is None else jax.random.split(named(key, "layers"), self.count)
 
         def layer(x, inputs):
             params, layer_key, layer_cache = inputs
@@ -70,11 +70,10 @@ class Stack(nnx.Module):
                 x_BLD, layer_written = layer(x_BLD, one)
                 each.append(layer_written)
             written = None if cache is None else jax.tree.map(lambda *a: jnp.stack(a), *each)
-        if cache is not None:
-            written = cache | {"self": written}
+        updated = None if cache is None or written is None else {**cache, "self": written}
         if self.final_norm is not None:
             x_BLD = self.final_norm(x_BLD)
-        return dropout(x_BLD, self.config.dropout.final, maybe_named(key, "final")), written
+        return dropout(x_BLD, self.config.dropout.final, maybe_named(key, "final")), updated
 
     def start_cache(self, batch: int, columns: int, memory_BSD: jax.Array | None, dtype) -> dict[str, Cache]:
         """An empty cache for ``columns`` columns: {"self", "cross"}[key | value] of [layers, B, S, K, N].

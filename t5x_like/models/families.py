@@ -6,6 +6,8 @@ Every function takes overrides for any field: ``gpt2(vocab_size=8192, d_model=25
 
 from __future__ import annotations
 
+from typing import Any
+
 from t5x_like.core.errors import UserError, nearest
 from t5x_like.layers.config import Dropout
 from t5x_like.models.config import ModelConfig
@@ -30,45 +32,46 @@ T5_1_1: dict[str, Size] = {
 BYT5: dict[str, Size] = {"base": (1536, 12, 64, 3968, 18, 6)}
 
 
-def _size(sizes: dict[str, Size], size: str) -> dict:
+def _size(sizes: dict[str, Size], size: str) -> dict[str, Any]:
     if size not in sizes:
         raise UserError("size", f"got {size!r}", ", ".join(sizes), nearest(size, sizes))
     names = ("d_model", "heads", "head_dim", "d_ff", "encoder_layers", "decoder_layers")
     return dict(zip(names, sizes[size], strict=True))
 
 
-def t5_1_0(size: str = "small", **overrides) -> ModelConfig:
+def t5_1_0(size: str = "small", **overrides: Any) -> ModelConfig:
     """T5 1.0 (Raffel et al. 2020): ReLU, one table for both stacks and the logits."""
-    fields = dict(
+    fields: dict[str, Any] = dict(
         vocab_size=32128, activation="relu", gated=False, scale_attention=False, tied_head=True, scale_tied_logits=True
     )
     return ModelConfig(**(fields | _size(T5_1_0, size) | overrides))
 
 
-def t5_1_1(size: str = "small", **overrides) -> ModelConfig:
+def t5_1_1(size: str = "small", **overrides: Any) -> ModelConfig:
     """T5 1.1: gated GELU and an output head of its own."""
-    fields = dict(vocab_size=32128, scale_attention=False)
+    fields: dict[str, Any] = dict(vocab_size=32128, scale_attention=False)
     return ModelConfig(**(fields | _size(T5_1_1, size) | overrides))
 
 
-def mt5(size: str = "small", **overrides) -> ModelConfig:
+def mt5(size: str = "small", **overrides: Any) -> ModelConfig:
     """mT5 (Xue et al. 2021): T5 1.1 with a vocabulary of many languages."""
     return t5_1_1(size, **({"vocab_size": 250112} | overrides))
 
 
-def umt5(size: str = "small", **overrides) -> ModelConfig:
+def umt5(size: str = "small", **overrides: Any) -> ModelConfig:
     """umT5 (Chung et al. 2023): a table of relative biases per layer."""
     return t5_1_1(size, **({"vocab_size": 256384, "bias_per_layer": True} | overrides))
 
 
-def byt5(size: str = "base", **overrides) -> ModelConfig:
+def byt5(size: str = "base", **overrides: Any) -> ModelConfig:
     """ByT5 (Xue et al. 2022): bytes, and three times as many layers in the encoder as in the decoder."""
-    return ModelConfig(**(dict(vocab_size=384, scale_attention=False) | _size(BYT5, size) | overrides))
+    fields: dict[str, Any] = dict(vocab_size=384, scale_attention=False)
+    return ModelConfig(**(fields | _size(BYT5, size) | overrides))
 
 
-def transformer_2017(**overrides) -> ModelConfig:
+def transformer_2017(**overrides: Any) -> ModelConfig:
     """The Transformer's base model (Vaswani et al. 2017): post-norm, sinusoids, one table for everything."""
-    fields = dict(
+    fields: dict[str, Any] = dict(
         vocab_size=37000,
         d_model=512,
         d_ff=2048,
@@ -90,9 +93,9 @@ def transformer_2017(**overrides) -> ModelConfig:
     return ModelConfig(**(fields | overrides))
 
 
-def gpt2(**overrides) -> ModelConfig:
+def gpt2(**overrides: Any) -> ModelConfig:
     """GPT-2 small (Radford et al. 2019)."""
-    fields = dict(
+    fields: dict[str, Any] = dict(
         shape="decoder-only",
         vocab_size=50257,
         d_model=768,
@@ -115,9 +118,9 @@ def gpt2(**overrides) -> ModelConfig:
     return ModelConfig(**(fields | overrides))
 
 
-def llama(**overrides) -> ModelConfig:
+def llama(**overrides: Any) -> ModelConfig:
     """Llama's block (Touvron et al. 2023), by default at the size of TinyLlama 1.1B."""
-    fields = dict(
+    fields: dict[str, Any] = dict(
         shape="decoder-only",
         vocab_size=32000,
         d_model=2048,
@@ -135,9 +138,9 @@ def llama(**overrides) -> ModelConfig:
     return ModelConfig(**(fields | overrides))
 
 
-def bert(**overrides) -> ModelConfig:
+def bert(**overrides: Any) -> ModelConfig:
     """BERT base (Devlin et al. 2019) with its masked-LM head."""
-    fields = dict(
+    fields: dict[str, Any] = dict(
         shape="encoder-only",
         vocab_size=30522,
         d_model=768,

@@ -15,6 +15,7 @@ Letters: B batch, L decoder positions, S encoder positions, D model width, V voc
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,19 +49,23 @@ class Transformer(nnx.Module):
             Table(c.token_types, c.d_model, "positions", c.embedding_init_std) if c.token_types else None
         )
         self.embedding_norm = make_norm(c.norm, c.d_model, c.norm_eps, c.bias) if c.embedding_norm else None
-        learned = c.positions == "learned"
-        for side, cross, bidirectional in (("encoder", False, True), ("decoder", c.has_encoder, False)):
-            layers = getattr(c, f"{side}_layers")
-            table = Table(c.max_length, c.d_model, "positions", c.embedding_init_std) if layers and learned else None
-            stack = Stack(c, layers, cross=cross, bidirectional=bidirectional) if layers else None
-            setattr(self, f"{side}_positions", table)
-            setattr(self, side, stack)
+        self.encoder_positions = self._position_table(c.encoder_layers)
+        self.encoder: Any = Stack(c, c.encoder_layers, cross=False, bidirectional=True) if c.has_encoder else None
+        self.decoder_positions = self._position_table(c.decoder_layers)
+        self.decoder: Any = (
+            Stack(c, c.decoder_layers, cross=c.has_encoder, bidirectional=False) if c.has_decoder else None
+        )
         self.output_transform = (
             OutputTransform(c.d_model, c.activation, c.norm, c.norm_eps, c.bias, small_std)
             if c.head_transform
             else None
         )
         self.output_head = OutputHead(c.vocab_size, c.d_model, c.tied_head, c.head_bias, small_std)
+
+    def _position_table(self, layers: int) -> Table | None:
+        c = self.config
+        learned = layers and c.positions == "learned"
+        return Table(c.max_length, c.d_model, "positions", c.embedding_init_std) if learned else None
 
     def __call__(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
         """Activations before the logits, [B, L, D] of the decoder (of the encoder where there is no decoder).
@@ -70,7 +75,7 @@ class Transformer(nnx.Module):
           key: for dropout; None is none.
         """
         memory = self.encode(batch, maybe_named(key, "encoder")) if self.config.has_encoder else None
-        if not self.config.has_decoder:
+        if memory is not None and not self.config.has_decoder:
             return self.transform(memory)
         x_BLD = self.embed("decoder", batch, key)
         visible = self._visible("decoder", batch, decoder_mask(batch, self.config.window))

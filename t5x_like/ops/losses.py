@@ -63,8 +63,11 @@ class LossConfig(NamedTuple):
     chunk: int = 0
 
 
+PLAIN = LossConfig()
+
+
 def cross_entropy(
-    x_BLD: jax.Array, head: Head, targets_BL: jax.Array, weights_BL: jax.Array, config: LossConfig = LossConfig()
+    x_BLD: jax.Array, head: Head, targets_BL: jax.Array, weights_BL: jax.Array, config: LossConfig = PLAIN
 ) -> LossSums:
     """Sums of weighted cross-entropy.
 
@@ -115,24 +118,15 @@ def _over_chunks(arrays, targets_BL, weights_BL, static, with_gradient):
 
     def step(total, part):
         sums, gradients = _one_chunk(part[0], kernel_VD, bias_V, part[1], part[2], static, with_gradient)
-        dx = gradients[0] if with_gradient else None
-        summed = (sums, gradients[1:] if with_gradient else None)
-        return jax.tree.map(jnp.add, total, summed), dx
+        dx, *dweights = gradients
+        return jax.tree.map(jnp.add, total, (sums, tuple(dweights))), dx
 
-    zero = _zeros(kernel_VD, bias_V, with_gradient)
-    (sums, weights_gradients), dx = jax.lax.scan(step, zero, (cut(x_BLD), cut(targets_BL), cut(weights_BL)))
-    if not with_gradient:
-        return sums, None
-    dx_BLD = jnp.moveaxis(dx, 0, 1).reshape(B, count * chunk, D)[:, :L]
-    return sums, (dx_BLD, *weights_gradients)
-
-
-def _zeros(kernel_VD, bias_V, with_gradient):
-    """What the sums and the weights' gradients start from."""
-    sums = LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields))
-    if not with_gradient:
-        return sums, None
-    return sums, (jnp.zeros_like(kernel_VD), None if bias_V is None else jnp.zeros_like(bias_V))
+    nothing = LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields))
+    zeros = jax.tree.map(jnp.zeros_like, (kernel_VD, bias_V)) if with_gradient else (None, None)
+    (sums, dweights), dx = jax.lax.scan(step, (nothing, zeros), (cut(x_BLD), cut(targets_BL), cut(weights_BL)))
+    if dx is not None:
+        dx = jnp.moveaxis(dx, 0, 1).reshape(B, count * chunk, D)[:, :L]
+    return sums, (dx, *dweights)
 
 
 def _one_chunk(x_BLD, kernel_VD, bias_V, targets_BL, weights_BL, static, with_gradient):
@@ -160,7 +154,7 @@ def _one_chunk(x_BLD, kernel_VD, bias_V, targets_BL, weights_BL, static, with_gr
         weight=jnp.sum(weights_BL),
     )
     if not with_gradient:
-        return sums, None
+        return sums, (None, None, None)
     factor_BL1 = ((1 + 2 * config.z_loss * lse_BL) * weights_BL)[..., None] / total_BL1
     is_target = jnp.arange(V, dtype=targets_BL.dtype) == targets_BL[..., None]  # fused below, never stored
     d_BLV = exp_BLV * factor_BL1 - jnp.where(is_target, (1 - smooth) * weights_BL[..., None], 0.0)

@@ -24,7 +24,7 @@ PEAK_TFLOPS = (
 )
 
 
-def peak_flops(device: jax.Device) -> float | None:
+def peak_flops(device: jax.Device) -> float | None:  # pyright: ignore[reportInvalidTypeForm]
     """Floating-point operations a second of one device, or None where it is not known.
 
     The devices of a CPU share its cores, so the figure measured there is of all local devices together, divided by

@@ -63,7 +63,10 @@ class Placement:
         return int(np.prod([self.mesh.shape[name] for name in dict(self.rules)["batch"]]))
 
 
-def make_placement(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Placement:
+def make_placement(
+    config: MeshConfig,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> Placement:
     """The mesh of a config over all devices of all processes, or over those given."""
     devices = list(devices if devices is not None else jax.devices())
     sizes = config.sizes(len(devices))

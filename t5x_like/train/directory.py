@@ -39,13 +39,12 @@ def read_config(directory: Path) -> Run:
     return from_json(Run, path.read_text(encoding="utf-8"), str(path))
 
 
-def open_directory(directory: Path, run: Run, write: bool) -> None:
-    """Makes the folder and writes the config, after checking that a run already there can go on with this config.
+def open_directory(directory: Path, run: Run) -> None:
+    """Makes the folder, and checks that a run already there can go on with this config. Writes nothing else.
 
     Args:
       directory: the run's folder.
       run: the resolved config.
-      write: whether this process is the one that writes.
 
     Raises:
       UserError: the folder cannot be written, or holds a run whose parameters or batches would differ; nothing in it
@@ -62,8 +61,6 @@ def open_directory(directory: Path, run: Run, write: bool) -> None:
                 "the same values, or another folder",
                 f"--directory {directory}-2",
             )
-    if write:
-        write_atomically(directory / CONFIG, to_json(run))
 
 
 def versions() -> dict[str, str]:
@@ -75,8 +72,11 @@ def versions() -> dict[str, str]:
     }
 
 
-def record_start(directory: Path, step: int, devices: str, command: Sequence[str] | None = None) -> None:
-    """Adds a line on how this start came about."""
+def record_start(
+    directory: Path, run: Run, step: int, devices: str, command: Sequence[str] | None = None
+) -> None:
+    """Writes the config, and adds a line on how this start came about; called once nothing can be refused any more."""
+    write_atomically(directory / CONFIG, to_json(run))
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "step": step,

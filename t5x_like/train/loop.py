@@ -152,7 +152,7 @@ class Loop:
         self._read()
         with self.clock.doing("evaluate"):
             found = self.evaluate(state["params"])
-        if found is None:
+        if not found:  # told to stop on the way, or nothing is held out
             return
         self._evaluated_at, self.held_out = step, found
         self.console.evaluation(step, {f"held-out {name}": found[name] for name in ("loss", "perplexity", "accuracy")})

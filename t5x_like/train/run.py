@@ -78,7 +78,7 @@ def train(run: Run, directory: str | Path) -> Outcome:
     check_batch_size(placement, run.train.batch_size, run.train.micro_batches)
     setup = make_setup(run)
     template = setup.abstract_state(placement)
-    open_directory(directory, run, write=process == 0)
+    open_directory(directory, run)
     console = Console(run.train.steps, process_index=process)
     with Stop() as stop, Checkpoints(directory / CHECKPOINTS, run.checkpoint) as checkpoints:
         data = Data.open(run, _say_prepared(console))
@@ -87,15 +87,15 @@ def train(run: Run, directory: str | Path) -> Outcome:
             console.note(f"{run.name} is complete: all {run.train.steps:,} steps are made. {directory}")
             return Outcome(first, True, 0, directory)
         if process == 0:
-            record_start(directory, first, _devices())
+            record_start(directory, run, first, _devices())
         console.opening(_opening(run, setup, first, directory))
         loop = _make_loop(run, data, setup, placement, checkpoints, console, clock, stop, first, directory)
         clock.start()
         try:
             state, done = loop(state, first, _feed(data.train, placement, first, run.train.steps))
-            picture = loop.reporter.close()
         finally:
             console.close()
+            picture = loop.reporter.close()
         complete = done == run.train.steps
         facts = {"updates": f"{done:,} of {run.train.steps:,}", "checkpoint": str(directory / CHECKPOINTS / str(done))}
         if picture:

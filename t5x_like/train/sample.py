@@ -42,11 +42,11 @@ def sample(
         batch = {"encoder_tokens": jnp.asarray([given])}
         best = np.asarray(nnx.merge(structure, params).logits(batch)[0].argmax(-1)).tolist()
         chosen = (example.weights if example.weights is not None else np.ones(len(given))) > 0
-        blanks = [tokenizer.mask_id if c else g for g, c in zip(given, chosen, strict=True)]
+        places = list(zip(given, best, truth, chosen.tolist(), strict=True))
         return {
-            "given": tokenizer.decode(blanks),
-            "model": _marked(tokenizer, [(b if c else g, bool(c)) for g, b, c in zip(given, best, chosen, strict=True)]),
-            "truth": _marked(tokenizer, [(t, bool(c)) for t, c in zip(truth, chosen, strict=True)]),
+            "given": tokenizer.decode(given),
+            "model": _marked(tokenizer, [(guess if c else here, c) for here, guess, _, c in places]),
+            "truth": _marked(tokenizer, [(there, c) for _, _, there, c in places]),
         }
     sampling = Sampling(max_new_tokens=len(truth) + 16)
     written = generate(structure, run.model, params, [given], sampling, eos_id=tokenizer.eos_id)[0]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
 
 from t5x_like.arrays.trees import flatten, map_named
 from t5x_like.checkpoint.checkpoints import Checkpoints
@@ -176,3 +177,18 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 def test_config_refuses_negative_numbers():
     with pytest.raises(UserError, match=r"checkpoint\.keep_last"):
         CheckpointConfig(keep_last=-1)
+
+
+def test_a_checkpoint_of_another_program_is_told_apart(tmp_path):
+    with ocp.training.Checkpointer(str(tmp_path)) as other:
+        other.save(1, {"x": jnp.int32(1)})
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        with pytest.raises(UserError, match="not written by t5x_like"):
+            checkpoints.restore({"x": jax.ShapeDtypeStruct((), jnp.int32)})
+
+
+def test_a_misspelt_part_gets_the_nearest_name(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"params": {"kernel": jnp.ones(3)}, "step": jnp.int32(1)}, {})
+        with pytest.raises(UserError, match="did you mean 'params/kernel'"):
+            checkpoints.restore({"params": {"kernl": jax.ShapeDtypeStruct((3,), jnp.float32)}}, partial=True)

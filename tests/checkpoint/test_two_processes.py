@@ -49,6 +49,7 @@ with Checkpoints(folder) as checkpoints:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo")
 def test_two_processes_save_one_checkpoint(tmp_path):
     with socket.socket() as probe:

@@ -2,9 +2,10 @@
 
 import pytest
 
+from t5x_like.core.config import shipped
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Corpus, SentencePiece
-from t5x_like.input_pipeline.recipes import load_recipe, recipe, shipped_folders
+from t5x_like.input_pipeline.recipes import load_recipe, recipe
 
 CORPUS_FILE = """
 from t5x_like.input_pipeline.config import Bytes, Corpus, TextFiles
@@ -15,7 +16,7 @@ def corpus(name="mine"):
 
 
 def test_every_corpus_carried_with_the_library_loads_and_says_its_licence():
-    files = sorted(file for folder in shipped_folders() for file in folder.glob("*.py"))
+    files = sorted(shipped("data").glob("*.py"))
     assert {"sotu", "python_source"} <= {file.stem for file in files}
     for file in files:
         corpus = load_recipe(file)

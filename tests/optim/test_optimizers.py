@@ -171,7 +171,7 @@ def test_stacked_layers_are_updated_as_if_alone(config):
     sizes = jnp.asarray([1.0, 30.0, 0.01])
     unlike = lambda tree: map_named(lambda _, x: x * sizes.reshape(-1, *[1] * (x.ndim - 1)), tree)  # noqa: E731
     start = unlike(random_tree(0, stacked))
-    grads = [unlike(g) for g in gradients(stacked)]
+    grads = [unlike(g) for g in gradients(stacked)[:6]]
     together = run(config, grads, stacked, start)
     apart = run(config, [slices(g) for g in grads], unrolled, slices(start))
     assert_close([slices(p) for p in together], apart, 1e-6)

@@ -81,8 +81,9 @@ def test_opening_evaluation_note_and_summary_in_a_pipe():
     console.summary("complete", {"curves": "runs/tiny/curves.png"}, clock.account())
     text = out.getvalue()
     for part in ("tiny\n", "encoder-decoder, 15.4M parameters (15,400,000)",
-                 "1,000 of 16.4k tokens, 16.4M tokens in all", "going on from step 40", "100/1,000  held_out/loss 3.1416", "restored step 40", "complete\n",
-                 "runs/tiny/curves.png", "training steps", "80.0%"):
+                 "1,000 of 16.4k tokens, 16.4M tokens in all", "going on from step 40",
+                 "100/1,000  held_out/loss 3.1416",
+                 "restored step 40", "complete\n",                 "runs/tiny/curves.png", "training steps", "80.0%"):
         assert part in text, part
     assert "\x1b" not in text and "\r" not in text
 
@@ -129,7 +130,8 @@ def test_live_lines_are_not_drawn_faster_than_they_are_seen(monkeypatch):
 @pytest.mark.parametrize(
     "number, text",
     [(0, "0"), (0.5, "0.5"), (99.4, "99.4"), (99.7, "100"), (950, "950"), (999.7, "1k"), (1000, "1k"),
-     (18_234, "18.2k"), (99_960, "100k"), (999_960, "1M"), (76_961_152, "77M"), (2_849_757_184, "2.85B"), (1.2e15, "1200T")],
+     (18_234, "18.2k"), (99_960, "100k"), (999_960, "1M"), (76_961_152, "77M"), (2_849_757_184, "2.85B"),
+     (1.2e15, "1200T")],
 )
 def test_short_numbers(number, text):
     assert short(number) == text

@@ -1,0 +1,90 @@
+"""Choices of a config go together: random combinations of all of them run, mask padding, and look at no future token."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from flax import nnx
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_models import random_batch, random_params, segments_of
+
+from t5x_like.models.config import ModelConfig
+from t5x_like.models.transformer import make_model
+
+LAYERS = {
+    "encoder-decoder": dict(encoder_layers=1, decoder_layers=1),
+    "decoder-only": dict(decoder_layers=1),
+    "encoder-only": dict(encoder_layers=1),
+}
+CHOICES = dict(
+    shape=st.sampled_from(list(LAYERS)),
+    positions=st.sampled_from(["t5", "rope", "alibi", "learned", "sinusoidal", "none"]),
+    norm=st.sampled_from(["rms", "layer"]),
+    norm_placement=st.sampled_from(["pre", "post", "sandwich"]),
+    activation=st.sampled_from(["relu", "gelu", "gelu_tanh", "silu"]),
+    gated=st.booleans(),
+    kv_heads=st.sampled_from([0, 1, 2]),
+    bias=st.booleans(),
+    qk_norm=st.booleans(),
+    scale_attention=st.booleans(),
+    attention_soft_cap=st.sampled_from([0.0, 5.0]),
+    logits_soft_cap=st.sampled_from([0.0, 5.0]),
+    tied_head=st.booleans(),
+    head_bias=st.booleans(),
+    head_transform=st.booleans(),
+    embedding_norm=st.booleans(),
+    scale_embeddings=st.booleans(),
+    window=st.sampled_from([0, 3]),
+    scan_layers=st.booleans(),
+    remat=st.sampled_from(["none", "dots", "full"]),
+    per_layer=st.booleans(),
+    prefix=st.booleans(),
+)
+
+
+def check(chosen: dict) -> None:
+    chosen = dict(chosen)
+    prefix = 3 if chosen.pop("prefix") and chosen["shape"] == "decoder-only" else 0
+    positions = chosen["positions"]
+    config = ModelConfig(
+        vocab_size=12,
+        d_model=8,
+        d_ff=12,
+        heads=2 if chosen["kv_heads"] != 2 else 4,
+        head_dim=6,
+        buckets=8,
+        max_distance=12,
+        max_length=16 if positions == "learned" else 0,
+        bias_per_layer=chosen.pop("per_layer") and positions == "t5",
+        **LAYERS[chosen["shape"]],
+        **chosen,
+    )
+    structure, specs = make_model(config)
+    params = random_params(specs)
+    batch = random_batch(config, encoder=8, decoder=7, prefix=prefix)
+    side = "decoder" if config.has_decoder else "encoder"
+    tokens = batch[f"{side}_tokens"]
+    real = segments_of(config, batch) != 0
+    in_padding = batch | {f"{side}_tokens": np.where(real, tokens, 5)}
+    later = batch | {f"{side}_tokens": tokens.at[:, 4].set((tokens[:, 4] + 1) % config.vocab_size)}
+    stacked = [np.stack(pair) for pair in zip(*(b.values() for b in (batch, in_padding, later)), strict=True)]
+    together = dict(zip(batch, stacked, strict=True))
+    forward = jax.jit(jax.vmap(lambda b: nnx.merge(structure, params).logits(b)))
+    plain, padded, changed = np.asarray(forward(together))
+    assert plain.shape == (2, tokens.shape[1], config.vocab_size) and np.all(np.isfinite(plain))
+    assert np.std(plain[real]) > 1e-4
+    np.testing.assert_allclose(padded[real], plain[real], atol=1e-5)
+    moved = np.abs(changed - plain).max(axis=-1) > 1e-5
+    assert moved[:, 4].all()
+    if config.has_decoder:
+        assert not moved[:, :4].any()
+
+
+
+
+@settings(max_examples=14, derandomize=True, deadline=None, database=None,
+          suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
+@given(st.fixed_dictionaries(CHOICES))
+def test_any_combination_runs_and_keeps_its_mask(chosen):
+    check(chosen)
