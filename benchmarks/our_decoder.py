@@ -93,7 +93,13 @@ class Contender:
             "decoder/final_norm/scale": parameters["final_norm"],
         }
         state = self.setup.initial_state(self.placement, 0)
-        placed = {p: jax.device_put(jnp.array((layers | outer)[p]), a.sharding) for p, a in flatten(state["params"]).items()}
+        wanted = flatten(state["params"])
+        if wanted.keys() != (layers | outer).keys():
+            raise ValueError(f"parameters without a partner: {sorted(wanted.keys() ^ (layers | outer).keys())}")
+        # Through jnp.array, which copies: the step is given these arrays to overwrite.
+        placed = {
+            path: jax.device_put(jnp.array(array), wanted[path].sharding) for path, array in (layers | outer).items()
+        }
         self.state = state | {"params": unflatten(placed)}
 
     def temporary_bytes(self) -> int | None:

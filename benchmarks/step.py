@@ -1,17 +1,17 @@
 """Our train step against a plain-JAX program of the same model on the CPU: tokens/s, CPU time, first step, memory.
 
 The model is a decoder of 4 layers, width 256, 4 heads of 64, gated MLP of 1024, vocabulary 8192, on batches of 8 x 256
-tokens in float32 (decoder_sizes.py). The contenders: plain_decoder.py scanned and unrolled; ours (our_decoder.py) scanned
-and unrolled; with --torch also torch_decoder.py, eager; with --wide ours unrolled with 512-bit vectors.
+tokens in float32 (decoder_sizes.py). The contenders: plain_decoder.py scanned and unrolled; ours (our_decoder.py)
+scanned and unrolled; with --torch also torch_decoder.py, eager; with --wide ours unrolled with 512-bit vectors.
 
     python benchmarks/step.py [--torch] [--wide] [--rounds N] [--json FILE]
 
-Each contender runs in its own process. Every process is started several times, one contender after the other, which gives
-the seconds to the first step (from the start of the process to the loss of the first step; and without imports). The last
-ones stay alive and make a few steps each in turn, round after round, so that whatever else the machine does meets all alike.
-Figures are medians over rounds, ratios are medians of the ratios within a round. CPU seconds are those of all
-threads of the process, and say more than wall seconds where the machine is shared. Peak memory is the process's largest
-resident size, compiler included; temporary memory is what the compiled step itself asks for.
+Each contender runs in its own process. Every process is started several times, one contender after the other, which
+gives the seconds to the first step (from the start of the process to the loss of the first step; and without imports).
+The last ones stay alive and make a few steps each in turn, round after round, so that whatever else the machine does
+meets all alike. Figures are medians over rounds, ratios are medians of the ratios within a round. CPU seconds are those
+of all threads of the process, and say more than wall seconds where the machine is shared. Peak memory is the process's
+largest resident size, compiler included; temporary memory is what the compiled step itself asks for.
 At the end all start from the same parameters, and their losses over a few steps must agree.
 """
 

@@ -21,6 +21,9 @@ from t5x_like.models.config import ModelConfig
 from t5x_like.models.transformer import make_model
 from t5x_like.ops.losses import LossConfig, cross_entropy
 
+# What is compiled here runs once and on tiny arrays: the time is the compiler's.
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 SIZES = dict(vocab_size=40, d_model=16, heads=4, head_dim=8, d_ff=24, dropout=Dropout())
 BOTH, ENCODER, DECODER = (
     dict(encoder_layers=2, decoder_layers=2),
@@ -40,6 +43,7 @@ FAMILIES = {
     "prefix_lm": lambda **o: families.llama(**(SIZES | DECODER | dict(kv_heads=1, positions="t5", buckets=8) | o)),
     "alibi": lambda **o: families.llama(**(SIZES | DECODER | dict(positions="alibi") | o)),
 }
+Z_LOSS = LossConfig(z_loss=1e-3)
 DECODING = [name for name in FAMILIES if name != "bert"]
 
 
@@ -72,10 +76,10 @@ def built(config: ModelConfig):
 def logits_function(config: ModelConfig):
     """Compiled (params, batch) -> logits."""
     structure = built(config)[0]
-    return jax.jit(lambda params, batch: nnx.merge(structure, params).logits(batch))
+    return compiled(lambda params, batch: nnx.merge(structure, params).logits(batch))
 
 
-def loss_function(config: ModelConfig, loss: LossConfig = LossConfig(z_loss=1e-3)):
+def loss_function(config: ModelConfig, loss: LossConfig = Z_LOSS):
     """(params, batch, dropout key or None) -> mean cross-entropy over ``targets`` and ``weights`` of the batch."""
     structure = built(config)[0]
 

@@ -7,8 +7,6 @@ own gradient. Knows one gradient and one parameter at a time; must not know tree
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 
@@ -16,33 +14,14 @@ from t5x_like.arrays.spec import ParamSpec
 from t5x_like.optim.config import Adafactor
 from t5x_like.optim.slots import Slot
 
-Dimensions = tuple[int, ...]
 
-
-def factored_dimensions(config: Adafactor, spec: ParamSpec) -> tuple[Dimensions, Dimensions] | None:
-    """The dimensions that make the rows and those that make the columns of the matrix to factor.
-
-    They are the two largest, (second largest, largest), the later of two equals counting as larger. Neighbouring
-    dimensions of heads and of the width of a head count as one, as in T5's own kernels, which hold them as one;
-    otherwise a [512, 6, 64] kernel would not be factored at all.
-
-    Returns:
-      None if fewer than two (joined) dimensions are ``min_dim_factored`` or more.
-    """
-    groups: list[Dimensions] = []
-    for dimension, axis in enumerate(spec.axes):
-        if axis == "head_dim" and dimension and spec.axes[dimension - 1] in ("heads", "kv_heads"):
-            groups[-1] = (*groups[-1], dimension)
-        else:
-            groups.append((dimension,))
-    if len(groups) < 2:
+def factored_dimensions(config: Adafactor, spec: ParamSpec) -> tuple[int, int] | None:
+    """The dimensions that make the rows and the columns of the matrix to factor: the second largest and the largest,
+    the later of two equals counting as larger. None if fewer than two are ``min_dim_factored`` or more."""
+    if len(spec.shape) < 2:
         return None
-    *_, row, column = sorted(groups, key=lambda group: (_size(spec, group), group))
-    return (row, column) if _size(spec, row) >= config.min_dim_factored else None
-
-
-def _size(spec: ParamSpec, dimensions: Dimensions) -> int:
-    return math.prod(spec.shape[dimension] for dimension in dimensions)
+    *_, row, column = sorted(range(len(spec.shape)), key=lambda dimension: (spec.shape[dimension], dimension))
+    return (row, column) if spec.shape[row] >= config.min_dim_factored else None
 
 
 def slots(config: Adafactor, spec: ParamSpec) -> dict[str, Slot]:
@@ -54,8 +33,8 @@ def slots(config: Adafactor, spec: ParamSpec) -> dict[str, Slot]:
         return {"full": Slot(tuple(every_dimension))}
     row, column = factored
     return {
-        "row": Slot(tuple(dimension for dimension in every_dimension if dimension not in column)),
-        "column": Slot(tuple(dimension for dimension in every_dimension if dimension not in row)),
+        "row": Slot(tuple(dimension for dimension in every_dimension if dimension != column)),
+        "column": Slot(tuple(dimension for dimension in every_dimension if dimension != row)),
     }
 
 
@@ -83,13 +62,13 @@ def update(
         direction = gradient * jax.lax.rsqrt(full)
         state = {"full": full}
     else:
-        rows, columns = factored
-        row = decay * state["row"] + (1 - decay) * jnp.mean(square, axis=columns)
-        column = decay * state["column"] + (1 - decay) * jnp.mean(square, axis=rows)
-        row_kept = jnp.expand_dims(row, columns)
+        row_dimension, column_dimension = factored
+        row = decay * state["row"] + (1 - decay) * jnp.mean(square, axis=column_dimension)
+        column = decay * state["column"] + (1 - decay) * jnp.mean(square, axis=row_dimension)
+        row_kept = jnp.expand_dims(row, column_dimension)
         # The root of each factor is taken on its own: the product of the means of squares could underflow.
-        row_factor = jax.lax.rsqrt(row_kept / jnp.mean(row_kept, axis=rows, keepdims=True))
-        column_factor = jax.lax.rsqrt(jnp.expand_dims(column, rows))
+        row_factor = jax.lax.rsqrt(row_kept / jnp.mean(row_kept, axis=row_dimension, keepdims=True))
+        column_factor = jax.lax.rsqrt(jnp.expand_dims(column, row_dimension))
         direction = gradient * row_factor * column_factor
         state = {"row": row, "column": column}
     if config.clip_threshold:

@@ -197,9 +197,10 @@ def test_diff_names_the_leaves():
     }
 
 
-def test_structure_takes_what_is_already_typed():
-    assert structure(Run, RUN) is RUN
+def test_structure_of_types_that_are_no_dataclass():
     assert structure(tuple[int, ...], [1, 2]) == (1, 2)
+    assert structure(int | None, "none") is None
+    assert structure(float, 3) == 3.0 and type(structure(float, 3)) is float
 
 
 @pytest.mark.parametrize(
@@ -221,7 +222,8 @@ def test_run_files_that_are_none(tmp_path, text, parts):
 def test_run_file_by_path_with_classes_of_its_own(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from __future__ import annotations\nimport dataclasses\n\n@dataclasses.dataclass\nclass Mine:\n    x: int = 4\n\n"
+        "from __future__ import annotations\nimport dataclasses\n\n"
+        "@dataclasses.dataclass\nclass Mine:\n    x: int = 4\n\n"
         "def run():\n    return Mine()\n"
     )
     assert load_run(str(path), object).x == 4

@@ -23,12 +23,13 @@ def test_a_failed_replacement_keeps_the_old_file(tmp_path, monkeypatch):
     write_atomically(path, "old")
 
     def fail(*_):
-        raise OSError("disk full")
+        raise OSError(28, "disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="config.json: cannot be written"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_makes_folders_and_leaves_no_probe(tmp_path):
@@ -38,5 +39,5 @@ def test_makes_folders_and_leaves_no_probe(tmp_path):
 
 def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "taken").write_text("")
-    with pytest.raises(UserError, match=r"run.directory: .*taken/run cannot be written.*\n  allowed: a writable folder"):
+    with pytest.raises(UserError, match=r"run.directory: .*taken/run cannot be written.*\n  allowed: a writable"):
         make_writable(tmp_path / "taken" / "run", "run.directory")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_models import DECODING, built, logits_function, random_batch, relative_error, tiny
+from tiny_models import DECODING, built, compiled, logits_function, random_batch, relative_error, tiny
 
 from t5x_like.models.transformer import segment_mask
 from t5x_like.ops.masks import Causal, Prefix, SlidingWindow
 
 ROWS, COLUMNS, PROMPT = 2, 9, 4
-CASES = [(family, {}) for family in DECODING] + [("llama", dict(window=3)), ("umt5", dict(scan_layers=False))]
+SLOW = ("t5_1_0", "t5_1_1", "transformer_2017")
+CASES = [
+    *(pytest.param(family, {}, marks=pytest.mark.slow if family in SLOW else ()) for family in DECODING),
+    ("llama", dict(window=3)),
+    pytest.param("umt5", dict(scan_layers=False), marks=pytest.mark.slow),
+]
 
 
-@pytest.mark.parametrize("family, fields", CASES, ids=[" ".join([f, *o]) for f, o in CASES])
+@pytest.mark.parametrize(
+    "family, fields", CASES, ids=lambda value: value if isinstance(value, str) else " ".join(value)
+)
 def test_prompt_then_single_tokens(family, fields):
     config = tiny(family, **fields)
     structure, _, params = built(config)
@@ -29,15 +35,16 @@ def test_prompt_then_single_tokens(family, fields):
         mask = mask | Prefix(given["decoder_prefix"])
     if config.window:
         mask = mask & SlidingWindow(config.window, config.window)
-    wanted = logits_function(config)(params, given | {"decoder_tokens": tokens})
+    whole = given | {"decoder_tokens": tokens, "decoder_segments": jnp.ones_like(tokens)}
+    wanted = logits_function(config)(params, batch | whole)
 
-    @jax.jit
+    @compiled
     def start(params):
         model = nnx.merge(structure, params)
         memory = model.encode(given) if config.has_encoder else None
         return model.start_cache(ROWS, COLUMNS, memory)
 
-    @jax.jit
+    @compiled
     def step(params, cache, columns, offset):
         model = nnx.merge(structure, params)
         places = jnp.broadcast_to(jnp.arange(columns.shape[1], dtype=jnp.int32) + offset, columns.shape)

@@ -1,5 +1,5 @@
-"""What attention must not let through, for every family: padding, other examples of a packed row, the future; and what it
-must: the prefix, and the encoder's whole text."""
+"""What attention must not let through, for every family: padding, other examples of a packed row, the future; and
+what it must: the prefix, and the encoder's whole text."""
 
 from __future__ import annotations
 
@@ -32,43 +32,42 @@ def test_what_stands_in_padding_does_not_matter(family):
     assert np.all(np.isfinite(one))
 
 
+LENGTHS = {"encoder": (4, 3, 5), "decoder": (5, 2, 4)}
+
+
 def packed(config, prefix: bool):
-    """(a row of three examples and padding, the batches of each alone)."""
+    """Four rows: three examples with padding behind them, then each of the three alone with padding behind it."""
     numbers = np.random.default_rng(3)
-    lengths = {"encoder": (4, 3, 5), "decoder": (5, 2, 4)}
-    row: dict[str, list] = {}
-    alone: list[dict] = [{}, {}, {}]
-    for side, sizes in lengths.items():
+    batch = {}
+    for side, sizes in LENGTHS.items():
         if side not in config.shape:
             continue
+        columns = sum(sizes) + 2
+        names = ("tokens", "segments", "positions", *(("prefix",) if side == "decoder" and prefix else ()))
+        arrays = {name: np.zeros((4, columns), np.int32) for name in names}
+        start = 0
         for i, size in enumerate(sizes):
-            example = {
-                "tokens": numbers.integers(1, config.vocab_size, size),
-                "segments": np.full(size, i + 1),
-                "positions": np.arange(size),
-            }
-            if side == "decoder" and prefix:
-                example["prefix"] = (np.arange(size) < 2 + (i == 0)).astype(int)
-            for name, values in example.items():
-                row.setdefault(f"{side}_{name}", []).extend(values)
-                alone[i][f"{side}_{name}"] = jnp.asarray(values[None] if name != "segments" else [[1] * size], jnp.int32)
-        for name in example:
-            row[f"{side}_{name}"].extend([0, 0])
-    return {name: jnp.asarray([values], jnp.int32) for name, values in row.items()}, alone
+            tokens = numbers.integers(1, config.vocab_size, size)
+            for row, first, segment in ((0, start, i + 1), (i + 1, 0, 1)):
+                place = (row, slice(first, first + size))
+                arrays["tokens"][place], arrays["segments"][place] = tokens, segment
+                arrays["positions"][place] = np.arange(size)
+                if "prefix" in arrays:
+                    arrays["prefix"][place] = np.arange(size) < 2 + (i == 0)
+            start += size
+        batch |= {f"{side}_{name}": jnp.asarray(array) for name, array in arrays.items()}
+    return batch
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_is_unpacked(family):
     config = tiny(family)
-    row, alone = packed(config, family in PREFIX)
-    together = logits(config, row)
+    got = logits(config, packed(config, family in PREFIX))
     start = 0
-    for example in alone:
-        apart = logits(config, example)
-        size = apart.shape[1]
-        np.testing.assert_allclose(together[:, start : start + size], apart, atol=2e-5)
+    for i, size in enumerate(LENGTHS["decoder" if config.has_decoder else "encoder"]):
+        np.testing.assert_allclose(got[0, start : start + size], got[i + 1, :size], atol=2e-5)
+        assert np.std(got[i + 1, :size]) > 0.1
         start += size
-    assert start == together.shape[1] - 2
 
 
 @pytest.mark.parametrize("family", DECODING)
@@ -117,10 +116,10 @@ def test_sliding_window(family):
 def test_given_positions_are_the_ones_used(family):
     config = tiny(family)
     side = "decoder" if config.has_decoder else "encoder"
-    batch = random_batch(config, rows=1)
+    batch = random_batch(config)
     tokens = batch[f"{side}_tokens"]
     counted = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    np.testing.assert_array_equal(logits(config, batch), logits(config, batch | {f"{side}_positions": counted}))
+    np.testing.assert_allclose(logits(config, batch | {f"{side}_positions": counted}), logits(config, batch), atol=1e-6)
     assert np.abs(logits(config, batch) - logits(config, batch | {f"{side}_positions": counted[:, ::-1]})).max() > 1e-3
 
 
@@ -141,12 +140,13 @@ def test_logits_of_bfloat16_are_float32_and_near():
 
 
 def test_tied_scaled_and_capped_logits():
-    config = tiny("t5_1_0")
+    fields = dict(tied_head=True, scale_tied_logits=True)
+    config = tiny("llama", **fields)
     batch = random_batch(config)
     params = built(config)[2]
-    raw = logits(tiny("t5_1_0", scale_tied_logits=False), batch)
+    raw = logits(tiny("llama", tied_head=True), batch)
     np.testing.assert_allclose(logits(config, batch), raw / 4, rtol=1e-4, atol=1e-5)  # sqrt(16)
     assert "output_head" not in params
-    capped = logits(tiny("t5_1_0", logits_soft_cap=0.5), batch)
+    capped = logits(tiny("llama", logits_soft_cap=0.5, **fields), batch)
     np.testing.assert_allclose(capped, 0.5 * np.tanh(raw / 4 / 0.5), rtol=1e-4, atol=1e-5)
-    assert jax.tree.structure(params) == jax.tree.structure(built(tiny("t5_1_0", logits_soft_cap=0.5))[2])
+    assert jax.tree.structure(params) == jax.tree.structure(built(tiny("llama", logits_soft_cap=0.5, **fields))[2])

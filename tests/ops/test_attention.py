@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_models import compiled
 
 from t5x_like.ops.attention import attention, attention_scale
 from t5x_like.ops.biases import Alibi, T5Relative
@@ -69,7 +70,7 @@ def test_against_the_definition(mask, key_heads, soft_cap):
     q, k, v = inputs(key_heads)
     mask = masks()[mask]
 
-    @jax.jit
+    @compiled
     def with_every_bias(q, k, v):
         return {
             name: attention(q, k, v, mask=mask, bias=bias, scale=0.4, soft_cap=soft_cap)
@@ -122,7 +123,7 @@ def test_a_query_without_keys_gives_zero_and_no_gradient():
         out = attention(q, k, v, mask=mask, bias=T5Relative(table, True, 12), soft_cap=3.0)
         return jnp.sum(jnp.sin(out + 1.0)), out
 
-    gradients, out = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3), has_aux=True))(q, k, v, bias.table_KH)
+    gradients, out = compiled(jax.grad(total, argnums=(0, 1, 2, 3), has_aux=True))(q, k, v, bias.table_KH)
     np.testing.assert_array_equal(np.asarray(out)[empty], 0.0)
     for gradient in gradients:
         assert np.all(np.isfinite(gradient)) and np.any(gradient != 0)
@@ -137,7 +138,7 @@ def test_gradients_of_grouped_heads_by_differences():
     def total(q, k, v):
         return jnp.sum(attention(q, k, v, mask=mask, soft_cap=2.0) ** 3)
 
-    gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(q, k, v)
+    gradients = compiled(jax.grad(total, argnums=(0, 1, 2)))(q, k, v)
     allowed = pairs(mask)
     numbers = np.random.default_rng(1)
     for place, gradient in enumerate(gradients):
@@ -164,7 +165,7 @@ def test_dropout_keeps_the_mean_and_drops_its_share():
     q, k, _ = inputs(4)
     v = jnp.ones((B, S, 4, N))
     keys = jax.random.split(jax.random.key(0), 200)
-    drop = jax.jit(jax.vmap(lambda key: attention(q, k, v, mask=Full(), dropout_rate=0.4, dropout_key=key)))
+    drop = compiled(jax.vmap(lambda key: attention(q, k, v, mask=Full(), dropout_rate=0.4, dropout_key=key)))
     out = np.asarray(drop(keys))
     assert np.std(out) > 0.1
     assert np.mean(out) == pytest.approx(1.0, abs=0.01)

@@ -1,4 +1,5 @@
-"""T5's relative buckets have their published values, biases expand to what they mean, ALiBi's slopes are the paper's."""
+"""T5's relative buckets have their published values, biases expand to what they mean, ALiBi's slopes are the
+paper's."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_models import compiled
 
 from t5x_like.ops.biases import Alibi, T5Relative, alibi_slopes, relative_buckets
 
@@ -17,9 +19,9 @@ UNIDIRECTIONAL = {5: 0, -1: 1, -15: 15, -16: 16, -18: 16, -19: 17, -21: 18, -31:
 
 
 @pytest.mark.parametrize("bidirectional, golden", [(True, BIDIRECTIONAL), (False, UNIDIRECTIONAL)])
-@pytest.mark.parametrize("compiled", [False, True])
-def test_golden_buckets(bidirectional, golden, compiled):
-    function = jax.jit(relative_buckets, static_argnums=1) if compiled else relative_buckets
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_golden_buckets(bidirectional, golden, wrapped):
+    function = jax.jit(relative_buckets, static_argnums=1) if wrapped else relative_buckets
     got = function(jnp.asarray(list(golden), jnp.int32), bidirectional)
     assert got.dtype == jnp.int32
     assert dict(zip(golden, got.tolist(), strict=True)) == golden
@@ -38,7 +40,7 @@ def test_t5_bias_is_the_table_looked_up_per_pair(bidirectional, offset, queries,
     def ours(table, offset):
         return T5Relative(table, bidirectional, 12).expand(offset, queries, keys)
 
-    @jax.jit
+    @compiled
     def both(table, traced_offset):  # a traced offset is what decoding has
         values = ours(table, offset), ours(table, traced_offset), dense(table)
         return values, [

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_models import compiled
 
 from t5x_like.ops.losses import Head, LossConfig, cross_entropy
 
@@ -57,7 +58,7 @@ def test_value_and_gradients(name, bias):
     def theirs(x, kernel, b):
         return plain(x, kernel, b, targets, weights, Head(kernel, b, **fields), config)
 
-    @jax.jit
+    @compiled
     def everything(*a):
         alone = [ours(*a, chunk) for chunk in chunks]  # without a gradient asked for
         return alone, [jax.value_and_grad(ours, which)(*a, c) for c in chunks], jax.value_and_grad(theirs, which)(*a)
@@ -77,8 +78,8 @@ def test_gradient_follows_what_is_done_with_the_sum():
         sums = cross_entropy(x, Head(kernel, bias), targets, weights)
         return 3.0 * sums.loss / sums.weight
 
-    whole = jax.jit(jax.grad(lambda x: cross_entropy(x, Head(kernel, bias), targets, weights).loss))(x)
-    np.testing.assert_allclose(jax.jit(jax.grad(mean))(x), 3.0 * whole / jnp.sum(weights), rtol=1e-5, atol=1e-7)
+    whole = compiled(jax.grad(lambda x: cross_entropy(x, Head(kernel, bias), targets, weights).loss))(x)
+    np.testing.assert_allclose(compiled(jax.grad(mean))(x), 3.0 * whole / jnp.sum(weights), rtol=1e-5, atol=1e-7)
 
 
 def test_the_other_sums():
@@ -108,9 +109,9 @@ def test_bfloat16_activations(chunk):
     def ours(x, kernel, bias):
         return cross_entropy(x, Head(kernel, bias), targets, weights, config).loss
 
-    got, gradients = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(x, kernel, bias)
+    got, gradients = compiled(jax.value_and_grad(ours, (0, 1, 2)))(x, kernel, bias)
     rounded = kernel.astype(jnp.bfloat16).astype(jnp.float32)
-    wanted, wanted_gradients = jax.jit(
+    wanted, wanted_gradients = compiled(
         jax.value_and_grad(lambda *a: plain(*a, targets, weights, Head(kernel), config), (0, 1, 2))
     )(x.astype(jnp.float32), rounded, bias)
     assert float(got) == pytest.approx(float(wanted), rel=1e-4)  # the sum is float32
@@ -128,7 +129,7 @@ def test_targets_of_weight_zero_do_not_matter(chunk):
     def ours(x, kernel, bias, targets):
         return cross_entropy(x, Head(kernel, bias), targets, weights, LossConfig(z_loss=0.1, chunk=chunk)).loss
 
-    function = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))
+    function = compiled(jax.value_and_grad(ours, (0, 1, 2)))
     wanted, wanted_gradients = function(x, kernel, bias, targets)
     for strange in (0, -1, -100, V, 2**31 - 1):
         got, gradients = function(x, kernel, bias, jnp.where(padding, strange, targets))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from tiny_models import built, logits_function, loss_function, random_batch, relative_error, segments_of, tiny
+from tiny_models import built, compiled, logits_function, loss_function, random_batch, relative_error, segments_of, tiny
 
 from t5x_like.arrays.trees import flatten, unflatten
 from t5x_like.models.config import ModelConfig
@@ -19,7 +19,7 @@ from t5x_like.ops.losses import LossConfig
 torch = pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install torch transformers")
 transformers = pytest.importorskip("transformers", reason="the oracle needs transformers: pip install transformers")
 
-# Hugging Face name, with {} for the layer -> (our paths, joined along the output; whether the last two axes change places)
+# Hugging Face name, with {} for the layer -> (our paths, joined along the output; whether the last two axes swap)
 Table = dict[str, tuple[tuple[str, ...], bool]]
 KEEP, TURN = False, True
 
@@ -294,7 +294,7 @@ def test_t5_gradients_of_every_parameter():
     targets = torch.where(torch.tensor(real), as_torch(batch["targets"]), -100)
     their_loss = torch.nn.functional.cross_entropy(model.eval()(**inputs).logits.flatten(0, 1), targets.flatten())
     their_loss.backward()
-    loss, gradients = jax.jit(jax.value_and_grad(loss_function(config, LossConfig())))(params, batch)
+    loss, gradients = compiled(jax.value_and_grad(loss_function(config, LossConfig())))(params, batch)
     assert float(loss) == pytest.approx(their_loss.item(), abs=1e-5)
     ours = flatten(gradients)
     theirs = {name: p.grad.numpy() for name, p in model.named_parameters()}

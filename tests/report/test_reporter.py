@@ -12,30 +12,10 @@ import pytest
 
 from t5x_like.core.errors import UserError
 from t5x_like.report.config import ReportConfig
-from t5x_like.report.metrics import Sums
 from t5x_like.report.plots import plot_curves, plot_runs, smooth
 from t5x_like.report.writers import Reporter, read_metrics
 
 PLAIN = ReportConfig(tensorboard=False, plots=False)
-
-
-def test_sums_of_unequal_weights_merge_exactly():
-    first, second = Sums({"loss": (6.0, 3.0), "accuracy": (1.0, 4.0)}), Sums()
-    second.add({"loss": (10.0, 1.0)})
-    second.add({"loss": (0.0, 0.0), "empty": (0.0, 0.0)})
-    merged = first + second
-    assert merged.means()["loss"] == 4.0 and merged.means()["accuracy"] == 0.25
-    assert math.isnan(merged.means()["empty"])
-    assert (second + first).totals == merged.totals
-    assert first.means() == {"loss": 2.0, "accuracy": 0.25}  # untouched
-    assert merged and not Sums()
-
-
-def test_long_sums_keep_their_digits():
-    total = Sums()
-    for _ in range(100_000):
-        total.add({"loss": (0.1, 1.0)})
-    assert total.means()["loss"] == pytest.approx(0.1, rel=1e-10)
 
 
 def fill(directory, steps, first_step=0, config=PLAIN):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import built, loss_function, random_batch, relative_error, tiny
+from tiny_models import built, compiled, loss_function, random_batch, relative_error, tiny
 
 from t5x_like.arrays.trees import flatten
 from t5x_like.layers.param import abstract, initialize
@@ -39,7 +39,7 @@ def gradients_on(placement, config, params, batch):
     """(loss, gradients) with arrays placed and activations constrained as training does."""
     function = jax.value_and_grad(loss_function(config, LossConfig(z_loss=1e-3, chunk=4)))
     with use(placement):
-        return jax.jit(function)(params, batch)
+        return compiled(function)(params, batch)
 
 
 @functools.lru_cache(maxsize=8)
@@ -51,8 +51,11 @@ def one_device(family: str):
 
 @pytest.mark.parametrize(
     "family, mesh",
-    [(family, mesh) for family in FAMILIES for mesh in MESHES if family == "t5_1_1" or mesh == "2 x 2 x 2"]
-    + [pytest.param(f, m, marks=pytest.mark.slow) for f in FAMILIES[1:] for m in list(MESHES)[:3]],
+    [
+        pytest.param(family, mesh, marks=() if (family, mesh) == ("t5_1_1", "2 x 2 x 2") else pytest.mark.slow)
+        for family in FAMILIES
+        for mesh in MESHES
+    ],
 )
 def test_every_mesh_gives_what_one_device_gives(family, mesh):
     config, batch, loss, gradients = one_device(family)
@@ -69,16 +72,17 @@ def test_every_mesh_gives_what_one_device_gives(family, mesh):
     assert float(got) == pytest.approx(float(loss), abs=1e-5)
     wanted = flatten(gradients)
     for path, gradient in flatten(got_gradients).items():
-        assert relative_error(gradient, wanted[path]) < 2e-5, path
+        if not path.endswith("key/bias"):  # shifts all scores of a row alike: its gradient is 0 but for rounding
+            assert relative_error(gradient, wanted[path]) < 2e-5, path
 
 
-@pytest.mark.parametrize("mesh", ["fsdp 8", "2 x 2 x 2"])
+@pytest.mark.parametrize("mesh", [pytest.param("fsdp 8", marks=pytest.mark.slow), "2 x 2 x 2"])
 def test_born_sharded_is_born_the_same(mesh):
     config = tiny("t5_1_1")
     specs, key = built(config)[1], jax.random.key(3)
     placement = make_placement(MeshConfig(**MESHES[mesh]))
-    alone = flatten(jax.jit(lambda key: initialize(specs, key))(key))
-    sharded = flatten(jax.jit(lambda key: initialize(specs, key), out_shardings=placement.of(specs))(key))
+    alone = flatten(compiled(lambda key: initialize(specs, key))(key))
+    sharded = flatten(compiled(lambda key: initialize(specs, key), out_shardings=placement.of(specs))(key))
     for path, wanted in alone.items():
         assert np.asarray(sharded[path]).tobytes() == np.asarray(wanted).tobytes(), path
     split = [path for path, array in sharded.items() if not array.sharding.is_fully_replicated]
@@ -90,21 +94,26 @@ def test_born_sharded_is_born_the_same(mesh):
 
 
 def test_initial_values_follow_their_declarations():
-    config = tiny("t5_1_1", d_model=64, d_ff=96, vocab_size=200)
-    specs = flatten(built(config)[1])
-    values = flatten(jax.jit(lambda key: initialize(built(config)[1], key))(jax.random.key(0)))
+    specs = built(tiny("t5_1_1", d_model=64, d_ff=96, vocab_size=200))[1]
+    encoder, decoder = specs["encoder"]["layers"], specs["decoder"]["layers"]
+    few = {
+        "encoder": {
+            "layers": {"attention": {"inner": {n: encoder["attention"]["inner"][n] for n in ("query", "key")}}},
+            "final_norm": specs["encoder"]["final_norm"],
+        },
+        "decoder": {"layers": {"feed_forward": {"inner": {"down": decoder["feed_forward"]["inner"]["down"]}}}},
+        "token_embedding": specs["token_embedding"],
+    }
+    values = flatten(initialize(few, jax.random.key(0)))
     table = np.asarray(values["token_embedding/table"])
     assert np.std(table) == pytest.approx(1.0, rel=0.03)
     query = np.asarray(values["encoder/layers/attention/inner/query/kernel"])
-    assert np.std(query) == pytest.approx((64 * config.head_dim) ** -0.5, rel=0.05)  # T5 divides here, not the scores
+    assert np.std(query) == pytest.approx((64 * 8) ** -0.5, rel=0.05)  # T5 divides here, not the scores
     assert np.std(values["encoder/layers/attention/inner/key/kernel"]) == pytest.approx(64**-0.5, rel=0.05)
     down = np.asarray(values["decoder/layers/feed_forward/inner/down/kernel"])
     assert np.std(down) == pytest.approx(96**-0.5, rel=0.05)
     assert abs(np.corrcoef(down[0].ravel(), down[1].ravel())[0, 1]) < 0.05  # layers draw apart
     assert np.all(np.asarray(values["encoder/final_norm/scale"]) == 1.0)
     assert {a.dtype for a in values.values()} == {jnp.dtype("float32")}
-    # adding a parameter changes no other
-    fewer = {"encoder": {"final_norm": built(config)[1]["encoder"]["final_norm"]}, "token_embedding": {
-        "table": specs["token_embedding/table"]}}  # fmt: skip
-    again = flatten(initialize(fewer, jax.random.key(0)))
-    np.testing.assert_array_equal(again["token_embedding/table"], table)
+    again = flatten(initialize({"token_embedding": few["token_embedding"]}, jax.random.key(0)))
+    np.testing.assert_array_equal(again["token_embedding/table"], table)  # whatever else is drawn

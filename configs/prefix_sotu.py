@@ -1,0 +1,37 @@
+"""A decoder as a prefix LM on the State of the Union addresses: it reads the start of a passage in both directions.
+
+    t5x-like train prefix_sotu
+
+The same blocks as ``gpt_sotu``, with ALiBi instead of rotary positions; the loss is on what follows the prefix.
+"""
+
+from t5x_like.input_pipeline.config import DataConfig
+from t5x_like.input_pipeline.recipes import recipe
+from t5x_like.models.families import llama
+from t5x_like.objectives import PrefixLM
+from t5x_like.optim.config import AdamW, Schedule
+from t5x_like.train.config import Run, TrainConfig
+
+
+def run() -> Run:
+    steps = 1000
+    return Run(
+        name="prefix_sotu",
+        model=llama(
+            vocab_size=4096,
+            d_model=128,
+            d_ff=384,
+            heads=4,
+            kv_heads=0,
+            head_dim=32,
+            decoder_layers=4,
+            positions="alibi",
+            scan_layers=False,
+        ),
+        objective=PrefixLM(),
+        data=DataConfig(recipe("../data/sotu.py", vocab_size=4096), input_length=128),
+        optimizer=AdamW(
+            learning_rate=4e-3, weight_decay=0.05, clip_norm=1.0, schedule=Schedule("cosine", warmup=100, end=0.1)
+        ),
+        train=TrainConfig(steps=steps, batch_size=16, evaluate_every=steps // 4, evaluate_batches=40),
+    )

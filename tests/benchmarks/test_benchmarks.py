@@ -1,0 +1,37 @@
+"""The benchmarks run and write what they promise; their figures are not judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
+
+
+@pytest.mark.slow
+def test_the_step_benchmark_shows_agreement_and_writes_every_point(tmp_path):
+    file = tmp_path / "points.json"
+    command = [sys.executable, str(BENCHMARKS / "step.py"), "--smoke", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "plain unrolled" in done.stdout and "ours unrolled" in done.stdout
+    points = json.loads(file.read_text())
+    assert all(set(point) == {"point", "figure", "goal", "met"} for point in points)
+    assert all(isinstance(point["figure"], float) for point in points)
+    assert all((point["goal"] is None) == (point["met"] is None) for point in points)
+    by_name = {point["point"]: point for point in points}
+    # That both compute the same thing does not hang on the machine; that ours is fast does.
+    for steps in ("the first step", "5 steps"):
+        assert by_name[f"loss of {steps}, |ours - plain|"]["met"]
+    assert by_name["tokens/s, ours / plain, unrolled"]["goal"] == ">= 1.6"
+
+
+@pytest.mark.parametrize("script", ["step.py", "install.py", "all.py"])
+def test_every_benchmark_says_how_it_is_run(script):
+    command = [sys.executable, str(BENCHMARKS / script), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--json" in done.stdout

@@ -1,0 +1,169 @@
+"""The loop alone, with a step that only records: in which order it dispatches and reads, and what it does when a step
+was not finite or somebody asks it to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+from tiny_runs import tiny_run
+
+from t5x_like.train.loop import Loop, NotFinite
+
+
+class Metric:
+    """A scalar on a device: whoever makes a number of it waits for its step."""
+
+    def __init__(self, step: int, value: float, events: list):
+        self.step, self.value, self.events = step, value, events
+
+    def __float__(self) -> float:
+        if self.events[-1] != ("read", self.step):
+            self.events.append(("read", self.step))
+        return self.value
+
+
+@dataclasses.dataclass
+class Recorder:
+    """Everything that a loop calls, as lines of one record."""
+
+    every: int = 0  # steps between checkpoints
+    bad: int = 0  # the step that is not finite
+    stop_after: int = 10**9
+    events: list = dataclasses.field(default_factory=list)
+    logged: list = dataclasses.field(default_factory=list)
+    exit_code: int = 75
+
+    def step(self, state, batch):
+        number = batch + 1
+        self.events.append(("dispatch", number))
+        values = dict(loss=6.0, nll=4.0, z_loss=0.0, correct=1.0, weight=2.0, gradient_norm=1.0, learning_rate=0.1)
+        values["finite"] = float(number != self.bad)
+        halted = state["halted"] | (number == self.bad)
+        return {"step": number, "halted": halted}, {k: Metric(number, v, self.events) for k, v in values.items()}
+
+    # checkpoints
+    def due(self, step):
+        return bool(self.every) and step % self.every == 0
+
+    def save(self, step, state, metadata):
+        self.events.append(("save", step))
+        self.saved = state, metadata
+
+    def check(self):
+        self.events.append(("check", 0))
+
+    def wait(self):
+        self.events.append(("wait", 0))
+
+    def latest(self):
+        return None
+
+    # stop
+    def wanted(self, step):
+        return step >= self.stop_after
+
+    # reporter
+    def log(self, step, row):
+        self.logged.append((step, row))
+
+    def evaluate(self, params):
+        self.events.append(("evaluate", 0))
+        return {"loss": 1.0, "perplexity": 2.7, "accuracy": 0.5}
+
+
+class Silent:
+    """A console and a clock that do nothing."""
+
+    def __getattr__(self, name):
+        return lambda *arguments: None
+
+    def doing(self, activity):
+        return contextlib.nullcontext()
+
+
+def loop_of(recorder: Recorder, steps: int, evaluate_every: int = 0) -> Loop:
+    run = tiny_run("llama", f"train.steps={steps}", f"train.evaluate_every={evaluate_every}")
+
+    class EveryStep:
+        log, due = staticmethod(recorder.log), staticmethod(lambda step: True)
+
+    return Loop(
+        run=run, step=recorder.step, evaluate=recorder.evaluate, checkpoints=recorder, reporter=EveryStep(),
+        console=Silent(), clock=Silent(), stop=recorder, metadata=lambda step: {"data": step}, tokens_per_step=10,
+        flops_per_step=1.0, peak_flops=None, utilization_of="MFU",
+    )  # fmt: skip
+
+
+def run(recorder: Recorder, steps: int, first: int = 0, evaluate_every: int = 0):
+    """(state, updates made); batch n is the number n."""
+    state = {"params": None, "step": first, "halted": jnp.zeros((), bool)}
+    return loop_of(recorder, steps, evaluate_every)(state, first, iter(range(first, 100)))
+
+
+def moves(recorder: Recorder, *kinds: str) -> list:
+    return [event for event in recorder.events if event[0] in kinds]
+
+
+def test_metrics_of_a_step_are_read_only_after_the_next_was_dispatched():
+    recorder = Recorder()
+    _, done = run(recorder, 5)
+    assert done == 5
+    assert moves(recorder, "dispatch", "read") == [
+        ("dispatch", 1), ("dispatch", 2), ("read", 1), ("dispatch", 3), ("read", 2), ("dispatch", 4), ("read", 3),
+        ("dispatch", 5), ("read", 4), ("read", 5),
+    ]  # fmt: skip
+    assert len(moves(recorder, "check")) == 5  # a failed save is told of at the next step
+    trained = [(step, row["train/loss"]) for step, row in recorder.logged if "train/loss" in row]
+    assert trained == [(step, 3.0) for step in range(1, 6)]  # a sum of 6 over a weight of 2
+
+
+def test_what_is_saved_and_measured_when():
+    recorder = Recorder(every=2)
+    run(recorder, 6, first=1, evaluate_every=3)
+    assert moves(recorder, "dispatch", "save", "evaluate") == [
+        ("dispatch", 2), ("save", 2), ("dispatch", 3), ("evaluate", 0), ("dispatch", 4), ("save", 4), ("dispatch", 5),
+        ("dispatch", 6), ("save", 6), ("evaluate", 0),
+    ]  # fmt: skip
+    assert recorder.events[-1] == ("wait", 0)  # nothing is left half written
+    assert recorder.saved[1] == {"data": 6}
+    assert [step for step, row in recorder.logged if "held_out/loss" in row] == [3, 6]
+
+
+@pytest.mark.parametrize("every, evaluate_every", [(0, 0), (5, 0), (6, 0), (0, 5), (0, 6), (1, 1)])
+def test_a_step_that_is_not_finite_is_named_and_the_state_before_it_saved(every, evaluate_every):
+    recorder = Recorder(every=every, bad=5)
+    with pytest.raises(NotFinite) as raised:
+        run(recorder, 9, evaluate_every=evaluate_every)
+    assert raised.value.step == 5 and str(raised.value).startswith("step 5: ")
+    assert moves(recorder, "dispatch")[-1][1] <= 6  # the loop learns of it one step later
+    assert moves(recorder, "save")[-1] == ("save", 4)
+    assert recorder.saved[1] == {"data": 4}
+    assert not recorder.saved[0]["halted"]  # ready to go on
+    assert recorder.events[-1] == ("wait", 0)
+    assert {step for step, row in recorder.logged if "train/loss" in row} == {1, 2, 3, 4}
+    assert all(step < 5 for step, _ in recorder.logged)
+
+
+def test_the_last_step_may_be_the_bad_one():
+    recorder = Recorder(bad=5)
+    with pytest.raises(NotFinite, match="step 5"):
+        run(recorder, 5)
+    assert moves(recorder, "save", "evaluate") == [("save", 4)]
+
+
+def test_asked_to_stop_it_saves_where_it_is_and_does_not_measure():
+    recorder = Recorder(stop_after=3)
+    _, done = run(recorder, 9)
+    assert done == 3
+    assert moves(recorder, "dispatch", "read")[-3:] == [("dispatch", 3), ("read", 2), ("read", 3)]
+    assert moves(recorder, "save", "evaluate") == [("save", 3)]
+
+
+def test_with_nothing_held_out_it_measures_nothing():
+    recorder = Recorder()
+    recorder.evaluate = lambda params: {}
+    _, done = run(recorder, 2, evaluate_every=1)
+    assert done == 2 and not any("held_out" in name for _, row in recorder.logged for name in row)
