@@ -24,6 +24,10 @@ from t5x_like.train.config import Run, TrainConfig
 from t5x_like.train.feed import local_share, to_devices
 from t5x_like.train.state import make_setup
 
+# Positions whose logits are in memory at a time. On a CPU 64 take 5 % fewer CPU seconds per step than all 256, because
+# 8 x 64 x 8192 floats stay in the cache from the projection to its gradient.
+LOGITS_CHUNK = 64
+
 # Our names of the plain program's parameters; ours have the heads joined, and the head as [vocabulary, width].
 LAYER_PATHS = {
     "query": "attention/inner/query/kernel",
@@ -55,7 +59,7 @@ def run(sizes: Sizes, scan: bool) -> Run:
             eps=decoder_sizes.EPSILON, weight_decay=decoder_sizes.WEIGHT_DECAY, clip_norm=decoder_sizes.CLIP_NORM,
             no_decay=(),
         ),
-        train=TrainConfig(steps=1_000_000, batch_size=sizes.batch, z_loss=0.0),
+        train=TrainConfig(steps=1_000_000, batch_size=sizes.batch, z_loss=0.0, logits_chunk=LOGITS_CHUNK),
     )  # fmt: skip
 
 

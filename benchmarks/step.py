@@ -131,6 +131,7 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--forms", nargs="+", choices=tuple(OURS), default=list(OURS), help="of the JAX programs")
     parser.add_argument("--torch", action="store_true", help="also PyTorch, if it is installed (the extra 'bench')")
     parser.add_argument("--wide", action="store_true", help="also ours unrolled with 512-bit vectors")
     parser.add_argument("--starts", type=int, default=3, metavar="N", help="times each process is started")
@@ -141,13 +142,15 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if min(options.starts, options.rounds, options.steps) < 1:
         parser.error("--starts, --rounds and --steps are whole numbers from 1")
+    if (options.torch or options.wide) and "unrolled" not in options.forms:
+        parser.error("--torch and --wide are compared with ours unrolled: leave 'unrolled' among --forms")
     if options.smoke:
         options.starts, options.rounds, options.steps = 1, 1, 1
     return options
 
 
 def contenders(options: argparse.Namespace) -> list[Kind]:
-    kinds = [PLAIN["scanned"], OURS["scanned"], PLAIN["unrolled"], OURS["unrolled"]]
+    kinds = [of[form] for form in dict.fromkeys(options.forms) for of in (PLAIN, OURS)]
     if options.wide:
         kinds.append(WIDE)
     if options.torch and importlib.util.find_spec("torch") is None:
@@ -183,7 +186,7 @@ def agreement(losses: dict[str, list[float]]) -> list[Point]:
     show(("contender", *(f"step {i + 1}" for i in range(len(reference)))),
          [(name, *(f"{value:.6f}" for value in values)) for name, values in losses.items()])  # fmt: skip
     apart = {name: [abs(a - b) for a, b in zip(values, reference, strict=True)] for name, values in losses.items()}
-    ours = [apart[kind.name] for kind in OURS.values()]
+    ours = [apart[kind.name] for kind in OURS.values() if kind.name in apart]
     points = [
         at_most("loss of the first step, |ours - plain|", max(a[0] for a in ours), 1e-5),
         at_most(f"loss of {AGREEMENT_STEPS} steps, |ours - plain|", max(max(a) for a in ours), 1e-4),
@@ -231,7 +234,7 @@ def compare(
         return memory[one.name][what] / memory[other.name][what]
 
     points = []
-    for form, ours in OURS.items():
+    for form, ours in ((form, kind) for form, kind in OURS.items() if kind in kinds):
         plain = PLAIN[form]
         speed = f"tokens/s, ours / plain, {form}"
         figure = 1 / ratio(rounds, ours, plain, "seconds")

@@ -127,7 +127,8 @@ def _inspect_data(run, options: argparse.Namespace) -> int:
     count = tokens_in(batch)
     print(
         f"step {step:,}, epoch {data.train.epoch_of(step):.3f}: {run.train.batch_size} rows, "
-        f"{count.tokens:,} tokens in {count.slots:,} places ({count.tokens / count.slots:.1%} full), {count.loss_tokens:,} targets"
+        f"{count.tokens:,} tokens in {count.slots:,} places ({count.tokens / count.slots:.1%} full), "
+        f"{count.loss_tokens:,} targets"
     )
     for row in range(min(options.rows, run.train.batch_size)):
         print(f"\nrow {row}\n{describe(batch, row, data.tokenizer)}")

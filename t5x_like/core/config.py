@@ -168,6 +168,8 @@ def _structure_dataclass(hint: type, value: Any, where: str) -> Any:
         value = {}
     if not isinstance(value, dict):
         raise UserError(where, f"got {value!r}", f"the fields of {hint.__name__}")
+    if value.get(TYPE_KEY, hint.__name__) != hint.__name__:
+        raise UserError(where, f"got {value[TYPE_KEY]!r}", hint.__name__)
     hints = typing.get_type_hints(hint)
     known = [f.name for f in dataclasses.fields(hint) if f.init]
     prefix = f"{where}." if where else ""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Sharding
 
 from t5x_like.arrays.keys import named
 from t5x_like.arrays.spec import Initializer, ParamSpec
@@ -26,28 +30,52 @@ def declare(module: nnx.Module) -> tuple[nnx.GraphDef, Tree]:
     return graphdef, nnx.to_pure_dict(state)
 
 
-def draw(spec: ParamSpec, key: jax.Array) -> jax.Array:
+class Draw(NamedTuple):
+    """What of a spec decides how its values are computed, their scale aside."""
+
+    kind: str
+    shape: tuple[int, ...]
+    stacked: bool
+    dtype: str
+
+    @classmethod
+    def of(cls, spec: ParamSpec) -> Draw:
+        return cls(spec.init.kind, spec.shape, spec.stacked, spec.dtype)
+
+
+def draw(how: Draw, key: jax.Array, scale: float | jax.Array) -> jax.Array:
     """The initial value of one parameter. Stacked layers each draw from a key of their own."""
-    if spec.stacked:
-        one = ParamSpec(spec.shape[1:], spec.axes[1:], spec.init, spec.dtype)
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(spec.shape[0]))
-        return jax.vmap(lambda k: draw(one, k))(keys)
-    kind, scale, dtype = spec.init.kind, spec.init.scale, jnp.dtype(spec.dtype)
-    if kind == "constant":
-        return jnp.full(spec.shape, scale, dtype)
-    if kind == "normal":
-        return (jax.random.normal(key, spec.shape, jnp.float32) * scale).astype(dtype)
-    # Cut at 2 standard deviations of the normal before cutting, then widened so that ``scale`` is what remains.
-    cut = jax.random.truncated_normal(key, -2.0, 2.0, spec.shape, jnp.float32)
-    return (cut * (scale / 0.87962566103423978)).astype(dtype)
+    if how.kind == "constant":
+        return jnp.full(how.shape, scale, how.dtype)
+    if how.stacked:
+        one = how._replace(shape=how.shape[1:], stacked=False)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(how.shape[0]))
+        return jax.vmap(lambda k: draw(one, k, scale))(keys)
+    if how.kind == "normal":
+        values = jax.random.normal(key, how.shape, jnp.float32)
+    else:  # cut at 2 standard deviations of the normal before cutting, then widened so that ``scale`` is what remains
+        values = jax.random.truncated_normal(key, -2.0, 2.0, how.shape, jnp.float32) / 0.87962566103423978
+    return (values * scale).astype(how.dtype)
 
 
-def initialize(specs: Tree, key: jax.Array) -> Tree:
+def initialize(specs: Tree, key: jax.Array, shardings: Tree | None = None) -> Tree:
     """Arrays for all specs. Each parameter's key comes from its path, so that adding one changes no other.
 
-    Called under ``jax.jit`` with output shardings, parameters are born sharded.
+    With ``shardings`` parameters are born sharded: each device computes the part that it keeps. Parameters of one shape
+    and placement share a compiled function, since compiling one for the whole model takes longer than its train step.
     """
-    return map_named(lambda path, spec: draw(spec, named(key, path)), specs)
+    if shardings is None:
+        return map_named(lambda path, spec: draw(Draw.of(spec), named(key, path), spec.init.scale), specs)
+
+    def place(path: str, spec: ParamSpec, sharding: Sharding) -> jax.Array:
+        return _drawer(Draw.of(spec), sharding)(named(key, path), jnp.float32(spec.init.scale))
+
+    return map_named(place, specs, shardings)
+
+
+@functools.lru_cache(maxsize=256)
+def _drawer(how: Draw, sharding: Sharding) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    return jax.jit(functools.partial(draw, how), out_shardings=sharding)
 
 
 def abstract(specs: Tree, shardings: Tree | None = None) -> Tree:

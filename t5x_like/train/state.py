@@ -56,18 +56,18 @@ class Setup:
 
     def initial_state(self, placement: Placement, seed: int) -> State:
         """The state before the first update; every array is computed on the devices that keep it."""
-        shardings = jax.tree.map(lambda a: a.sharding, self.abstract_state(placement))
+        template = self.abstract_state(placement)
+        shardings = jax.tree.map(lambda a: a.sharding, template)
+        params = initialize(self.specs, named(jax.random.key(seed), "params"), shardings.pop("params"))
 
-        def make(key: jax.Array) -> State:
-            params = initialize(self.specs, named(key, "params"))
+        def zeros() -> State:
             return {
-                "params": params,
-                "optimizer": self.parts.optimizer.init(params),
+                "optimizer": self.parts.optimizer.init(template["params"]),
                 "step": jnp.zeros((), jnp.int32),
                 "halted": jnp.zeros((), jnp.bool_),
             }
 
-        return jax.jit(make, out_shardings=shardings)(jax.random.key(seed))
+        return {"params": params, **jax.jit(zeros, out_shardings=shardings)()}
 
 
 def make_setup(run: Run) -> Setup:

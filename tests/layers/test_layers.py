@@ -19,7 +19,7 @@ from t5x_like.layers.embedding import OutputTransform, Table
 from t5x_like.layers.feed_forward import FeedForward
 from t5x_like.layers.linear import Linear
 from t5x_like.layers.norms import LayerNorm, RMSNorm
-from t5x_like.layers.param import ZEROS, declare, draw
+from t5x_like.layers.param import ZEROS, Draw, declare, draw
 from t5x_like.layers.positions import rotate, rotation, sinusoids
 from t5x_like.ops.masks import Full
 
@@ -160,10 +160,10 @@ def test_dropout():
 @pytest.mark.parametrize("kind", ["normal", "truncated_normal"])
 def test_draws_have_the_declared_deviation(kind):
     spec = ParamSpec((3, 100, 50), ("layers", None, None), Initializer(kind, 0.2))
-    got = np.asarray(draw(spec, jax.random.key(0)))
+    got = np.asarray(draw(Draw.of(spec), jax.random.key(0), spec.init.scale))
     assert got.std() == pytest.approx(0.2, rel=0.02) and abs(got.mean()) < 0.01
     if kind == "truncated_normal":
         assert np.abs(got).max() <= 0.2 / 0.8796 * 2 * 1.001
     assert np.abs(got[0] - got[1]).max() > 0.1
-    constant = draw(ParamSpec((4,), (None,), ZEROS, "bfloat16"), jax.random.key(0))
+    constant = draw(Draw.of(ParamSpec((4,), (None,), ZEROS, "bfloat16")), jax.random.key(0), 0.0)
     assert constant.dtype == jnp.bfloat16 and not np.any(np.asarray(constant, np.float32))

@@ -1,6 +1,6 @@
 """With the same random weights, our models give the logits of Hugging Face's ``transformers``, and T5's gradients too.
 
-The tables below say where every parameter goes; a test fails if a parameter on either side is left out. Lengths are odd
+The tables of ``convert.hugging_face`` say where every parameter goes; a test fails if a parameter on either side is left
 and differ, rows are padded on the right, and only positions that are not padding are compared.
 """
 
@@ -12,6 +12,8 @@ import pytest
 from tiny_models import built, compiled, logits_function, loss_function, random_batch, relative_error, segments_of, tiny
 
 from t5x_like.arrays.trees import flatten, unflatten
+from t5x_like.convert.hugging_face import from_hugging_face, name_table, to_hugging_face
+from t5x_like.core.errors import UserError
 from t5x_like.models.config import ModelConfig
 from t5x_like.ops.biases import relative_buckets
 from t5x_like.ops.losses import LossConfig
@@ -19,142 +21,26 @@ from t5x_like.ops.losses import LossConfig
 torch = pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install torch transformers")
 transformers = pytest.importorskip("transformers", reason="the oracle needs transformers: pip install transformers")
 
-# Hugging Face name, with {} for the layer -> (our paths, joined along the output; whether the last two axes swap)
-Table = dict[str, tuple[tuple[str, ...], bool]]
-KEEP, TURN = False, True
 
-
-def one(path: str, turn: bool = KEEP) -> tuple[tuple[str, ...], bool]:
-    return (path,), turn
-
-
-def t5_table(config: ModelConfig) -> Table:
-    table: Table = {"shared.weight": one("token_embedding/table")}
-    for side, attentions, last in (("encoder", [("attention", "SelfAttention")], 1),
-                                   ("decoder", [("attention", "SelfAttention"),
-                                                ("cross_attention", "EncDecAttention")], 2)):  # fmt: skip
-        for place, (ours, theirs) in enumerate(attentions):
-            for letter, name in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out")):
-                table[f"{side}.block.{{}}.layer.{place}.{theirs}.{letter}.weight"] = one(
-                    f"{side}/layers/{ours}/inner/{name}/kernel", TURN
-                )
-            table[f"{side}.block.{{}}.layer.{place}.layer_norm.weight"] = one(f"{side}/layers/{ours}/norm/scale")
-        dense = f"{side}.block.{{}}.layer.{last}.DenseReluDense"
-        for theirs, ours in (("wi_0", "gate"), ("wi_1", "up")) if config.gated else (("wi", "up"),):
-            table[f"{dense}.{theirs}.weight"] = one(f"{side}/layers/feed_forward/inner/{ours}/kernel", TURN)
-        table[f"{dense}.wo.weight"] = one(f"{side}/layers/feed_forward/inner/down/kernel", TURN)
-        table[f"{side}.block.{{}}.layer.{last}.layer_norm.weight"] = one(f"{side}/layers/feed_forward/norm/scale")
-        bias = "layer.0.SelfAttention.relative_attention_bias.weight"
-        if config.bias_per_layer:
-            table[f"{side}.block.{{}}.{bias}"] = one(f"{side}/layers/position_bias")
-        else:
-            table[f"{side}.block.0.{bias}"] = one(f"{side}/position_bias")
-        table[f"{side}.final_layer_norm.weight"] = one(f"{side}/final_norm/scale")
-    if not config.tied_head:
-        table["lm_head.weight"] = one("output_head/kernel")
-    return table
-
-
-GPT2_TABLE: Table = {
-    "transformer.wte.weight": one("token_embedding/table"),
-    "transformer.wpe.weight": one("decoder_positions/table"),
-    "transformer.h.{}.ln_1.weight": one("decoder/layers/attention/norm/scale"),
-    "transformer.h.{}.ln_1.bias": one("decoder/layers/attention/norm/bias"),
-    **{
-        f"transformer.h.{{}}.attn.c_attn.{theirs}": (
-            tuple(f"decoder/layers/attention/inner/{name}/{ours}" for name in ("query", "key", "value")),
-            KEEP,  # GPT-2's Conv1D is [in, out], as ours
-        )
-        for theirs, ours in (("weight", "kernel"), ("bias", "bias"))
-    },
-    "transformer.h.{}.attn.c_proj.weight": one("decoder/layers/attention/inner/out/kernel"),
-    "transformer.h.{}.attn.c_proj.bias": one("decoder/layers/attention/inner/out/bias"),
-    "transformer.h.{}.ln_2.weight": one("decoder/layers/feed_forward/norm/scale"),
-    "transformer.h.{}.ln_2.bias": one("decoder/layers/feed_forward/norm/bias"),
-    "transformer.h.{}.mlp.c_fc.weight": one("decoder/layers/feed_forward/inner/up/kernel"),
-    "transformer.h.{}.mlp.c_fc.bias": one("decoder/layers/feed_forward/inner/up/bias"),
-    "transformer.h.{}.mlp.c_proj.weight": one("decoder/layers/feed_forward/inner/down/kernel"),
-    "transformer.h.{}.mlp.c_proj.bias": one("decoder/layers/feed_forward/inner/down/bias"),
-    "transformer.ln_f.weight": one("decoder/final_norm/scale"),
-    "transformer.ln_f.bias": one("decoder/final_norm/bias"),
-}
-
-LLAMA_TABLE: Table = {
-    "model.embed_tokens.weight": one("token_embedding/table"),
-    "model.layers.{}.input_layernorm.weight": one("decoder/layers/attention/norm/scale"),
-    "model.layers.{}.self_attn.q_proj.weight": one("decoder/layers/attention/inner/query/kernel", TURN),
-    "model.layers.{}.self_attn.k_proj.weight": one("decoder/layers/attention/inner/key/kernel", TURN),
-    "model.layers.{}.self_attn.v_proj.weight": one("decoder/layers/attention/inner/value/kernel", TURN),
-    "model.layers.{}.self_attn.o_proj.weight": one("decoder/layers/attention/inner/out/kernel", TURN),
-    "model.layers.{}.post_attention_layernorm.weight": one("decoder/layers/feed_forward/norm/scale"),
-    "model.layers.{}.mlp.gate_proj.weight": one("decoder/layers/feed_forward/inner/gate/kernel", TURN),
-    "model.layers.{}.mlp.up_proj.weight": one("decoder/layers/feed_forward/inner/up/kernel", TURN),
-    "model.layers.{}.mlp.down_proj.weight": one("decoder/layers/feed_forward/inner/down/kernel", TURN),
-    "model.norm.weight": one("decoder/final_norm/scale"),
-    "lm_head.weight": one("output_head/kernel"),
-}
-
-_BERT_LAYER = "bert.encoder.layer.{}"
-BERT_TABLE: Table = {
-    "bert.embeddings.word_embeddings.weight": one("token_embedding/table"),
-    "bert.embeddings.position_embeddings.weight": one("encoder_positions/table"),
-    "bert.embeddings.token_type_embeddings.weight": one("type_embedding/table"),
-    "bert.embeddings.LayerNorm.weight": one("embedding_norm/scale"),
-    "bert.embeddings.LayerNorm.bias": one("embedding_norm/bias"),
-    **{
-        f"{_BERT_LAYER}.{theirs}.{kind}": one(f"encoder/layers/{ours}/{our_kind}", kind == "weight")
-        for theirs, ours in (
-            ("attention.self.query", "attention/inner/query"),
-            ("attention.self.key", "attention/inner/key"),
-            ("attention.self.value", "attention/inner/value"),
-            ("attention.output.dense", "attention/inner/out"),
-            ("intermediate.dense", "feed_forward/inner/up"),
-            ("output.dense", "feed_forward/inner/down"),
-        )
-        for kind, our_kind in (("weight", "kernel"), ("bias", "bias"))
-    },
-    f"{_BERT_LAYER}.attention.output.LayerNorm.weight": one("encoder/layers/attention/norm/scale"),
-    f"{_BERT_LAYER}.attention.output.LayerNorm.bias": one("encoder/layers/attention/norm/bias"),
-    f"{_BERT_LAYER}.output.LayerNorm.weight": one("encoder/layers/feed_forward/norm/scale"),
-    f"{_BERT_LAYER}.output.LayerNorm.bias": one("encoder/layers/feed_forward/norm/bias"),
-    "cls.predictions.transform.dense.weight": one("output_transform/linear/kernel", TURN),
-    "cls.predictions.transform.dense.bias": one("output_transform/linear/bias"),
-    "cls.predictions.transform.LayerNorm.weight": one("output_transform/norm/scale"),
-    "cls.predictions.transform.LayerNorm.bias": one("output_transform/norm/bias"),
-    "cls.predictions.bias": one("output_head/bias"),
-}
-
-
-def copy_weights(model, table: Table, params, config: ModelConfig) -> None:
+def copy_weights(model, params, config: ModelConfig) -> None:
     """Writes our parameters into the oracle. Fails unless every parameter of both sides is used."""
-    leaves = flatten(params)
     theirs = dict(model.named_parameters())  # tied parameters come once
-    layers = {"encoder": config.encoder_layers, "decoder": config.decoder_layers}
-    written, used = set(), set()
-    for name, (paths, turned) in table.items():
-        count = layers[paths[0].split("/")[0]] if "{}" in name else 1
-        for layer in range(count):
-            parts = [np.asarray(leaves[path]) for path in paths]
-            value = np.concatenate([p[layer] for p in parts] if "{}" in name else parts, axis=-1)
-            value = value.T if turned else value
-            target = theirs[name.format(layer)]
-            assert tuple(target.shape) == value.shape, name
-            with torch.no_grad():
-                target.copy_(torch.tensor(value))
-            written.add(name.format(layer))
-        used.update(paths)
-    assert written == set(theirs)
-    assert used == set(leaves)
+    ours = to_hugging_face(config, params)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert tuple(theirs[name].shape) == value.shape, name
+        with torch.no_grad():
+            theirs[name].copy_(torch.tensor(value))
 
 
 def as_torch(array):
     return torch.tensor(np.asarray(array), dtype=torch.long)
 
 
-def compare_logits(config: ModelConfig, model, table: Table, batch, inputs: dict) -> None:
+def compare_logits(config: ModelConfig, model, batch, inputs: dict) -> None:
     """Our logits and the oracle's within 1e-4 wherever there is a token."""
     params = built(config)[2]
-    copy_weights(model, table, params, config)
+    copy_weights(model, params, config)
     with torch.no_grad():
         theirs = model.eval()(**inputs).logits.numpy()
     ours = np.asarray(logits_function(config)(params, batch))
@@ -206,7 +92,7 @@ def make_t5(family: str):
 def test_t5_logits(family):
     config, model, batch, inputs = make_t5(family)
     assert config.heads * config.head_dim != config.d_model
-    compare_logits(config, model, t5_table(config), batch, inputs)
+    compare_logits(config, model, batch, inputs)
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
@@ -235,7 +121,7 @@ def test_gpt2_logits():
     )
     batch = random_batch(config, rows=3, decoder=21)
     inputs = dict(input_ids=as_torch(batch["decoder_tokens"]), attention_mask=as_torch(batch["decoder_segments"]))
-    compare_logits(config, model, GPT2_TABLE, batch, inputs)
+    compare_logits(config, model, batch, inputs)
 
 
 def test_llama_logits_with_grouped_heads():
@@ -257,7 +143,7 @@ def test_llama_logits_with_grouped_heads():
     )
     batch = random_batch(config, rows=3, decoder=21)
     inputs = dict(input_ids=as_torch(batch["decoder_tokens"]), attention_mask=as_torch(batch["decoder_segments"]))
-    compare_logits(config, model, LLAMA_TABLE, batch, inputs)
+    compare_logits(config, model, batch, inputs)
 
 
 def test_bert_logits():
@@ -281,14 +167,14 @@ def test_bert_logits():
         attention_mask=as_torch(batch["encoder_segments"]),
         token_type_ids=as_torch(batch["encoder_types"]),
     )
-    compare_logits(config, model, BERT_TABLE, batch, inputs)
+    compare_logits(config, model, batch, inputs)
 
 
 def test_t5_gradients_of_every_parameter():
     """The gradient of the mean cross-entropy, our fused one against PyTorch's autograd, within 1e-4 of its largest."""
     config, model, batch, inputs = make_t5("t5_1_1")
-    params, table = built(config)[2], t5_table(config)
-    copy_weights(model, table, params, config)
+    params, table = built(config)[2], name_table(config)
+    copy_weights(model, params, config)
     real = np.asarray(batch["decoder_segments"]) != 0
     batch = batch | {"weights": real.astype(np.float32)}
     targets = torch.where(torch.tensor(real), as_torch(batch["targets"]), -100)
@@ -298,12 +184,35 @@ def test_t5_gradients_of_every_parameter():
     assert float(loss) == pytest.approx(their_loss.item(), abs=1e-5)
     ours = flatten(gradients)
     theirs = {name: p.grad.numpy() for name, p in model.named_parameters()}
-    for name, ((path,), turned) in table.items():
+    for name, entry in table.items():
+        (path,) = entry.paths
         stacked = "{}" in name
         layers = config.encoder_layers if path.startswith("encoder") else config.decoder_layers
         for layer in range(layers if stacked else 1):
             wanted = theirs[name.format(layer)]
             got = np.asarray(ours[path][layer] if stacked else ours[path])
             assert np.abs(wanted).max() > 0, name
-            assert relative_error(got, wanted.T if turned else wanted) < 1e-4, name.format(layer)
+            assert relative_error(got, wanted.T if entry.turned else wanted) < 1e-4, name.format(layer)
     assert unflatten(ours).keys() == params.keys()
+
+
+@pytest.mark.parametrize("family", ["t5_1_0", "umt5", "gpt2", "llama", "bert"])
+def test_weights_come_back_as_they_went(family):
+    config = tiny(family)
+    params = flatten(built(config)[2])
+    back = flatten(from_hugging_face(config, to_hugging_face(config, unflatten(params))))
+    assert back.keys() == params.keys()
+    for path, array in params.items():
+        np.testing.assert_array_equal(back[path], array)
+
+
+def test_all_that_is_wrong_with_weights_is_said_at_once():
+    config = tiny("bert")
+    tensors = to_hugging_face(config, built(config)[2])
+    del tensors["cls.predictions.bias"]
+    tensors["surplus"] = np.ones(3)
+    tensors["bert.embeddings.LayerNorm.weight"] = np.ones(3)
+    with pytest.raises(UserError) as caught:
+        from_hugging_face(config, tensors)
+    for part in ("cls.predictions.bias: missing", "surplus: not known", "bert.embeddings.LayerNorm.weight: shape (3,)"):
+        assert part in str(caught.value)

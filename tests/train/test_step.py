@@ -80,7 +80,7 @@ def run_steps(setup: Setup, placement: Placement, batches) -> tuple[list[dict[st
 @functools.lru_cache(maxsize=4)
 def on_one_device(shape: str):
     family, layers = SHAPES[shape]
-    dropout = Dropout(0.1, 0.1, 0.1, 0.1, 0.1) if shape == "encoder-decoder" else Dropout()
+    dropout = Dropout(residual=0.1) if shape == "encoder-decoder" else Dropout()
     setup, batch = make(family, dropout=dropout, **layers), batch_of(family)
     return setup, batch, *run_steps(setup, alone(), [batch, batch])
 
@@ -118,7 +118,11 @@ def test_another_seed_is_another_update():
     assert abs(loss - wanted[0]["loss"]) / wanted[0]["weight"] > 1e-3
 
 
-@pytest.mark.parametrize("optimizer", [OPTIMIZER, AdamW(learning_rate=3e-3, eps=1e-3)], ids=["clipped", "unclipped"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [OPTIMIZER, pytest.param(AdamW(learning_rate=3e-3, eps=1e-3), marks=pytest.mark.slow)],
+    ids=["clipped", "unclipped"],
+)
 def test_micro_batches_make_the_update_of_the_whole_batch(optimizer):
     """Although their numbers of targets are unequal, so that the mean of their means is something else."""
     family, layers = "gpt2", dict(decoder_layers=1)
@@ -192,7 +196,7 @@ def test_a_batch_without_targets_is_no_error():
 def test_a_decoder_learns_a_batch_by_heart():
     """From near log(40) = 3.7 nats a target to nearly nothing."""
     structure, specs = make_model(tiny("llama", decoder_layers=1))
-    optimizer = make_optimizer(AdamW(learning_rate=2e-2, weight_decay=0.0), specs, 200)
+    optimizer = make_optimizer(AdamW(learning_rate=2e-2, weight_decay=0.0), specs, 120)
     setup = Setup(StepParts(structure, optimizer, LossConfig(), 1, 0), specs)
     step, _ = compile_steps(setup, alone())
     numbers = np.random.default_rng(0)
@@ -200,9 +204,11 @@ def test_a_decoder_learns_a_batch_by_heart():
     for _ in range(2):
         text = numbers.integers(1, 40, (4, 12), np.int32)
         shifted = np.concatenate([np.zeros((4, 1), np.int32), text[:, :-1]], axis=1)
-        batches.append(on(alone(), {"decoder_tokens": shifted, "targets": text, "weights": np.ones((4, 12), np.float32)}))
+        weights = np.ones((4, 12), np.float32)
+        weights[:, 0] = 0  # which of the rows it is, nothing tells
+        batches.append(on(alone(), {"decoder_tokens": shifted, "targets": text, "weights": weights}))
     state, losses = setup.initial_state(alone(), 0), []
-    for number in range(200):
+    for number in range(120):
         state, metrics = step(state, batches[number % 2])
         losses.append(metrics["nll"] / metrics["weight"])
     assert float(losses[0]) > 3.3

@@ -1,0 +1,122 @@
+"""Evaluation is exact: every held-out row counts once, whatever the batch size, and the means are those of rows taken
+one by one in numpy."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_runs import tiny_run
+
+from t5x_like.evaluate.heldout import evaluate
+from t5x_like.sharding.config import MeshConfig
+from t5x_like.sharding.mesh import make_placement
+from t5x_like.train.compiled import compile_steps
+from t5x_like.train.data import Data
+from t5x_like.train.feed import local_share, to_devices
+from t5x_like.train.state import make_setup
+
+BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def opened(quick_compiling):
+    """(data, setup, params): z-loss, smoothing and dropout are of training and must not be in the measurement."""
+    run = tiny_run(
+        "llama", "data.corpus.heldout=0.4", "train.z_loss=0.1", "train.label_smoothing=0.2",
+        "model.dropout.residual=0.5",
+    )  # fmt: skip
+    setup = make_setup(run)
+    one = make_placement(MeshConfig(), jax.devices()[:1])
+    return Data.open(run), setup, setup.initial_state(one, 0)["params"]
+
+
+def one_by_one(opened) -> dict[str, float]:
+    """nll, correct and targets of all rows, each alone, with numpy's log-softmax in 64 bits."""
+    data, setup, params = opened
+    logits_of = jax.jit(lambda params, batch: nnx.merge(setup.structure, params).logits(batch))
+    total = dict(nll=0.0, correct=0, targets=0.0)
+    for batch in data.held_out.heldout_batches():
+        for row in range(BATCH):
+            one = {name: array[row : row + 1] for name, array in batch.items()}
+            if not one["decoder_segments"].any():
+                continue
+            logits = np.asarray(logits_of(params, one), np.float64)[0]
+            log_p = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+            for place in np.flatnonzero(one["weights"][0]):
+                target = one["targets"][0, place]
+                total["nll"] -= log_p[place, target]
+                total["correct"] += int(np.argmax(log_p[place]) == target)
+                total["targets"] += 1
+    return total
+
+
+def measured(opened, placement, batches=None, **more):
+    data, setup, params = opened
+    share = local_share(placement, BATCH)
+    batches = batches or data.held_out.heldout_batches(None, *share)
+    params = jax.device_put(params, placement.of(setup.specs))
+    _, step = compile_steps(setup, placement)
+    return evaluate(step, params, (to_devices(placement, b, share) for b in batches), **more)
+
+
+@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_all_rows_count_once_however_they_are_batched(opened, devices):
+    data, *_ = opened
+    rows = data.held_out.examples_per_epoch
+    assert rows > BATCH and rows % BATCH  # the last batch is not full
+    split = data.cache.split("heldout")
+    wanted = one_by_one(opened)
+    assert wanted["targets"] == len(split.tokens) + len(split)  # every token and an EOS per document
+    if len(jax.devices()) < devices:
+        pytest.skip("needs 8 devices")
+    found = measured(opened, make_placement(MeshConfig(), jax.devices()[:devices]))
+    assert found["targets"] == wanted["targets"]
+    assert found["loss"] == pytest.approx(wanted["nll"] / wanted["targets"], abs=1e-5)
+    assert found["accuracy"] == pytest.approx(wanted["correct"] / wanted["targets"], abs=1e-6)
+    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]), rel=1e-9)
+
+
+def test_the_mean_of_batch_means_would_be_something_else(opened):
+    """What the test above would not notice otherwise: here the batches' own means differ."""
+    one = make_placement(MeshConfig(), jax.devices()[:1])
+    batches = list(opened[0].held_out.heldout_batches())
+    means = [measured(opened, one, [batch])["loss"] for batch in batches]
+    assert abs(np.mean(means) - measured(opened, one)["loss"]) > 1e-4
+
+
+def test_told_to_stop_it_says_nothing(opened):
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) == 2
+
+    one = make_placement(MeshConfig(), jax.devices()[:1])
+    assert measured(opened, one, stop=stop) is None
+    assert len(asked) == 2
+
+
+def test_nothing_is_read_back_before_the_last_batch(monkeypatch):
+    """Sums stay where they are, so that the device never waits for the host."""
+    reads, original = [], jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda tree: reads.append(len(seen)) or original(tree))
+    seen = []
+
+    def step(params, total, batch):
+        seen.append(batch)
+        return total._replace(nll=total.nll + batch, weight=total.weight + 2)
+
+    found = evaluate(step, None, iter([3.0, 4.0, 5.0]))
+    assert reads == [3]
+    assert found["loss"] == 2.0 and found["targets"] == 6.0
+
+
+def test_a_split_without_targets_and_a_hopeless_model_are_no_errors():
+    empty = evaluate(lambda params, total, batch: total, None, [1.0])
+    assert empty == {"loss": 0.0, "perplexity": 1.0, "accuracy": 0.0, "targets": 0.0}
+    bad = evaluate(lambda p, total, batch: total._replace(nll=total.nll + 1e4, weight=total.weight + 1), None, [1.0])
+    assert bad["loss"] == 1e4 and math.isfinite(bad["perplexity"])

@@ -1,0 +1,125 @@
+"""launch/local.py: the processes learn who they are, a failure ends all of them, its exit code and signals are passed
+on. No JAX in these processes; what two training processes do is in tests/train."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LOCAL = Path(__file__).resolve().parents[2] / "launch" / "local.py"
+
+
+def command(program: str, *options: str) -> list[str]:
+    return [sys.executable, str(LOCAL), *options, "--", sys.executable, "-c", program]
+
+
+def launched(program: str, *options: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(program, *options), capture_output=True, text=True, timeout=60)
+
+
+REPORT = """
+import json, os, sys
+names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES")
+sys.stdout.write(json.dumps([os.environ.get(name) for name in names]) + "\\n")
+"""
+
+
+def test_each_process_is_told_who_it_is():
+    done = launched(REPORT, "--processes", "3", "--devices", "4")
+    assert done.returncode == 0, done.stderr
+    addresses, counts, ids, platforms, devices = zip(*map(json.loads, done.stdout.splitlines()), strict=True)
+    assert sorted(ids) == ["0", "1", "2"] and set(counts) == {"3"}
+    assert len(set(addresses)) == 1 and addresses[0].startswith("127.0.0.1:")
+    assert set(platforms) == {"cpu"} and set(devices) == {"4"}
+
+
+def test_without_devices_the_platform_is_left_alone():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    done = subprocess.run(command(REPORT), capture_output=True, text=True, env=environment, timeout=60)
+    assert [json.loads(line)[3:] for line in done.stdout.splitlines()] == [[None, None], [None, None]]
+
+
+def test_no_command_is_a_usage_error():
+    done = subprocess.run([sys.executable, str(LOCAL), "--processes", "2"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "no command" in done.stderr
+
+
+def test_it_needs_the_standard_library_only():
+    imported = set()
+    for node in ast.walk(ast.parse(LOCAL.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module)
+    assert {name.split(".")[0] for name in imported} <= sys.stdlib_module_names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end, code", [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 137)])
+def test_one_that_fails_ends_the_others_and_its_code_is_the_jobs(tmp_path, end, code):
+    program = f"""
+import os, sys, time
+if os.environ["JAX_PROCESS_ID"] == "1":
+    {end}
+open({str(tmp_path)!r} + "/began", "w").close()
+time.sleep(120)
+open({str(tmp_path)!r} + "/ended", "w").close()
+"""
+    began = time.monotonic()
+    done = launched(program)
+    assert done.returncode == code
+    assert time.monotonic() - began < 40
+    assert (tmp_path / "began").exists() and not (tmp_path / "ended").exists()
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_all_of_them_and_they_have_time_to_save(tmp_path, which):
+    program = f"""
+import os, signal, sys, time
+mine = {str(tmp_path)!r} + "/" + os.environ["JAX_PROCESS_ID"]
+def save(number, frame):
+    time.sleep(0.5)
+    open(mine + ".saved", "w").close()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+open(mine + ".ready", "w").close()
+time.sleep(60)
+"""
+    process = subprocess.Popen(command(program))
+    try:
+        deadline = time.monotonic() + 30
+        while len(list(tmp_path.glob("*.ready"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(which)
+        assert process.wait(timeout=30) == 75
+    finally:
+        process.kill()
+    assert sorted(path.name for path in tmp_path.glob("*.saved")) == ["0.saved", "1.saved"]
+
+
+@pytest.mark.slow
+def test_one_that_will_not_stop_is_killed_after_its_grace(tmp_path):
+    program = f"""
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open({str(tmp_path)!r} + "/" + os.environ["JAX_PROCESS_ID"], "w").close()
+time.sleep(60)
+"""
+    process = subprocess.Popen(command(program, "--grace", "1"))
+    try:
+        deadline = time.monotonic() + 30
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.terminate()
+        assert process.wait(timeout=30) == 137
+    finally:
+        process.kill()
