@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-QUICK = (("step.py", "--starts", "1", "--rounds", "5"), ("install.py",))
+QUICK = (("step.py", "--starts", "1", "--rounds", "9", "--steps", "1"), ("install.py",))
 
 
 def main() -> int:

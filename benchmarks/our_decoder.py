@@ -72,7 +72,7 @@ class Contender:
         self.placement = make_placement(config.mesh)
         self.setup = make_setup(config)
         self.share = local_share(self.placement, sizes.batch)
-        self.compiled, _ = compile_steps(self.setup, self.placement)
+        self.compiled: Any = compile_steps(self.setup, self.placement)[0]
         self.state = self.setup.initial_state(self.placement, config.train.seed)
 
     def batch(self, tokens: np.ndarray) -> dict[str, jax.Array]:

@@ -44,9 +44,8 @@ def main() -> None:
             batches = [tokens(sizes, made + i) for i in range(order["count"])]
             made += order["count"]
             wall, cpu = time.perf_counter(), time.process_time()
-            for batch in batches:
-                last = contender.step(batch)
-            loss = float(last)  # waits: as in a training loop, nothing else does
+            losses = [contender.step(batch) for batch in batches]
+            loss = float(losses[-1])  # waits; as in a training loop, nothing before it does
             answer(seconds=time.perf_counter() - wall, cpu=time.process_time() - cpu, loss=loss)
         elif order["do"] == "save":
             write(order["file"], contender.parameters())

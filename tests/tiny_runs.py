@@ -87,7 +87,8 @@ def tiny_run(kind: str = "llama", *assignments: str) -> Run:
 
 def run_file(run: Run, name: str = "") -> str:
     """A run file, as a user has it, that returns ``run``."""
-    text = f"from t5x_like.core.config import from_json\nfrom t5x_like.train.config import Run\n\nTEXT = {to_json(run)!r}\n"
+    text = "from t5x_like.core.config import from_json\nfrom t5x_like.train.config import Run\n\n"
+    text += f"TEXT = {to_json(run)!r}\n"
     path = scratch() / f"{name or hashlib.sha256(text.encode()).hexdigest()[:12]}.py"
     path.write_text(text + "\n\ndef run():\n    return from_json(Run, TEXT)\n")
     return str(path)

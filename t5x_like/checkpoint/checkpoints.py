@@ -72,6 +72,7 @@ class Checkpoints:
         else:
             make_writable(self._directory, "checkpoints")
             _require_shared(self._directory)
+            self._remove_temporary("*")  # what a killed process has left
         self._checkpointer = self._open()
 
     def _open(self) -> ocp.training.Checkpointer:
@@ -83,7 +84,7 @@ class Checkpoints:
         return ocp.training.Checkpointer(
             str(self._directory),
             preservation_policy=policy,
-            cleanup_tmp_directories=not self._read_only,
+            cleanup_tmp_directories=False,  # done above: Orbax does it in a thread that nothing waits for
         )
 
     # Saving
@@ -346,8 +347,9 @@ class Checkpoints:
             multihost_utils.sync_global_devices("t5x_like checkpoints set aside")
         self._checkpointer.reload()
 
-    def _remove_temporary(self, step: int) -> None:
-        """Frees what a failed save has written: on a full disk nothing else could be saved."""
+    def _remove_temporary(self, step: int | str) -> None:
+        """Frees what a failed save of a step (or ``"*"``: of any) has written: on a full disk nothing else could be
+        saved."""
         if jax.process_index() == 0:
             for folder in self._directory.glob(f"{step}{TEMPORARY}*"):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -86,10 +86,10 @@ def train(run: Run, directory: str | Path) -> Outcome:
         if first >= run.train.steps:
             console.note(f"{run.name} is complete: all {run.train.steps:,} steps are made. {directory}")
             return Outcome(first, True, 0, directory)
+        loop = _make_loop(run, data, setup, placement, checkpoints, console, clock, stop, first, directory)
         if process == 0:
             record_start(directory, run, first, _devices())
         console.opening(_opening(run, setup, first, directory))
-        loop = _make_loop(run, data, setup, placement, checkpoints, console, clock, stop, first, directory)
         clock.start()
         try:
             state, done = loop(state, first, _feed(data.train, placement, first, run.train.steps))

@@ -15,7 +15,7 @@ BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 @pytest.mark.slow
 def test_the_step_benchmark_shows_agreement_and_writes_every_point(tmp_path):
     file = tmp_path / "points.json"
-    command = [sys.executable, str(BENCHMARKS / "step.py"), "--smoke", "--json", str(file)]
+    command = [sys.executable, str(BENCHMARKS / "step.py"), "--smoke", "--forms", "unrolled", "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "plain unrolled" in done.stdout and "ours unrolled" in done.stdout

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_models import random_params
 from tiny_runs import tiny_run
 
 from t5x_like.evaluate.heldout import evaluate
@@ -30,8 +31,7 @@ def opened(quick_compiling):
         "model.dropout.residual=0.5",
     )  # fmt: skip
     setup = make_setup(run)
-    one = make_placement(MeshConfig(), jax.devices()[:1])
-    return Data.open(run), setup, setup.initial_state(one, 0)["params"]
+    return Data.open(run), setup, random_params(setup.specs)
 
 
 def one_by_one(opened) -> dict[str, float]:
@@ -85,7 +85,7 @@ def test_the_mean_of_batch_means_would_be_something_else(opened):
     one = make_placement(MeshConfig(), jax.devices()[:1])
     batches = list(opened[0].held_out.heldout_batches())
     means = [measured(opened, one, [batch])["loss"] for batch in batches]
-    assert abs(np.mean(means) - measured(opened, one)["loss"]) > 1e-4
+    assert abs(np.mean(means) - measured(opened, one)["loss"]) > 1e-3
 
 
 def test_told_to_stop_it_says_nothing(opened):

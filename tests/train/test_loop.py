@@ -42,7 +42,8 @@ class Recorder:
         values = dict(loss=6.0, nll=4.0, z_loss=0.0, correct=1.0, weight=2.0, gradient_norm=1.0, learning_rate=0.1)
         values["finite"] = float(number != self.bad)
         halted = state["halted"] | (number == self.bad)
-        return state | {"step": number, "halted": halted}, {k: Metric(number, v, self.events) for k, v in values.items()}
+        metrics = {name: Metric(number, value, self.events) for name, value in values.items()}
+        return state | {"step": number, "halted": halted}, metrics
 
     # checkpoints
     def due(self, step):

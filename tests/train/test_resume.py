@@ -10,7 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_runs
-from tiny_runs import assert_same_bits, checkpoint, digests, losses, record_batches, rows, run_file, saved_steps, tiny_run
+from tiny_runs import (
+    assert_same_bits,
+    checkpoint,
+    digests,
+    losses,
+    record_batches,
+    rows,
+    run_file,
+    saved_steps,
+    tiny_run,
+)
 
 from t5x_like.cli.main import main
 from t5x_like.input_pipeline.pipeline import Batches
@@ -177,6 +187,7 @@ def test_a_start_that_failed_binds_nobody(tmp_path, config, capsys):
     assert main([*command, "train.steps=1"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", [3, 6])
 def test_a_step_that_is_not_finite_is_named_and_can_be_gone_on_from(straight, config, tmp_path, capsys, position):
     """A NaN among the weights of one batch, gone when the run is started again: as if it had never been."""

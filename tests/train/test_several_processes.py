@@ -10,9 +10,20 @@ import sys
 import jax
 import pytest
 from tiny_runs import (
-    ROOT, assert_close, assert_same_bits, checkpoint, losses, record_batches, recorded, recorder, run_file, saved_steps,
-    start, tiny_run, wait_for_step,
-)  # fmt: skip
+    ROOT,
+    assert_close,
+    assert_same_bits,
+    checkpoint,
+    losses,
+    record_batches,
+    recorded,
+    recorder,
+    run_file,
+    saved_steps,
+    start,
+    tiny_run,
+    wait_for_step,
+)
 
 from t5x_like.cli.main import main
 

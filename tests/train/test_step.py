@@ -85,16 +85,11 @@ def on_one_device(shape: str):
     return setup, batch, *run_steps(setup, alone(), [batch, batch])
 
 
+@pytest.mark.slow  # tests/sharding has a quick one, of loss and gradients
 @pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
 @pytest.mark.parametrize(
     "shape, mesh",
-    [
-        (shape, mesh)
-        if (shape, mesh) == ("encoder-decoder", "2 x 2 x 2")
-        else pytest.param(shape, mesh, marks=pytest.mark.slow)
-        for shape in SHAPES
-        for mesh in MESHES
-    ],
+    [(shape, mesh) for shape in SHAPES for mesh in MESHES],
 )
 def test_every_mesh_makes_the_update_of_one_device(shape, mesh):
     """Dropout included: its random numbers are those of the whole batch, however it is split."""
@@ -111,7 +106,7 @@ def test_every_mesh_makes_the_update_of_one_device(shape, mesh):
 
 
 def test_another_seed_is_another_update():
-    setup, batch, wanted, _ = on_one_device("encoder-decoder")
+    setup, batch, wanted, _ = on_one_device("decoder-only")
     step, _ = compile_steps(setup, alone())
     state = setup.initial_state(alone(), seed=4)
     loss = float(step(state, on(alone(), batch))[1]["loss"])
@@ -144,18 +139,6 @@ def test_micro_batches_make_the_update_of_the_whole_batch(optimizer):
         sums = evaluation(params, zero, {name: jnp.asarray(array[part::4]) for name, array in batch.items()})
         means.append(float(sums.nll / sums.weight))
     assert abs(np.mean(means) - whole[0]["nll"] / whole[0]["weight"]) > 1e-3
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(len(jax.devices()) < 4, reason="needs 4 devices")
-def test_micro_batches_on_a_mesh():
-    family, layers = "t5_1_1", dict(encoder_layers=1, decoder_layers=1)
-    batch = batch_of(family)
-    whole, state = run_steps(make(family, 1, **layers), alone(), [batch])
-    placement = make_placement(MeshConfig(data=2, tensor=2), jax.devices()[:4])
-    parted, parted_state = run_steps(make(family, 4, **layers), placement, [batch])
-    assert parted[0]["loss"] == pytest.approx(whole[0]["loss"], abs=1e-5 * whole[0]["weight"])
-    assert_close(parted_state, state)
 
 
 @functools.lru_cache(maxsize=1)
