@@ -82,7 +82,7 @@ def generate(options: argparse.Namespace) -> int:
         raise UserError("prompt", "is empty", "a text, or lines on standard input")
     from t5x_like.train.opened import open_run
 
-    opened = open_run(Path(options.run), options.step)
+    opened = open_run(Path(options.run), options.step, options.assignments)
     for text in opened.generate(prompts, sampling, options.seed):
         print(text, flush=True)
     return 0

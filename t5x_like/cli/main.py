@@ -47,6 +47,10 @@ def parser() -> argparse.ArgumentParser:
     generate = add("generate", "write text with a run's model")
     generate.add_argument("run", metavar="RUN", help="a run's folder")
     generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="texts (default: lines of standard input)")
+    generate.add_argument(
+        "--set", action="append", default=[], dest="assignments", metavar="field=value",
+        help="set a field, such as mesh.tensor=1 for fewer devices than it was trained on",
+    )
     generate.add_argument("--step", type=int, help="the checkpoint (default: the latest good one)")
     generate.add_argument("--max-new-tokens", type=int, default=64)
     generate.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default)")

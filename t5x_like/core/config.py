@@ -250,7 +250,13 @@ def override(config: T, assignments: Sequence[str]) -> T:
             same_end = [k for k in known if k.split(".")[-1] == last]
             hint = f"did you mean {same_end[0]!r}?" if same_end else nearest(name, known)
             raise UserError(name, "no such field", "a field shown by 't5x-like inspect config'", hint)
+        holder = config
+        for parent in parents:
+            holder = getattr(holder, parent, None)
         target[last] = value.strip()
+        if dataclasses.is_dataclass(holder):  # a class named here gets its defaults, which may be assigned to next
+            hint = typing.get_type_hints(type(holder)).get(last, str)
+            target[last] = to_plain(structure(hint, value.strip(), name))
         try:
             config = structure(type(config), plain)
         except UserError as error:

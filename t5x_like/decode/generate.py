@@ -80,8 +80,8 @@ def generate(
     if not prompts:
         return []
     if config.has_encoder:
-        encoder, encoder_segments = _pad(prompts, left=False)
-        config.check_length(max(encoder.shape[1] if config.positions == "learned" else 0, sampling.max_new_tokens))
+        config.check_length(max(*map(len, prompts), sampling.max_new_tokens))
+        encoder, encoder_segments = _pad(prompts, left=False, limit=config.max_length)
         start = np.full((len(prompts), 1), start_id, np.int32)
         arrays = {"prompt": start, "segments": np.ones_like(start)}
         arrays |= {"encoder_tokens": encoder, "encoder_segments": encoder_segments}
@@ -93,9 +93,12 @@ def generate(
     return [_until(row, eos_id) for row in np.asarray(found).tolist()]
 
 
-def _pad(rows: Sequence[Sequence[int]], left: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, segments): padding, of segment 0, goes to the left so that all rows end in the same column."""
-    width = -(-max(len(r) for r in rows) // ROUND) * ROUND
+def _pad(rows: Sequence[Sequence[int]], left: bool, limit: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, segments), padded with segment 0: on the left so that all rows end in one column, or on the right, then
+    to at most ``limit`` columns, for which there are positions, if it is not 0."""
+    longest = max(len(r) for r in rows)
+    width = -(-longest // ROUND) * ROUND
+    width = max(longest, min(width, limit)) if limit else width
     tokens, segments = np.zeros((2, len(rows), width), np.int32)
     for i, row in enumerate(rows):
         where = slice(width - len(row), width) if left else slice(0, len(row))

@@ -13,17 +13,21 @@ from t5x_like.layers.activations import ACTIVATIONS
 from t5x_like.layers.linear import Linear
 from t5x_like.layers.norms import make_norm
 from t5x_like.layers.param import ZEROS, fan_in, normal, param
+from t5x_like.sharding.mesh import constrain
 
 
 class Table(nnx.Module):
     """A lookup table [rows, D]."""
 
     def __init__(self, rows: int, width: int, axis: str, init_std: float):
+        self.axis = axis
         self.table = param((rows, width), (axis, "embed"), normal(init_std))
 
     def __call__(self, ids: jax.Array, dtype) -> jax.Array:
         """[..., D] for ids [...]."""
-        return jnp.take(self.table[...].astype(dtype), ids, axis=0)
+        # Whole along the width, as the activations are: else the partitioner copies the looked-up rows to all devices.
+        table = constrain(self.table[...].astype(dtype), self.axis, None)
+        return jnp.take(table, ids, axis=0)
 
 
 class OutputTransform(nnx.Module):

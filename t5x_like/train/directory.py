@@ -51,7 +51,8 @@ def open_directory(directory: Path, run: Run) -> None:
         has been changed then.
     """
     make_writable(directory, "directory")
-    if (directory / CONFIG).is_file():
+    has_checkpoint = any(path.name.isdigit() for path in (directory / CHECKPOINTS).glob("*"))
+    if has_checkpoint and (directory / CONFIG).is_file():
         changed = {k: v for k, v in diff(read_config(directory), run).items() if not free_to_change(k)}
         if changed:
             lines = "".join(f"\n    {name}: {old} -> {new}" for name, (old, new) in changed.items())

@@ -1,7 +1,7 @@
 """With the same random weights, our models give the logits of Hugging Face's ``transformers``, and T5's gradients too.
 
-The tables of ``convert.hugging_face`` say where every parameter goes; a test fails if a parameter on either side is left
-out. Lengths are odd and differ, rows are padded on the right, and only positions that are not padding are compared.
+The tables of ``convert.hugging_face`` say where every parameter goes; a test fails if one on either side is left out.
+Lengths are odd and differ, rows are padded on the right, and only positions that are not padding are compared.
 """
 
 from __future__ import annotations
