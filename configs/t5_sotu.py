@@ -10,7 +10,7 @@ from t5x_like.input_pipeline.config import DataConfig
 from t5x_like.input_pipeline.recipes import recipe
 from t5x_like.models.families import t5_1_1
 from t5x_like.objectives import SpanCorruption
-from t5x_like.optim.config import AdamW, Schedule
+from t5x_like.optim.config import Adafactor, Schedule
 from t5x_like.train.config import Run, TrainConfig
 
 
@@ -30,9 +30,7 @@ def run() -> Run:
         ),
         objective=SpanCorruption(),
         data=DataConfig(recipe("../data/sotu.py", vocab_size=4096), input_length=128),
-        optimizer=AdamW(
-            learning_rate=3e-3, weight_decay=0.01, clip_norm=1.0, schedule=Schedule("cosine", warmup=50, end=0.1)
-        ),
+        optimizer=Adafactor(learning_rate=0.03, clip_norm=1.0, schedule=Schedule("cosine", warmup=30, end=0.1)),
         train=TrainConfig(steps=steps, batch_size=16, evaluate_every=220, evaluate_batches=0),
         checkpoint=CheckpointConfig(every=200),
     )
