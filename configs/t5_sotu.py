@@ -30,7 +30,7 @@ def run() -> Run:
         ),
         objective=SpanCorruption(),
         data=DataConfig(recipe("../data/sotu.py", vocab_size=4096), input_length=128),
-        optimizer=Adafactor(learning_rate=0.03, clip_norm=1.0, schedule=Schedule("cosine", warmup=30, end=0.1)),
+        optimizer=Adafactor(learning_rate=0.05, clip_norm=1.0, schedule=Schedule("cosine", warmup=30, end=0.1)),
         train=TrainConfig(steps=steps, batch_size=16, evaluate_every=220, evaluate_batches=0),
         checkpoint=CheckpointConfig(every=200),
     )
