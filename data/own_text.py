@@ -1,6 +1,6 @@
 """Text files of your own: copy this file, or set ``data.corpus.source.paths`` on the command line.
 
-Origin and licence: yours; say them here, they are kept with every checkpoint.
+Origin: files of yours. Licence: theirs; say both here, they are kept with every checkpoint.
 Prepared: one file is one document. A SentencePiece Unigram vocabulary of 32,000 pieces with 100 sentinels is trained on
 the training files, then all are tokenized, once.
 """

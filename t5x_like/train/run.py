@@ -6,12 +6,14 @@ Reading path to the train step: ``train`` here, ``loop.Loop``, ``step.train_step
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from t5x_like.arrays.trees import Tree
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import to_plain
 from t5x_like.core.errors import UserError
@@ -72,22 +74,22 @@ def train(run: Run, directory: str | Path) -> Outcome:
     clock = Clock()
     join_processes()
     directory = Path(directory)
-    process = jax.process_index()
     placement = make_placement(run.mesh)
     run.model.check_tensor(placement.mesh.shape["tensor"])
     check_batch_size(placement, run.train.batch_size, run.train.micro_batches)
     setup = make_setup(run)
-    template = setup.abstract_state(placement)
+    setup.abstract_state(placement)  # every parameter has a place on the mesh, or says why not
     open_directory(directory, run)
-    console = Console(run.train.steps, process_index=process)
+    console = Console(run.train.steps, process_index=jax.process_index())
     with Stop() as stop, Checkpoints(directory / CHECKPOINTS, run.checkpoint) as checkpoints:
         data = Data.open(run, _say_prepared(console))
-        state, first = _start(run, data, setup, placement, checkpoints, template, console, clock)
+        job = Job(run, directory, placement, setup, data, checkpoints, console, clock, stop)
+        state, first = job.start()
         if first >= run.train.steps:
             console.note(f"{run.name} is complete: all {run.train.steps:,} steps are made. {directory}")
             return Outcome(first, True, 0, directory)
-        loop = _make_loop(run, data, setup, placement, checkpoints, console, clock, stop, first, directory)
-        if process == 0:
+        loop = job.loop(first)
+        if jax.process_index() == 0:
             record_start(directory, run, first, _devices())
         console.opening(_opening(run, setup, first, directory))
         clock.start()
@@ -109,89 +111,88 @@ def train(run: Run, directory: str | Path) -> Outcome:
         return Outcome(done, complete, 0 if complete else stop.exit_code, directory, loop.held_out, written)
 
 
-def _start(
-    run: Run,
-    data: Data,
-    setup: Setup,
-    placement: Placement,
-    checkpoints: Checkpoints,
-    template: State,
-    console: Console,
-    clock: Clock,
-) -> tuple[State, int]:
-    """(state, updates made): from the latest good checkpoint if there is one, else from initial values."""
-    if checkpoints.latest() is None:
-        return setup.initial_state(placement, run.train.seed), 0
-    with clock.doing("checkpoint"):
-        state, metadata = checkpoints.restore(template)
-    if metadata["data"]["fingerprint"] != data.cache.fingerprint:
-        raise UserError(
-            "data.corpus",
-            f"{run.data.corpus.name!r} is not what the run was trained on: its text, tokenizer or split has changed",
-            "the same files as before",
-            "another directory, or the old corpus",
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """A run, checked and opened: what its loop is made of."""
+
+    run: Run
+    directory: Path
+    placement: Placement
+    setup: Setup
+    data: Data
+    checkpoints: Checkpoints
+    console: Console
+    clock: Clock
+    stop: Stop
+
+    def start(self) -> tuple[State, int]:
+        """(state, updates made): from the latest good checkpoint if there is one, else from initial values."""
+        if self.checkpoints.latest() is None:
+            return self.setup.initial_state(self.placement, self.run.train.seed), 0
+        with self.clock.doing("checkpoint"):
+            state, metadata = self.checkpoints.restore(self.setup.abstract_state(self.placement))
+        if metadata["data"]["fingerprint"] != self.data.cache.fingerprint:
+            raise UserError(
+                "data.corpus",
+                f"{self.run.data.corpus.name!r} is not what the run was trained on: its text, tokenizer or split has "
+                "changed",
+                "the same files as before",
+                "another directory, or the old corpus",
+            )
+        self.console.note(f"going on from step {metadata['step']:,}")
+        return state, int(metadata["step"])
+
+    def loop(self, first: int) -> Loop:
+        """The loop, about to make update ``first``."""
+        run, lengths = self.run, self.run.lengths()
+        step, evaluation_step = compile_steps(self.setup, self.placement)
+        device = jax.devices()[0]
+        peak = peak_flops(device)
+        return Loop(
+            run=run,
+            step=step,
+            evaluate=functools.partial(self.held_out_means, evaluation_step),
+            checkpoints=self.checkpoints,
+            reporter=Reporter(
+                self.directory,
+                run.report,
+                first_step=first + 1,
+                process_index=jax.process_index(),
+                run_config=to_plain(run),
+            ),
+            console=self.console,
+            clock=self.clock,
+            stop=self.stop,
+            metadata=self.metadata,
+            tokens_per_step=run.train.batch_size * sum(lengths),
+            flops_per_step=run.train.batch_size * train_flops(run.model, self.setup.specs, *lengths),
+            peak_flops=peak * jax.device_count() if peak else None,
+            utilization_of="roofline" if device.platform == "cpu" else "MFU",
         )
-    console.note(f"going on from step {metadata['step']:,}")
-    return state, int(metadata["step"])
 
-
-def _make_loop(
-    run: Run,
-    data: Data,
-    setup: Setup,
-    placement: Placement,
-    checkpoints: Checkpoints,
-    console: Console,
-    clock: Clock,
-    stop: Stop,
-    first: int,
-    directory: Path,
-) -> Loop:
-    step, evaluate_batch = compile_steps(setup, placement)
-    lengths = run.lengths()
-    peak = peak_flops(jax.devices()[0])
-    on_cpu = jax.devices()[0].platform == "cpu"
-
-    def evaluate_held_out(params: Any) -> dict[str, float] | None:
-        if data.held_out is None:
+    def held_out_means(self, evaluation_step: Callable, params: Tree) -> dict[str, float] | None:
+        """As ``evaluate``; empty for a corpus that keeps nothing back."""
+        if self.data.held_out is None:
             return {}
-        share = local_share(placement, run.train.batch_size)
-        limit = run.train.evaluate_batches or None
-        host = data.held_out.heldout_batches(limit, *share)
+        share = local_share(self.placement, self.run.train.batch_size)
+        host = self.data.held_out.heldout_batches(self.run.train.evaluate_batches or None, *share)
         alone = jax.process_count() == 1  # several processes must leave at the same step: the loop sees to that
-        asked = (lambda: stop.wanted(0)) if alone else (lambda: False)
-        return evaluate(evaluate_batch, params, (to_devices(placement, b, share) for b in host), asked)
+        asked = (lambda: self.stop.wanted(0)) if alone else (lambda: False)
+        return evaluate(evaluation_step, params, (to_devices(self.placement, b, share) for b in host), asked)
 
-    def metadata(done: int) -> dict[str, Any]:
+    def metadata(self, done: int) -> dict[str, Any]:
+        """What a checkpoint after ``done`` updates says of itself."""
         return {
-            "config": to_plain(run),
+            "config": to_plain(self.run),
             "versions": versions(),
-            "seed": run.train.seed,
+            "seed": self.run.train.seed,
             "data": {
                 "step": done,
-                "epoch": data.train.epoch_of(done),
-                "fingerprint": data.cache.fingerprint,
-                "tokenizer": data.tokenizer.fingerprint,
+                "epoch": self.data.train.epoch_of(done),
+                "fingerprint": self.data.cache.fingerprint,
+                "tokenizer": self.data.tokenizer.fingerprint,
             },
         }
-
-    return Loop(
-        run=run,
-        step=step,
-        evaluate=evaluate_held_out,
-        checkpoints=checkpoints,
-        reporter=Reporter(
-            directory, run.report, first_step=first + 1, process_index=jax.process_index(), run_config=to_plain(run)
-        ),
-        console=console,
-        clock=clock,
-        stop=stop,
-        metadata=metadata,
-        tokens_per_step=run.train.batch_size * sum(lengths),
-        flops_per_step=run.train.batch_size * train_flops(run.model, setup.specs, *lengths),
-        peak_flops=peak * jax.device_count() if peak else None,
-        utilization_of="roofline" if on_cpu else "MFU",
-    )
 
 
 def _feed(batches: Batches, placement: Placement, first: int, total: int) -> Iterator[Batch]:
