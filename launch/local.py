@@ -19,6 +19,8 @@ import subprocess
 import sys
 import time
 
+SAVED = 75  # exit code: saved, run me again
+
 
 def free_port() -> int:
     with socket.socket() as s:
@@ -45,13 +47,15 @@ def exit_code(returncode: int) -> int:
 
 
 def run(command: list[str], count: int, devices: int, grace: float) -> int:
-    """The exit code of the job: 0, or that of the first process that ended otherwise."""
+    """The exit code of the job: 0, or that of the first process that ended otherwise (128 + n if signal n ended it)."""
     port = free_port()
-    processes = [subprocess.Popen(command, env=environment(i, count, port, devices)) for i in range(count)]
+    processes: list[subprocess.Popen] = []
+    told = False
     deadline: float | None = None
 
     def end(number: int, frame: object) -> None:
-        nonlocal deadline
+        nonlocal told, deadline
+        told = True
         deadline = deadline or time.monotonic() + grace
         for process in processes:
             if process.poll() is None:
@@ -59,19 +63,25 @@ def run(command: list[str], count: int, devices: int, grace: float) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
+    for index in range(count):
+        if not told:
+            # A session of its own: a terminal's Ctrl-C comes here only, and reaches the processes as SIGTERM.
+            new = subprocess.Popen(command, env=environment(index, count, port, devices), start_new_session=True)
+            processes.append(new)
     code = 0
     while any(process.poll() is None for process in processes):
         failed = [process.returncode for process in processes if process.poll()]
         if failed and not code:
-            code = exit_code(failed[0])
-            if code != 75:  # 75: it has saved after being told to stop, and so will the others
-                deadline = time.monotonic() + 5.0
+            code = failed[0]
+            # 75: it was told to stop and has saved, and so will the others; anything else, and they wait in vain.
+            deadline = deadline or time.monotonic() + (grace if code == SAVED else 5.0)
         if deadline is not None and time.monotonic() > deadline:
             for process in processes:
                 if process.poll() is None:
                     process.kill()
         time.sleep(0.1)
-    return code or next((exit_code(p.returncode) for p in processes if p.returncode), 0)
+    code = code or next((p.returncode for p in processes if p.returncode), 0)
+    return 128 - code if code < 0 else code
 
 
 def main() -> int:
@@ -84,7 +94,13 @@ def main() -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         parser.error("no command: end with -- t5x-like train CONFIG")
-    return run(command, options.processes, options.devices, options.grace)
+    if options.processes < 1:
+        parser.error(f"--processes {options.processes}: at least 1")
+    try:
+        return run(command, options.processes, options.devices, options.grace)
+    except OSError as error:
+        print(f"error: {command[0]}: {error.strerror}", file=sys.stderr)
+        return 127
 
 
 if __name__ == "__main__":

@@ -245,6 +245,11 @@ def wait_for_step(directory: Path, step: int, process) -> None:
 CLI = [sys.executable, "-m", "t5x_like"]
 
 
+def program() -> str:
+    """How a run that was not started as ``t5x-like`` tells to call the program."""
+    return "t5x-like" if shutil.which("t5x-like") else " ".join(CLI)
+
+
 def shrink(run: Run, kind: str) -> Run:
     """``run`` at the size of ``tiny_run``, on its text: what makes it that run rather than another stays."""
     tiny, model = tiny_run(kind), run.model

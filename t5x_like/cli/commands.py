@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def _run_of(name: str, assignments: list[str]):
 
 def train(options: argparse.Namespace) -> int:
     run = _run_of(options.config, options.assignments)
-    directory = options.directory or f"runs/{run.name}"
+    folder = options.config if Path(options.config).is_dir() else f"runs/{run.name}"
+    directory = options.directory or folder
     from t5x_like.train.run import train as train_run
 
     outcome = train_run(run, directory)
@@ -35,7 +37,7 @@ def train(options: argparse.Namespace) -> int:
         return outcome.exit_code
     if not outcome.complete:
         where = ["--directory", options.directory] if options.directory else []
-        command = shlex.join(["t5x-like", "train", options.config, *options.assignments, *where])
+        command = shlex.join([*_program(), "train", options.config, *options.assignments, *where])
         print(f"saved at step {outcome.step:,}; to go on: {command}", flush=True)
     else:
         _print_next(run, outcome)
@@ -49,26 +51,32 @@ def _print_next(run, outcome) -> None:
         for name, text in outcome.sample.items():
             print(f"  {name:<6} {' '.join(text.split())}")
     directory = outcome.directory
-    prompt = " ".join(outcome.sample.get("given", "The state of the union").split()).replace('"', "'")
+    prompt = " ".join(outcome.sample.get("given", "The state of the union").split())
+    writes = ("generate", directory, prompt) if run.model.has_decoder else ("inspect", "checkpoint", directory)
     print("\nnext")
-    print(f"  t5x-like eval {directory}")
-    if run.model.has_decoder:
-        print(f'  t5x-like generate {directory} "{prompt}"')
-    else:
-        print(f"  t5x-like inspect checkpoint {directory}")
-    print(f"  t5x-like inspect data {directory} --step 0", flush=True)
+    for command in (("eval", directory), writes, ("inspect", "data", directory, "--step", "0")):
+        print("  " + shlex.join([*_program(), *map(str, command)]), flush=True)
+
+
+def _program() -> list[str]:
+    """How to call this program from the user's shell: by name if that is found there, else as it was called."""
+    if shutil.which("t5x-like"):
+        return ["t5x-like"]
+    return [sys.argv[0]] if Path(sys.argv[0]).name == "t5x-like" else [sys.executable, "-m", "t5x_like"]
 
 
 def eval(options: argparse.Namespace) -> int:  # noqa: A001, named after its command
+    import jax
+
     from t5x_like.evaluate.heldout import evaluate
     from t5x_like.train.opened import open_run
 
     opened = open_run(Path(options.run), options.step, options.assignments)
     found = evaluate(*opened.held_out())
+    if jax.process_index():
+        return 0
     print(f"{options.run} at step {opened.step:,}")
-    if found is None:
-        return 1
-    for name, value in found.items():
+    for name, value in (found or {}).items():
         print(f"  held-out {name:<11} {value:,.0f}" if name == "targets" else f"  held-out {name:<11} {value:.4f}")
     return 0
 

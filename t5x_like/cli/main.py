@@ -88,7 +88,8 @@ def _config_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0 done, 2 a user's mistake, 75 saved and to be run again, 130 Ctrl-C."""
+    """Runs one command; returns the exit code: 0 done, 1 a fault of ours, 2 a user's mistake, 75 saved and to be run
+    again, 130 Ctrl-C."""
     options = _parse(arguments)
     try:
         from t5x_like.cli import commands  # light: each command imports what it needs

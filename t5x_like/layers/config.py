@@ -89,6 +89,8 @@ class BlockConfig:
             )
         if self.bias_per_layer and self.positions != "t5":
             raise UserError("model.bias_per_layer", f"on with model.positions={self.positions}", "model.positions=t5")
+        if self.rope_theta <= 0:
+            raise UserError("model.rope_theta", f"got {self.rope_theta}", "above 0")
         for name in ("attention_soft_cap", "window", "norm_eps", "init_std"):
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name}", f"got {getattr(self, name)}", "0 or more")

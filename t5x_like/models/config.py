@@ -48,8 +48,9 @@ class ModelConfig(BlockConfig):
             raise UserError("model.scale_tied_logits", "on with model.tied_head=false", "model.tied_head=true")
         if self.token_types and self.shape != "encoder-only":
             raise UserError("model.token_types", f"got {self.token_types}", "0 unless model.shape=encoder-only")
-        if self.logits_soft_cap < 0 or self.embedding_init_std < 0:
-            raise UserError("model.logits_soft_cap, model.embedding_init_std", "negative", "0 or more")
+        for name in ("logits_soft_cap", "embedding_init_std"):
+            if getattr(self, name) < 0:
+                raise UserError(f"model.{name}", f"got {getattr(self, name)}", "0 or more")
 
     @property
     def has_encoder(self) -> bool:

@@ -87,9 +87,9 @@ def transformer_2017(**overrides: Any) -> ModelConfig:
         bias=True,
         tied_head=True,
         scale_embeddings=True,
-        embedding_init_std=512**-0.5,
         dropout=Dropout(embedding=0.1, residual=0.1),
     )
+    fields["embedding_init_std"] = overrides.get("d_model", fields["d_model"]) ** -0.5
     return ModelConfig(**(fields | overrides))
 
 

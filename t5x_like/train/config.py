@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from t5x_like.checkpoint.config import CheckpointConfig
 from t5x_like.core.errors import UserError
@@ -44,6 +45,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "micro_batches"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}", f"got {getattr(self, name)}", "1 or more")
+        if math.isinf(self.z_loss):
+            raise UserError("train.z_loss", f"got {self.z_loss}", "a finite number, 0 or more")
         for name in ("seed", "z_loss", "logits_chunk", "evaluate_every", "evaluate_batches"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name}", f"got {getattr(self, name)}", "0 or more")

@@ -49,6 +49,8 @@ class Loop:
       tokens_per_step, flops_per_step: of the global batch.
       peak_flops: of all devices together, or None.
       utilization_of: what that peak is: ``MFU`` or ``roofline``.
+      evaluated_at: the step of the last evaluation, which is not made again.
+      held_out: what it found, if it was made here.
     """
 
     run: Run
@@ -64,9 +66,9 @@ class Loop:
     flops_per_step: float
     peak_flops: float | None
     utilization_of: str
+    evaluated_at: int | None = None
     held_out: dict[str, float] | None = None
     _unread: tuple[int, Metrics] | None = None
-    _evaluated_at: int | None = None
 
     def __call__(self, state: State, first: int, batches: Iterator[Batch]) -> tuple[State, int]:
         """(the state, the updates made): all steps from ``first`` on, or as many as until told to stop.
@@ -77,6 +79,8 @@ class Loop:
         """
         every, total = self.run.train.evaluate_every, self.run.train.steps
         done = first
+        if first and (first == total or (every and first % every == 0)):
+            self._evaluate(state, first)  # if the run was stopped before it could be done
         try:
             while done < total and not self.stop.wanted(done):
                 with self.clock.doing("data"):
@@ -147,13 +151,13 @@ class Loop:
             self.checkpoints.save(step, state, self.metadata(step))
 
     def _evaluate(self, state: State, step: int) -> None:
-        if self._evaluated_at == step:
+        if self.evaluated_at == step:
             return
         self._read()
         with self.clock.doing("evaluate"):
             found = self.evaluate(state["params"])
         if not found:  # told to stop on the way, or nothing is held out
             return
-        self._evaluated_at, self.held_out = step, found
+        self.evaluated_at, self.held_out = step, found
         self.console.evaluation(step, {f"held-out {name}": found[name] for name in ("loss", "perplexity", "accuracy")})
         self.reporter.log(step, {f"held_out/{name}": value for name, value in found.items()})

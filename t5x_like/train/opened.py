@@ -51,6 +51,8 @@ class OpenedRun:
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, seed: int = 0) -> list[str]:
         """Continues texts, or answers them where there is an encoder. Raises UserError as ``decode.generate`` does."""
+        if jax.process_count() > 1:
+            raise UserError("generate", f"runs in one process, got {jax.process_count()}", "one process")
         tokenizer = load_tokenizer(self.run.data.corpus, self.run.data.cache)
         end = [tokenizer.eos_id] if self.run.model.has_encoder and self.run.objective.inputs_end_in_eos else []
         tokens = [[*tokenizer.encode(text), *end] for text in prompts]
@@ -62,6 +64,7 @@ class OpenedRun:
                 tokens,
                 sampling,
                 eos_id=tokenizer.eos_id,
+                start_id=tokenizer.pad_id,
                 bidirectional_prompt=self.run.objective.has_prefix,
                 seed=seed,
             )

@@ -5,6 +5,7 @@ Reading path to the train step: ``train`` here, ``loop.Loop``, ``step.train_step
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from t5x_like.models.transformer import Batch
 from t5x_like.plan.chips import peak_flops
 from t5x_like.report.clock import Clock
 from t5x_like.report.console import Console, Opening, short
-from t5x_like.report.writers import Reporter
+from t5x_like.report.writers import METRICS, Reporter, read_metrics
 from t5x_like.sharding.mesh import Placement, make_placement, use
 from t5x_like.sharding.processes import join_processes
 from t5x_like.train.compiled import compile_steps
@@ -81,11 +82,12 @@ def train(run: Run, directory: str | Path) -> Outcome:
     setup.abstract_state(placement)  # every parameter has a place on the mesh, or says why not
     open_directory(directory, run)
     console = Console(run.train.steps, process_index=jax.process_index())
-    with Stop() as stop, Checkpoints(directory / CHECKPOINTS, run.checkpoint) as checkpoints:
+    with Checkpoints(directory / CHECKPOINTS, run.checkpoint) as checkpoints, contextlib.ExitStack() as opened:
         data = Data.open(run, _say_prepared(console))
+        stop = opened.enter_context(Stop())  # from here on there is something to save
         job = Job(run, directory, placement, setup, data, checkpoints, console, clock, stop)
         state, first = job.start()
-        if first >= run.train.steps:
+        if first > run.train.steps or (first == run.train.steps and job.evaluated(first)):
             console.note(f"{run.name} is complete: all {run.train.steps:,} steps are made. {directory}")
             return Outcome(first, True, 0, directory)
         loop = job.loop(first)
@@ -98,7 +100,7 @@ def train(run: Run, directory: str | Path) -> Outcome:
         finally:
             console.close()
             picture = loop.reporter.close()
-        complete = done == run.train.steps
+        complete = done == run.train.steps and stop.signal is None
         facts = {"updates": f"{done:,} of {run.train.steps:,}", "checkpoint": str(directory / CHECKPOINTS / str(done))}
         if picture:
             facts["curves"] = str(picture)
@@ -168,7 +170,15 @@ class Job:
             flops_per_step=run.train.batch_size * train_flops(run.model, self.setup.specs, *lengths),
             peak_flops=peak * jax.device_count() if peak else None,
             utilization_of="roofline" if device.platform == "cpu" else "MFU",
+            evaluated_at=first if self.evaluated(first) else None,
         )
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the metrics have held-out means of this step, or there are none to be had."""
+        if self.data.held_out is None:
+            return True
+        path = self.directory / METRICS
+        return path.is_file() and any(r["step"] == step and "held_out/loss" in r for r in read_metrics(path))
 
     def held_out_means(self, evaluation_step: Callable, params: Tree) -> dict[str, float] | None:
         """As ``evaluate``; empty for a corpus that keeps nothing back."""

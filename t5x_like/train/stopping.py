@@ -34,10 +34,10 @@ class Stop:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: at once
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)  # the way of which all processes learn
-        elif self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice: at once
         self.signal = number
 
     def wanted(self, step: int) -> bool:

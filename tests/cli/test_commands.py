@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import sentencepiece
 from flax import nnx
-from tiny_runs import checkpoint, digests, losses, rows, run_file, saved_steps, text_folder, tiny_run
+from tiny_runs import checkpoint, digests, losses, program, rows, run_file, saved_steps, text_folder, tiny_run
 
 from t5x_like import __version__
 from t5x_like.arrays.trees import flatten, unflatten
@@ -93,7 +93,7 @@ def test_a_run_says_what_it_is_and_what_to_do_next(tmp_path, capsys):
     count = sum(spec.size for spec in flatten(make_setup(config_of("llama")).specs).values())
     assert f"({count:,})" in out and "decoder-only, 1 layers of width 16" in out
     assert "held-out loss" in out and "tiny_llama: complete" in out and "where the time went" in out
-    assert f"next\n  t5x-like eval {tmp_path / 'run'}\n" in out
+    assert f"next\n  {program()} eval {tmp_path / 'run'}\n" in out
     sample = out[out.index("a held-out text") : out.index("\nnext")].splitlines()
     assert [line.split()[0] for line in sample[1:] if line.strip()] == ["given", "model", "truth"]
     held_out = Data.open(config_of("llama")).cache.split("heldout")

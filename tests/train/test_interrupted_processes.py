@@ -11,6 +11,7 @@ from tiny_runs import (
     assert_same_bits,
     checkpoint,
     losses,
+    program,
     rows,
     run_file,
     saved_steps,
@@ -48,7 +49,7 @@ def test_interrupted_three_times_and_started_again(tmp_path):
         done = saved_steps(folder)[-1]
         assert last < done < STEPS
         if which != signal.SIGKILL:
-            assert f"saved at step {done:,}; to go on: t5x-like train {config} --directory {folder}" in out
+            assert f"saved at step {done:,}; to go on: {program()} train {config} --directory {folder}" in out
             assert "tiny_llama: stopped" in out and "Traceback" not in out
             assert sorted(losses(folder)) == list(range(1, done + 1))
         if last:

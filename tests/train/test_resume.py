@@ -15,6 +15,7 @@ from tiny_runs import (
     checkpoint,
     digests,
     losses,
+    program,
     record_batches,
     rows,
     run_file,
@@ -91,7 +92,7 @@ def test_stopped_twice_and_resumed_is_the_straight_run(straight, config, tmp_pat
         out = capsys.readouterr().out
         if code:
             done = saved_steps(folder)[-1]
-            assert f"saved at step {done}; to go on: t5x-like train {config} --directory {folder}\n" in out
+            assert f"saved at step {done}; to go on: {program()} train {config} --directory {folder}\n" in out
             assert sorted(losses(folder)) == list(range(1, done + 1))
             assert checkpoint(folder)["step"] == done
             epoch, place = divmod(done, EPOCH)
