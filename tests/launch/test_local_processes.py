@@ -123,3 +123,36 @@ time.sleep(60)
         assert process.wait(timeout=30) == 137
     finally:
         process.kill()
+
+
+def test_ctrl_c_in_a_terminal_leaves_the_others_their_time_to_save(tmp_path):
+    """One process ends at once, another saves for longer than a failed job is waited for. A terminal sends Ctrl-C to a
+    whole process group; the processes are not in the launcher's."""
+    program = f"""
+import os, signal, sys, time
+number = int(os.environ["JAX_PROCESS_ID"])
+def save(*_):
+    time.sleep(6.5 * number)
+    open({str(tmp_path)!r} + f"/saved{{number}}", "w").close()
+    os._exit(75)
+signal.signal(signal.SIGTERM, save)
+open({str(tmp_path)!r} + f"/ready{{number}}", "w").close()
+time.sleep(60)
+"""
+    job = subprocess.Popen(command(program, "--grace", "30"), start_new_session=True)
+    try:
+        deadline = time.monotonic() + 30
+        while not all((tmp_path / f"ready{n}").exists() for n in (0, 1)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(job.pid, signal.SIGINT)
+        assert job.wait(timeout=30) == 75
+    finally:
+        job.kill()
+    assert (tmp_path / "saved0").exists() and (tmp_path / "saved1").exists()
+
+
+def test_no_processes_and_no_program_are_said(tmp_path):
+    assert launched("", "--processes", "0").returncode == 2
+    done = subprocess.run([sys.executable, str(LOCAL), "--", str(tmp_path / "none")], capture_output=True, text=True)
+    assert done.returncode == 127 and "No such file" in done.stderr

@@ -42,8 +42,8 @@ def refused(function, *args, **fields) -> str:
         (dict(max_length=5), "model.max_length", ["got 5", "0 unless model.positions=learned"]),
         (dict(scale_tied_logits=True), "model.scale_tied_logits", ["model.tied_head=true"]),
         (dict(token_types=2), "model.token_types", ["got 2", "encoder-only"]),
-        (dict(logits_soft_cap=-1.0), "model.logits_soft_cap", ["negative"]),
-        (dict(embedding_init_std=-1.0), "model.embedding_init_std", ["negative"]),
+        (dict(logits_soft_cap=-1.0), "model.logits_soft_cap", ["got -1.0"]),
+        (dict(embedding_init_std=-1.0), "model.embedding_init_std", ["got -1.0"]),
     ],
 )
 def test_checks(fields, where, parts):

@@ -3,6 +3,7 @@ mesh the batches still are, and the loss to 1e-5. What cannot go on is refused, 
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -211,3 +212,22 @@ def test_a_step_that_is_not_finite_is_named_and_can_be_gone_on_from(straight, co
     assert main(["train", config, "--directory", str(folder)]) == 0
     assert rows(folder) == rows(straight[0])
     assert_same_bits(checkpoint(folder), checkpoint(straight[0]))
+
+
+def test_an_evaluation_that_a_stop_prevented_is_made_up_for(tmp_path, capsys):
+    """A run whose last held-out row is missing is not complete: it evaluates, to the same row."""
+    run = tiny_run("llama", "train.steps=3", "data.corpus.heldout=0.1", "train.evaluate_batches=1")
+    folder, command = tmp_path / "run", ["train", run_file(run), "--directory", str(tmp_path / "run")]
+    assert main(command) == 0
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    assert "held_out/loss" in lines[-1] and "held_out/loss" not in "".join(lines[:-1])
+    path.write_text("".join(lines[:-1]))
+    assert main(command) == 0
+    again = path.read_text().splitlines(keepends=True)
+    assert again[:-1] == lines[:-1]
+    wanted, found = json.loads(lines[-1]), json.loads(again[-1])
+    assert {k: v for k, v in found.items() if k != "time"} == {k: v for k, v in wanted.items() if k != "time"}
+    capsys.readouterr()
+    assert main(["train", str(folder)]) == 0  # a run's folder stands for its config, and goes on in itself
+    assert "is complete" in capsys.readouterr().out and path.read_text().splitlines(keepends=True) == again
