@@ -48,8 +48,15 @@ def sample(
             "model": _marked(tokenizer, [(guess if c else here, c) for here, guess, _, c in places]),
             "truth": _marked(tokenizer, [(there, c) for _, _, there, c in places]),
         }
-    sampling, ids = Sampling(max_new_tokens=len(truth) + 16), dict(eos_id=tokenizer.eos_id, start_id=tokenizer.pad_id)
-    written = generate(structure, run.model, params, [given], sampling, **ids)[0]
+    written = generate(
+        structure,
+        run.model,
+        params,
+        [given],
+        Sampling(max_new_tokens=len(truth) + 16),
+        eos_id=tokenizer.eos_id,
+        start_id=tokenizer.pad_id,
+    )[0]
     if not set(given) & set(tokenizer.sentinel_ids):  # not spans: a prefix and its continuation
         return {"given": tokenizer.decode(given), "model": tokenizer.decode(written), "truth": tokenizer.decode(truth)}
     given = [t for t in given if t != tokenizer.eos_id]
