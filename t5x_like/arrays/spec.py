@@ -14,10 +14,10 @@ LAYERS = "layers"  # the logical axis of parameters stacked over the layers of o
 
 @dataclasses.dataclass(frozen=True)
 class Initializer:
-    """How a parameter starts: ``normal`` and ``truncated_normal`` (cut at 2 standard deviations) with ``scale`` as the
-    standard deviation, or ``constant`` with ``scale`` as the value."""
+    """How a parameter starts: ``normal`` with ``scale`` as the standard deviation, or ``constant`` with it as the
+    value."""
 
-    kind: Literal["normal", "truncated_normal", "constant"]
+    kind: Literal["normal", "constant"]
     scale: float
 
 

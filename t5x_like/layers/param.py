@@ -51,11 +51,7 @@ def draw(how: Draw, key: jax.Array, scale: float | jax.Array) -> jax.Array:
         one = how._replace(shape=how.shape[1:], stacked=False)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(how.shape[0]))
         return jax.vmap(lambda k: draw(one, k, scale))(keys)
-    if how.kind == "normal":
-        values = jax.random.normal(key, how.shape, jnp.float32)
-    else:  # cut at 2 standard deviations of the normal before cutting, then widened so that ``scale`` is what remains
-        values = jax.random.truncated_normal(key, -2.0, 2.0, how.shape, jnp.float32) / 0.87962566103423978
-    return (values * scale).astype(how.dtype)
+    return (jax.random.normal(key, how.shape, jnp.float32) * scale).astype(how.dtype)
 
 
 def initialize(specs: Tree, key: jax.Array, shardings: Tree | None = None) -> Tree:

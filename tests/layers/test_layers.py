@@ -157,13 +157,10 @@ def test_dropout():
     assert dropout(x.astype(jnp.bfloat16), 0.3, key).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("kind", ["normal", "truncated_normal"])
-def test_draws_have_the_declared_deviation(kind):
-    spec = ParamSpec((3, 100, 50), ("layers", None, None), Initializer(kind, 0.2))
+def test_draws_have_the_declared_deviation():
+    spec = ParamSpec((3, 100, 50), ("layers", None, None), Initializer("normal", 0.2))
     got = np.asarray(draw(Draw.of(spec), jax.random.key(0), spec.init.scale))
     assert got.std() == pytest.approx(0.2, rel=0.02) and abs(got.mean()) < 0.01
-    if kind == "truncated_normal":
-        assert np.abs(got).max() <= 0.2 / 0.8796 * 2 * 1.001
     assert np.abs(got[0] - got[1]).max() > 0.1
     constant = draw(Draw.of(ParamSpec((4,), (None,), ZEROS, "bfloat16")), jax.random.key(0), 0.0)
     assert constant.dtype == jnp.bfloat16 and not np.any(np.asarray(constant, np.float32))
