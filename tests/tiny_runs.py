@@ -27,7 +27,7 @@ from t5x_like.arrays.trees import flatten, unflatten
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.checkpoint.config import CheckpointConfig
 from t5x_like.core.config import override, to_json
-from t5x_like.input_pipeline.config import Bytes, Corpus, DataConfig, TextFiles
+from t5x_like.input_pipeline.config import Bytes, Corpus, DataConfig, Mixture, SentencePiece, TextFiles
 from t5x_like.models import families
 from t5x_like.objectives import Autoregressive, MaskedLM, SpanCorruption
 from t5x_like.optim.config import AdamW
@@ -168,17 +168,17 @@ def digests(directory: Path) -> dict[str, str]:
 
 RECORDER = """
 import hashlib, json, os, sys
-import t5x_like.train.run as running
+import t5x_like.train.feed as feeding
 from t5x_like.cli.main import main
 
-original = running.to_devices
+original = feeding.to_devices
 def recording(placement, local, share):
     rows = [hashlib.sha256(b"".join(a[r].tobytes() for a in local.values())).hexdigest() for r in range(len(next(iter(
         local.values()))))]
     with open(os.environ["RECORD"], "a") as file:
         file.write(json.dumps([share[0], rows]) + "\\n")
     return original(placement, local, share)
-running.to_devices = recording
+feeding.to_devices = recording
 sys.exit(main())
 """
 
@@ -193,9 +193,9 @@ def recorder() -> list[str]:
 
 def record_batches(monkeypatch) -> list[list[str]]:
     """A list that fills with the digests of the rows of every batch that this process puts on its devices."""
-    import t5x_like.train.run as running
+    import t5x_like.train.feed as feeding
 
-    original, fed = running.to_devices, []
+    original, fed = feeding.to_devices, []
 
     def recording(placement, local, share):
         count = len(next(iter(local.values())))
@@ -203,7 +203,7 @@ def record_batches(monkeypatch) -> list[list[str]]:
         fed.append([hashlib.sha256(part).hexdigest() for part in parts])
         return original(placement, local, share)
 
-    monkeypatch.setattr(running, "to_devices", recording)
+    monkeypatch.setattr(feeding, "to_devices", recording)
     return fed
 
 
@@ -253,12 +253,22 @@ def program() -> str:
 def shrink(run: Run, kind: str) -> Run:
     """``run`` at the size of ``tiny_run``, on its text: what makes it that run rather than another stays."""
     tiny, model = tiny_run(kind), run.model
+    tokenizer = Bytes()
+    if isinstance(run.data.corpus.tokenizer, SentencePiece) and (symbols := run.data.corpus.tokenizer.symbols):
+        tokenizer = SentencePiece(400, "bpe", sentinels=20, symbols=symbols)
+
+    def small(corpus: Corpus | Mixture) -> Corpus | Mixture:
+        if isinstance(corpus, Corpus):
+            return dataclasses.replace(tiny.data.corpus, name=corpus.name, tokenizer=tokenizer)
+        parts = tuple(dataclasses.replace(part, corpus=small(part.corpus)) for part in corpus.parts)
+        return dataclasses.replace(corpus, parts=parts, tokenizer=tokenizer)
+
     return dataclasses.replace(
         run,
-        data=dataclasses.replace(tiny.data, packing=run.data.packing),
+        data=dataclasses.replace(tiny.data, corpus=small(run.data.corpus), packing=run.data.packing),
         model=dataclasses.replace(
             model,
-            vocab_size=264,
+            vocab_size=264 if tokenizer == Bytes() else 400,
             d_model=16,
             d_ff=32,
             heads=4,

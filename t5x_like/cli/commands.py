@@ -6,10 +6,11 @@ import argparse
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from t5x_like.core.config import diff as config_diff
-from t5x_like.core.config import flatten, load_run, override
+from t5x_like.core.config import find_run_file, flatten, load_run, override
 from t5x_like.core.errors import UserError
 
 
@@ -21,6 +22,9 @@ def _run_of(name: str, assignments: list[str]):
         from t5x_like.train.directory import read_config
 
         return override(read_config(Path(name)), assignments)
+    from t5x_like.input_pipeline.recipes import mark
+
+    mark(find_run_file(name))  # documents may come from a function beside run()
     return override(load_run(name, Run), assignments)
 
 
@@ -104,7 +108,11 @@ def inspect(options: argparse.Namespace) -> int:
     if options.what == "checkpoint":
         return _inspect_checkpoint(Path(options.config), options.step)
     run = _run_of(options.config, options.assignments)
-    return _inspect_parameters(run, options.devices) if options.what == "parameters" else _inspect_data(run, options)
+    if options.what == "parameters":
+        return _inspect_parameters(run, options.devices)
+    from t5x_like.cli.inspect_data import inspect_data
+
+    return inspect_data(run, options)
 
 
 def _inspect_parameters(run, devices: int) -> int:
@@ -122,24 +130,6 @@ def _inspect_parameters(run, devices: int) -> int:
     print(f"\n{parameter_count(setup.specs):,} parameters, {short(flops)}FLOP per step of {run.train.batch_size} rows")
     print(f"a device of {devices}: {short(bytes_per_device(setup.specs, mesh))}B of parameters", end="")
     print(f"; optimizer state {short(state)}B over all devices")
-    return 0
-
-
-def _inspect_data(run, options: argparse.Namespace) -> int:
-    from t5x_like.input_pipeline.features import describe, tokens_in
-    from t5x_like.train.data import Data
-
-    data = Data.open(run)
-    step = options.step or 0
-    batch = data.train.batch(step)
-    count = tokens_in(batch)
-    print(
-        f"step {step:,}, epoch {data.train.epoch_of(step):.3f}: {run.train.batch_size} rows, "
-        f"{count.tokens:,} tokens in {count.slots:,} places ({count.tokens / count.slots:.1%} full), "
-        f"{count.loss_tokens:,} targets"
-    )
-    for row in range(min(options.rows, run.train.batch_size)):
-        print(f"\nrow {row}\n{describe(batch, row, data.tokenizer)}")
     return 0
 
 
@@ -184,17 +174,65 @@ def diff(options: argparse.Namespace) -> int:
     return 0
 
 
-def tokenizer(options: argparse.Namespace) -> int:
-    from t5x_like.input_pipeline.config import JsonLines, TextFiles
-    from t5x_like.input_pipeline.sources import read_documents
-    from t5x_like.input_pipeline.tokenizer_training import train_sentencepiece
-    from t5x_like.input_pipeline.tokenizers import SentencePieceTokenizer
+def prepare(options: argparse.Namespace) -> int:
+    from t5x_like.cli.prepare_data import prepare_data
 
-    json_lines = any(".jsonl" in name for name in options.inputs)
-    paths = tuple(options.inputs)
-    source = JsonLines(paths, options.field) if json_lines else TextFiles(paths)
-    output = Path(options.output)
-    train_sentencepiece(read_documents(source), output, options.vocab_size, options.model, options.sentinels)
-    made = SentencePieceTokenizer(output, options.sentinels)
-    print(f"{output}: {made.vocab_size:,} ids, {len(made.sentinel_ids)} sentinels, fingerprint {made.fingerprint[:12]}")
+    return prepare_data(_run_of(options.config, options.assignments), options)
+
+
+def tokenizer(options: argparse.Namespace) -> int:
+    return _show_tokenizer(options) if options.action == "show" else _train_tokenizer(options)
+
+
+def _train_tokenizer(options: argparse.Namespace) -> int:
+    from t5x_like.input_pipeline.config import SentencePiece
+    from t5x_like.input_pipeline.sources import describe_source, read_documents
+    from t5x_like.input_pipeline.tokenizer_training import Sample, source_by_suffix, train_sentencepiece
+    from t5x_like.input_pipeline.tokenizers import open_tokenizer
+
+    if options.pad_to_multiple < 1:
+        raise UserError("--pad-to-multiple", str(options.pad_to_multiple), "1 or more")
+    size = -(-options.vocab_size // options.pad_to_multiple) * options.pad_to_multiple
+    wanted = SentencePiece(size, options.model, options.sentinels, tuple(options.symbols))
+    source, output = source_by_suffix(options.inputs, options.field), Path(options.output)
+    print(f"training {size:,} pieces on {describe_source(source)}", file=sys.stderr, flush=True)
+    sample = Sample(read_documents(source))
+    train_sentencepiece(sample, output, size, wanted.model, wanted.sentinels, wanted.symbols)
+    config = replace(wanted, path=str(output))
+    made = open_tokenizer(config)
+    print(
+        f"{output}: {made.vocab_size:,} ids, {len(made.sentinel_ids)} sentinels, fingerprint {made.fingerprint[:12]}, "
+        f"{output.stat().st_size:,} bytes"
+    )
+    tokens = sum(map(len, made.encode_batch(sample.texts)))
+    characters, words = sum(map(len, sample.texts)), sum(len(text.split()) for text in sample.texts)
+    print(f"on {characters:,} characters of it: {characters / tokens:.2f} characters per token", end="")
+    print(f", {tokens / words:.2f} tokens per word")
+    given = [("vocab_size", size), ("path", config.path), ("sentinels", config.sentinels), ("symbols", config.symbols)]
+    defaults = {"sentinels": SentencePiece.sentinels, "symbols": SentencePiece.symbols}
+    shown = ", ".join(f"{name}={value!r}" for name, value in given if value != defaults.get(name))
+    print(f"in a corpus file: tokenizer=SentencePiece({shown})")
+    return 0
+
+
+def _show_tokenizer(options: argparse.Namespace) -> int:
+    from t5x_like.input_pipeline.tokenizers import config_of_file, open_tokenizer
+
+    shown = open_tokenizer(config_of_file(options.path))
+    ids = {"padding": shown.pad_id, "EOS": shown.eos_id, "unknown": shown.unk_id, "mask": shown.mask_id}
+    print(f"{options.path}: {shown.vocab_size:,} ids, fingerprint {shown.fingerprint}")
+    for name, identifier in ids.items():
+        print(f"  {name:<9} " + ("none" if identifier is None else f"{identifier:>7}  {shown.piece(identifier)}"))
+    sentinels = shown.sentinel_ids
+    print(f"  sentinels {len(sentinels):>7}" + (f"  ids {sentinels[0]} to {sentinels[-1]}" if sentinels else ""))
+    others = sorted(set(shown.special_ids) - {*ids.values(), *sentinels})
+    for identifier in others[:16]:
+        print(f"  special   {identifier:>7}  {shown.piece(identifier)}")
+    if len(others) > 16:
+        print(f"            and {len(others) - 16} more")
+    if options.text:
+        tokens = shown.encode(options.text)
+        print(f"\n{len(tokens):,} tokens")
+        for identifier in tokens:
+            print(f"  {identifier:>7}  {shown.piece(identifier)!r}")
     return 0

@@ -64,6 +64,9 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("assignments", nargs="*", metavar="field=value", help="set a field")
     inspect.add_argument("--step", type=int, help="data: the batch of this step (default 0); checkpoint: which")
     inspect.add_argument("--rows", type=int, default=1, help="data: how many rows of the batch")
+    inspect.add_argument("--color", choices=("auto", "always", "never"), default="auto",
+                         help="data: colours (default auto: on a terminal, unless $NO_COLOR is set)")
+    inspect.add_argument("--plot", metavar="FILE", help="data: draw document lengths and how full rows are")
     inspect.add_argument("--devices", type=int, default=1, help="parameters: a mesh of so many devices")
 
     diff = add("diff", "compare two runs: configs and curves")
@@ -71,15 +74,34 @@ def parser() -> argparse.ArgumentParser:
     diff.add_argument("other", metavar="RUN|CONFIG")
     diff.add_argument("--plot", metavar="FILE", help="draw both runs' curves to this picture")
 
-    tokenizer = add("tokenizer", "train a SentencePiece tokenizer")
-    tokenizer.add_argument("action", choices=("train",))
-    tokenizer.add_argument("inputs", nargs="+", metavar="FILE", help="text or .jsonl files, folders, globs")
-    tokenizer.add_argument("--output", required=True, metavar="FILE", help="the model file to write")
-    tokenizer.add_argument("--vocab-size", type=int, default=8192)
-    tokenizer.add_argument("--model", choices=("unigram", "bpe"), default="unigram")
-    tokenizer.add_argument("--sentinels", type=int, default=100)
-    tokenizer.add_argument("--field", default="text", help="the field of .jsonl files that holds the text")
+    prepare = add("prepare", "tokenize a run's corpora into the cache, before the run does")
+    _config_arguments(prepare)
+    prepare.add_argument("--processes", type=int, default=0, help="how many tokenize (default: data.prepare_processes)")
+    prepare.add_argument("--beam", action="store_true", help="with Apache Beam; its own options follow after --")
+
+    tokenizer = add("tokenizer", "train a SentencePiece tokenizer, or show one of any kind")
+    _tokenizer_arguments(tokenizer, common)
     return top
+
+
+def _tokenizer_arguments(command: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    train = actions.add_parser("train", help="train one on files of text", parents=[common])
+    train.add_argument(
+        "inputs", nargs="+", metavar="FILE", help="files, folders or globs: text, or .jsonl, .csv, .tsv or .parquet"
+    )
+    train.add_argument("--output", required=True, metavar="MODEL", help="the model file to write")
+    train.add_argument("--vocab-size", type=int, default=8192, help="ids in all (default 8192)")
+    train.add_argument("--pad-to-multiple", type=int, default=1, metavar="N", help="learn more, to a multiple of N ids")
+    train.add_argument("--model", choices=("unigram", "bpe"), default="unigram")
+    train.add_argument("--sentinels", type=int, default=100, help="how many <extra_id_i> (default 100)")
+    train.add_argument(
+        "--symbols", action="append", default=[], metavar="PIECE", help="a further piece, such as '[NLU]'; repeatable"
+    )
+    train.add_argument("--field", default="text", help="the field or column that holds the text")
+    show = actions.add_parser("show", help="show a vocabulary, and the pieces of a text", parents=[common])
+    show.add_argument("path", metavar="MODEL", help="a .model or tokenizer.json file, or 'bytes'")
+    show.add_argument("text", nargs="?", default="", metavar="TEXT", help="a text to cut into pieces")
 
 
 def _config_arguments(command: argparse.ArgumentParser) -> None:
@@ -114,7 +136,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The parsed arguments; assignments, with or without leading dashes, and prompts may stand after options too."""
     top = parser()
-    options, rest = top.parse_known_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    beam_options: list[str] = []
+    if given[:1] == ["prepare"] and "--" in given:
+        border = given.index("--")
+        given, beam_options = given[:border], given[border + 1 :]
+    options, rest = top.parse_known_args(given)
+    options.beam_options = beam_options
     if hasattr(options, "prompts") and not any(argument.startswith("-") for argument in rest):
         options.prompts += rest
         return options

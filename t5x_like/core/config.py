@@ -214,7 +214,10 @@ def from_json(kind: type[T], text: str, where: str = "") -> T:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted field names to leaf values, in the order of declaration; a dataclass's class is its own leaf."""
+    """Dotted field names to leaf values, in the order of declaration; a dataclass's class is its own leaf, and several
+    dataclasses in a tuple are counted from 0: ``parts.0.rate``."""
+    if isinstance(value, tuple) and value and all(dataclasses.is_dataclass(each) for each in value):
+        return {k: v for i, each in enumerate(value) for k, v in flatten(each, f"{prefix}.{i}").items()}
     if not dataclasses.is_dataclass(value):
         return {prefix: value}
     found: dict[str, Any] = {prefix: type(value).__name__} if prefix else {}
@@ -243,7 +246,7 @@ def override(config: T, assignments: Sequence[str]) -> T:
         *parents, last = name.split(".")
         target = plain
         for parent in parents:
-            target = target.get(parent) if isinstance(target, dict) else None
+            target = _child(target, parent)
         if not isinstance(target, dict) or last not in target or last == TYPE_KEY:
             if wrong is not None:  # the field may lie in a value that was refused
                 raise wrong
@@ -252,7 +255,7 @@ def override(config: T, assignments: Sequence[str]) -> T:
             raise UserError(name, "no such field", "a field shown by 't5x-like inspect config'", hint)
         holder = config
         for parent in parents:
-            holder = getattr(holder, parent, None)
+            holder = _child(holder, parent)
         target[last] = value.strip()
         if dataclasses.is_dataclass(holder):  # a class named here gets its defaults, which may be assigned to next
             hint = typing.get_type_hints(type(holder)).get(last, str)
@@ -266,6 +269,15 @@ def override(config: T, assignments: Sequence[str]) -> T:
     if wrong is not None:
         raise wrong
     return config
+
+
+def _child(holder: Any, name: str) -> Any:
+    """The field, key or place ``name`` of a dataclass, dict or sequence; None where there is none."""
+    if isinstance(holder, dict):
+        return holder.get(name)
+    if isinstance(holder, list | tuple):
+        return holder[int(name)] if name.isdigit() and int(name) < len(holder) else None
+    return getattr(holder, name, None)
 
 
 def diff(one: Any, other: Any) -> dict[str, tuple[Any, Any]]:

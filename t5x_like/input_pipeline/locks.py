@@ -7,15 +7,22 @@ Only saves work: every file of the cache is put in place by an atomic rename, so
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from t5x_like.core.errors import UserError
 
 
 @contextlib.contextmanager
-def held_lock(path: Path) -> Iterator[None]:
+def held_lock(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[bool]:
     """Holds the lock file ``path`` inside the ``with`` block, waiting for another holder on this file system.
+
+    Args:
+      path: the lock file; its folder is made if it is not there.
+      waiting: called once if there is another holder to wait for.
+
+    Yields:
+      Whether there are locks here; if not, others may be inside at the same time.
 
     Raises:
       UserError: the folder cannot be made or written.
@@ -31,10 +38,19 @@ def held_lock(path: Path) -> Iterator[None]:
             "set data.cache or $T5X_LIKE_CACHE",
         ) from None
     with file:
-        try:
-            import fcntl
+        yield _lock(file.fileno(), waiting)
 
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError):  # no locks here: the atomic rename alone decides
-            pass
-        yield
+
+def _lock(descriptor: int, waiting: Callable[[], None] | None) -> bool:
+    try:
+        import fcntl
+
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is not None:
+                waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except (ImportError, OSError):  # no locks here: the atomic rename alone decides
+        return False
+    return True

@@ -1,51 +1,58 @@
 """Batches: the rows of step n as a pure function of (seed, n), and a Grain reader that makes them ahead of time.
 
-Knows the order of examples, their pieces, packing and features; must not know JAX, devices or what a model does. The
-whole position of a reader is one integer, the step; the number of processes never changes a global batch.
+Knows streams, mixtures and features; must not know JAX, devices or what a model does. The whole position of a reader is
+one integer, the step; the number of processes or of workers never changes a global batch.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
+import multiprocessing
+import multiprocessing.connection
+import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.input_pipeline.example import Example, Objective
+from t5x_like.input_pipeline.config import DataConfig, Shape, corpora
+from t5x_like.input_pipeline.example import Objective
 from t5x_like.input_pipeline.features import Batch, feature_names, make_batch
-from t5x_like.input_pipeline.order import Permutation, checked_seed, epoch_and_position, permutation
-from t5x_like.input_pipeline.packing import plan
-from t5x_like.input_pipeline.pieces import DocumentPieces, JoinedPieces, Pieces
-from t5x_like.input_pipeline.prepare import TokenSplit
+from t5x_like.input_pipeline.mixture import Interleaving, limits, shares
+from t5x_like.input_pipeline.order import checked_seed
+from t5x_like.input_pipeline.stream import Stream
+from t5x_like.input_pipeline.token_cache import TokenSplit
 from t5x_like.input_pipeline.tokenizers import Tokenizer, check_vocabulary
 
-__all__ = ["Batches", "check_vocabulary", "process_rows"]
+__all__ = ["Batches", "Seen", "check_vocabulary", "process_rows"]
 
-# First words of every derived seed, so that no two uses of one seed share random numbers.
-_ORDER, _BORDERS, _EXAMPLES, _PLAN, _HELDOUT = range(5)
+
+class Seen(NamedTuple):
+    """What a run has taken of one corpus: raw tokens, added EOS counted, and passes over it."""
+
+    tokens: int
+    epochs: float
 
 
 class Batches:
-    """Every global batch of one split, by step.
+    """Every global batch of one split of a corpus or mixture, by step.
 
-    A row of a batch is one joined piece, one packed bin of pieces, or one piece, as ``data.packing`` says. Each epoch
-    takes every row once, in a new order if ``shuffle``; joined pieces get new borders each epoch. A batch that reaches
-    the end of an epoch goes on with the next. Bins are planned once for a seed and not per epoch: what shares a row
-    changes nothing in the loss, and so the number of rows per epoch is constant and any step is found at once.
+    A row of a batch is one joined piece, one packed bin of pieces, or one piece, as ``data.packing`` says, of one
+    corpus under one objective: a stream. Streams go through their rows in epochs of their own; ``mixture`` says which
+    stream a row is drawn from.
 
     Args:
-      split: the documents.
+      splits: the documents of each corpus, by name.
       tokenizer: the one they were tokenized with.
-      objective: what makes pieces into examples.
-      data: lengths and packing.
+      objective: what makes pieces into examples; may be a mixture of several.
+      data: corpora, lengths and packing.
       shape: of the model that is fed.
       batch_size: rows of a global batch.
-      seed: of order, borders and corruption; 0 or more.
+      seed: of order, borders, corruption and places in the batch; 0 or more.
       shuffle: False: rows in the order of the corpus, without shifted borders.
 
     Raises:
@@ -55,7 +62,7 @@ class Batches:
 
     def __init__(
         self,
-        split: TokenSplit,
+        splits: Mapping[str, TokenSplit],
         tokenizer: Tokenizer,
         objective: Objective,
         data: DataConfig,
@@ -73,57 +80,121 @@ class Batches:
         if batch_size < 1:
             raise UserError("train.batch_size", str(batch_size), "1 or more rows")
         objective.check(tokenizer, data, shape)
-        self.batch_size, self.shuffle, self.data = batch_size, shuffle, data
+        self._made_of = splits, tokenizer, objective, data, shape, batch_size, seed, shuffle
+        self.batch_size, self.data = batch_size, data
         self.shape: Shape = shape
         self.seed = checked_seed(seed)[0]
         self.capacity = objective.capacity(data, shape)
         self._objective, self._tokenizer = objective, tokenizer
-        self._pieces = self._cut(split)
-        self._bins = self._plan_bins() if data.packing == "pack" else None
-        self.examples_per_epoch = self._pieces.count if self._bins is None else len(self._bins)
-        """Rows of one epoch, the same for all epochs."""
-        self._epoch_order = functools.lru_cache(maxsize=4)(self._make_epoch_order)
+        kinds = objective.streams()
+        names = [corpus.name for corpus in corpora(data.corpus) if corpus.name in splits]
+        self.streams = [
+            Stream(
+                name, splits[name], tokenizer, kind, data, shape, self.capacity,
+                (self.seed, i * len(kinds) + j), shuffle,
+            )
+            for i, name in enumerate(names)
+            for j, (_, kind) in enumerate(kinds)
+        ]  # fmt: skip
+        self._kinds = np.asarray([rate for rate, _ in kinds]) / sum(rate for rate, _ in kinds)
+        self._skipped = data.skipped()
+        self._tokens_before_skipped = functools.lru_cache(self._tokens_before)
+
+    def __reduce__(self):  # worker processes make their own from the same parts
+        return type(self), self._made_of
+
+    @functools.cached_property
+    def _interleaving(self) -> Interleaving:
+        corpus, (splits, *_) = self.data.corpus, self._made_of
+        at, constant = shares(corpus, {name: len(split.tokens) for name, split in splits.items()})
+        most: list[int | None] = []
+        for first, (epochs, tokens) in zip(range(0, len(self.streams), len(self._kinds)), limits(corpus), strict=True):
+            streams = self.streams[first : first + len(self._kinds)]
+            # A corpus's passes are shared out among its objectives in proportion to the text each takes.
+            weights = self._kinds * [stream.rows.tokens / stream.rows.count for stream in streams]
+            for stream, share in zip(streams, weights / weights.sum(), strict=True):
+                passes = [epochs] * (epochs > 0) + [tokens / stream.rows.tokens] * (tokens > 0)
+                most.append(int(min(passes) * share * stream.rows.count) if passes else None)
+        return Interleaving(
+            lambda steps: (at(steps)[:, :, None] * self._kinds).reshape(len(steps), -1),
+            constant, most, [stream.name for stream in self.streams], self.batch_size, self.seed,
+        )  # fmt: skip
+
+    @property
+    def examples_per_epoch(self) -> int:
+        """Rows of one epoch of every stream together, the same for all epochs."""
+        return sum(stream.rows.count for stream in self.streams)
 
     @property
     def tokens_left_out(self) -> int:
         """Raw tokens of the split that an epoch passes over, because too few are left for an example."""
-        return self._pieces.left_out
+        return max(stream.rows.left_out for stream in self.streams)
 
     @property
     def feature_names(self) -> tuple[str, ...]:
         """Names of the arrays of a batch."""
-        return feature_names(self.shape, self._objective.has_prefix)
+        return feature_names(self.shape, self._objective.extras(self.shape))
 
-    @property
-    def steps_per_epoch(self) -> float:
-        """Batches of one epoch; not a whole number where the last batch reaches into the next epoch."""
-        return self.examples_per_epoch / self.batch_size
+    def seen(self, step: int) -> dict[str, Seen]:
+        """What ``step`` batches have taken of each corpus, by name; exact, skipped batches not counted.
+
+        Raises:
+          UserError: every corpus has a limit and all are used up before that.
+        """
+        found: dict[str, Seen] = {}
+        for stream, taken in zip(self.streams, self._tokens_seen(step).tolist(), strict=True):
+            before = found.get(stream.name, Seen(0, 0.0))
+            found[stream.name] = Seen(before.tokens + taken, before.epochs + taken / stream.rows.tokens)
+        return found
+
+    def _tokens_seen(self, step: int) -> np.ndarray:
+        end = self._data_step(step - 1) + 1 if step else 0
+        tokens = self._tokens_before(end)
+        for first, after in self._skipped:
+            if after < end:
+                tokens = tokens - (self._tokens_before_skipped(after) - self._tokens_before_skipped(first))
+        return tokens
+
+    def _tokens_before(self, data_step: int) -> np.ndarray:
+        """(streams,) raw tokens of all batches before the ``data_step``-th, skipped ones counted."""
+        drawn = self._interleaving.drawn(data_step).tolist()
+        return np.asarray([stream.tokens_drawn(draws) for stream, draws in zip(self.streams, drawn, strict=True)])
 
     def epoch_of(self, step: int) -> float:
-        """Epochs that are over when ``step`` batches have been taken."""
-        return step / self.steps_per_epoch
+        """Epochs that are over when ``step`` batches have been taken: of a mixture, of all of its text together."""
+        whole = sum(stream.rows.tokens for stream in self.streams) / len(self._kinds)
+        return float(self._tokens_seen(step).sum() / whole)
+
+    def sources_of(self, step: int) -> list[tuple[str, Objective]]:
+        """(corpus, objective) of each row of the batch of ``step``."""
+        streams, _ = self._interleaving.rows(self._data_step(step))
+        return [(self.streams[stream].name, self.streams[stream].objective) for stream in streams]
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
         """The global batch of ``step`` (0 or more), or only its ``rows``: exactly those rows of the whole.
 
         Returns:
           arrays by name, (rows, length), as described in ``features``.
+
+        Raises:
+          UserError: a negative step, or one after every corpus is used up.
         """
         if step < 0:
             raise UserError("step", str(step), "0 or more")
-        wanted = np.arange(*(rows or slice(None)).indices(self.batch_size))
-        epochs, positions = epoch_and_position(step * self.batch_size + wanted, self.examples_per_epoch)
-        indices = np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            order, _ = self._epoch_order(int(epoch))
-            indices[here] = positions[here] if order is None else order(positions[here])
-        return self._layout([self._row(int(epoch), int(index)) for epoch, index in zip(epochs, indices, strict=True)])
+        sources, draws = self._interleaving.rows(self._data_step(step))
+        wanted = slice(None) if rows is None else rows
+        sources, draws = sources[wanted], draws[wanted]
+        made: list[list] = [[]] * len(sources)
+        for source in np.unique(sources).tolist():
+            here = np.flatnonzero(sources == source)
+            for place, examples in zip(here.tolist(), self.streams[source].examples(draws[here]), strict=True):
+                made[place] = examples
+        return self._layout(made)
 
     def reader(
         self, start_step: int = 0, process_index: int = 0, process_count: int = 1, stop_step: int | None = None
     ) -> Iterator[tuple[int, Batch]]:
-        """Reads (step, this process's rows of the global batch), made ahead of time by ``data.read_threads`` threads.
+        """Reads (step, this process's rows of the global batch), made ahead of time by threads or worker processes.
 
         Args:
           start_step: the first step; this one number is the whole state.
@@ -139,75 +210,51 @@ class Batches:
         stop = sys.maxsize if stop_step is None else stop_step
         if start_step < 0 or stop < start_step:
             raise UserError("step", f"reading from {start_step} to {stop}", "0 <= start_step <= stop_step")
-        threads = self.data.read_threads
-        options = grain.ReadOptions(
-            num_threads=threads, prefetch_buffer_size=self.data.prefetch_batches if threads else 0
-        )
-        source = _StepSource(self, start_step, stop - start_step, rows)
-        return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+        workers, ahead = self.data.worker_processes, self.data.prefetch_batches
+        threads = 1 if workers else self.data.read_threads
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
+        source = _StepSource(self, start_step, stop - start_step, rows, os.getpid())
+        dataset = grain.MapDataset.source(source).to_iter_dataset(options)
+        if workers:
+            _let_grain_start_processes()
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=ahead))
+        return iter(dataset)
 
     def heldout_batches(
         self, limit: int | None = None, process_index: int = 0, process_count: int = 1
     ) -> Iterator[Batch]:
-        """Every row of this split exactly once, in the order of the corpus, corrupted the same way whatever the seed.
+        """Every row of this split exactly once, corrupted the same way whatever the seed: for exact evaluation.
 
-        For exact evaluation: what the last batch lacks is filled with rows of segment 0 and weight 0.
+        In the order of the corpus; of a mixture the streams in turn, each spread over the whole. What the last batch
+        lacks is filled with rows of segment 0 and weight 0.
 
         Args:
           limit: at most this many batches.
           process_index, process_count: as in ``reader``; every process gets the same number of batches.
         """
         mine = process_rows(self.batch_size, process_index, process_count)
-        for start in range(0, self.examples_per_epoch, self.batch_size)[:limit]:
+        counts = [stream.rows.count for stream in self.streams]
+        source = np.repeat(np.arange(len(counts)), counts)
+        row = np.concatenate([np.arange(count) for count in counts])
+        order = np.argsort((row + 0.5) / np.asarray(counts)[source], kind="stable")
+        for start in range(0, len(order), self.batch_size)[:limit]:
             chosen = range(start, start + self.batch_size)[mine]
+            places = [int(order[i]) if i < len(order) else -1 for i in chosen]
             yield self._layout(
-                [self._row(0, index, heldout=True) if index < self.examples_per_epoch else [] for index in chosen]
+                [self.streams[source[i]].heldout_examples(int(row[i])) if i >= 0 else [] for i in places]
             )
 
-    def _cut(self, split: TokenSplit) -> Pieces:
-        objective, data = self._objective, self.data
-        kind = JoinedPieces if data.packing == "concatenate" else DocumentPieces
-        eos_id = None if objective.joins_documents else self._tokenizer.eos_id
-        length = objective.piece_length(data, self.shape)
-        pieces = kind(split, length, objective.minimum_length, eos_id)
-        if pieces.count == 0:
-            raise UserError(
-                "data.corpus",
-                f"the {split.name} split has {len(split.tokens)} tokens in {len(split)} documents: not one example",
-                f"{objective.minimum_length} tokens or more",
-                "a larger corpus, or another data.corpus.heldout",
-            )
-        return pieces
+    def _data_step(self, step: int) -> int:
+        """The number of the batch that is trained on at ``step``, skipped ones counted."""
+        for first, end in self._skipped:
+            if step < first:
+                break
+            step += end - first
+        return step
 
-    def _plan_bins(self) -> list[np.ndarray]:
-        lengths = self._pieces.lengths()
-        known, places = np.unique(lengths, return_inverse=True)
-        sides = np.asarray([self._objective.lengths(int(length), self.shape) for length in known])[places]
-        # Neighbours in a corpus are often alike in length; mixing them first fills the bins of each window better.
-        shuffled = permutation(len(lengths), (_PLAN, self.seed))(np.arange(len(lengths)))
-        return [np.sort(shuffled[members]) for members in plan(sides[shuffled], self.capacity)]
-
-    def _make_epoch_order(self, epoch: int) -> tuple[Permutation | None, int]:
-        """(order of rows, shift of borders) of ``epoch``."""
-        if not self.shuffle:
-            return None, 0
-        order = permutation(self.examples_per_epoch, (_ORDER, self.seed, epoch))
-        digest = hashlib.sha256(repr((_BORDERS, self.seed, epoch)).encode()).digest()
-        return order, int.from_bytes(digest[:8], "big") % self._objective.piece_length(self.data, self.shape)
-
-    def _row(self, epoch: int, index: int, heldout: bool = False) -> list[Example]:
-        """The examples of row ``index`` (its place in the corpus, not in the order) in ``epoch``."""
-        offset = 0 if heldout else self._epoch_order(epoch)[1]
-        examples = []
-        for piece in [index] if self._bins is None else self._bins[index]:
-            seed = (_HELDOUT, int(piece)) if heldout else (_EXAMPLES, self.seed, epoch, int(piece))
-            rng = np.random.default_rng(seed)
-            for part in self._pieces.parts(int(piece), offset):
-                examples.append(self._objective.example(part, rng, self._tokenizer))
-        return examples
-
-    def _layout(self, rows: list[list[Example]]) -> Batch:
-        return make_batch(rows, self.shape, self.capacity, self._tokenizer.pad_id, self._objective.has_prefix)
+    def _layout(self, rows: list[list]) -> Batch:
+        extras = self._objective.extras(self.shape)
+        return make_batch(rows, self.shape, self.capacity, self._tokenizer.pad_id, extras)
 
 
 @dataclass(frozen=True)
@@ -218,6 +265,7 @@ class _StepSource:
     start_step: int
     length: int
     rows: slice
+    made_by: int
 
     def __len__(self) -> int:
         return self.length
@@ -225,6 +273,33 @@ class _StepSource:
     def __getitem__(self, index) -> tuple[int, Batch]:
         step = self.start_step + int(index)
         return step, self.batches.batch(step, self.rows)
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        if self.made_by != os.getpid():
+            _end_with_parent()
+
+
+def _let_grain_start_processes() -> None:
+    """Grain reads absl's flags, which only ``absl.app`` parses; here there are none to parse."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+@functools.lru_cache(maxsize=1)
+def _end_with_parent() -> None:
+    """Ends this worker process as soon as the process that started it is gone, even if that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch():
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
 def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:

@@ -1,259 +1,306 @@
 """Tokenizes a corpus once, into a token cache that training reads by memory map.
 
 Knows documents, tokenizers and files; must not know objectives, lengths or batches, so that one cache serves every run
-over the same text and vocabulary. The cache of a corpus is a folder that appears whole, by one rename, or not at all:
-
-  manifest.json                      what was tokenized with what; counts and SHA-256 of the files below
-  train.tokens, heldout.tokens       the ids of all documents end to end, little-endian uint16 or uint32, no EOS
-  train.offsets, heldout.offsets     where each document starts, int64, one more than there are documents
+over the same text and vocabulary. The corpus is cut into parts, which this process or several tokenize into a work
+folder (``parts``), and which are then merged (``merge``). The work folder, ``.NAME.work`` beside the cache, stays where
+a process is killed, and the next one goes on with it; it may be removed by hand at any time.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
-import json
-import os
+import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
+from t5x_like.core.config import to_plain
 from t5x_like.core.errors import UserError
-from t5x_like.core.paths import write_atomically
-from t5x_like.input_pipeline.config import Corpus, cache_folder
+from t5x_like.input_pipeline.config import Corpus, PythonGenerator, TokenizerConfig, cache_folder
+from t5x_like.input_pipeline.disk import publish, room_in
 from t5x_like.input_pipeline.locks import held_lock
-from t5x_like.input_pipeline.sources import read_documents, source_digest
-from t5x_like.input_pipeline.splits import SPLIT_NAMES, SplitName, split_documents
-from t5x_like.input_pipeline.tokenizers import Tokenizer, load_tokenizer
+from t5x_like.input_pipeline.merge import CacheWriter, PartFiles, mark_copies, merge, survey
+from t5x_like.input_pipeline.parts import (
+    BadDocument,
+    Counts,
+    Part,
+    Work,
+    cut_into_parts,
+    finished_part,
+    part_path,
+    tokenize_documents,
+    tokenize_part,
+)
+from t5x_like.input_pipeline.progress import Progress, Show, Tally
+from t5x_like.input_pipeline.sources import (
+    File,
+    describe_source,
+    read_unit,
+    source_digest,
+    source_files,
+    source_units,
+)
+from t5x_like.input_pipeline.splits import SPLIT_NAMES, division_of, split_tail, text_hash
+from t5x_like.input_pipeline.token_cache import FORMAT_VERSION, TokenCache, TokenSplit, open_cache, token_type
+from t5x_like.input_pipeline.tokenizers import Tokenizer, open_tokenizer
+from t5x_like.input_pipeline.workers import available_cores, tokenize_in_processes
 
-# Bump when the layout changes, so that older caches are built anew instead of misread.
-FORMAT_VERSION = 1
-# Caches up to this size are checked byte by byte when opened (about 0.1 s); larger ones by the sizes of their files.
-VERIFY_BYTES = 64 * 2**20
-# Documents go to the tokenizer in groups of about this many characters, so that it can use several cores.
-_GROUP_CHARACTERS = 4_000_000
+__all__ = ["Progress", "TokenCache", "TokenSplit", "open_cache", "prepare", "prepare_by"]
 
+# Below this, starting processes takes longer than it saves.
+_SMALL_BYTES = 4_000_000
+# Documents that a Python function yields are cut into parts of about so many characters.
+_GENERATED_PART_CHARACTERS = 16_000_000
 
-@dataclass(frozen=True)
-class Progress:
-    """How far ``prepare`` is: documents and tokens written so far."""
-
-    documents: int
-    tokens: int
-
-
-@dataclass(frozen=True)
-class TokenSplit:
-    """The documents of one split, as one array of ids.
-
-    Attributes:
-      name: ``train`` or ``heldout``.
-      tokens: (tokens,) uint16 or uint32, the documents end to end, read from disk when touched.
-      offsets: (documents + 1,) int64; document i is ``tokens[offsets[i] : offsets[i + 1]]``.
-    """
-
-    name: SplitName
-    tokens: np.ndarray
-    offsets: np.ndarray
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(documents,) int64, tokens of each document."""
-        return np.diff(self.offsets)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def document(self, index: int) -> np.ndarray:
-        """(length,) the ids of document ``index``."""
-        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+# Tokenizes the given parts into the work folder, showing how far it is; returns the counts of each part by its number.
+TokenizeParts = Callable[[Work, list[Part], Tokenizer, Tally], dict[int, Counts]]
 
 
-@dataclass(frozen=True)
-class TokenCache:
-    """A tokenized corpus on disk.
-
-    Attributes:
-      path: its folder.
-      manifest: what ``manifest.json`` holds: corpus, tokenizer fingerprint, and for each split documents, tokens and
-        digests of its files.
-    """
-
-    path: Path
-    manifest: dict
-
-    @property
-    def tokenizer_fingerprint(self) -> str:
-        return self.manifest["tokenizer"]
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over all token and offset files: equal exactly where the tokens are, on whatever machine."""
-        digests = [file["sha256"] for name in SPLIT_NAMES for file in self.manifest["splits"][name]["files"].values()]
-        return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-    def split(self, name: SplitName) -> TokenSplit:
-        """The documents of ``train`` or ``heldout``. Raises ``UserError`` for a split without documents."""
-        if name not in SPLIT_NAMES:
-            raise UserError("split", repr(name), ", ".join(SPLIT_NAMES))
-        recorded = self.manifest["splits"][name]
-        if not recorded["documents"]:
-            raise UserError(
-                "data.corpus.heldout", f"the {name} split of {self.manifest['name']} is empty", "a share above 0"
-            )
-        tokens = np.memmap(self.path / f"{name}.tokens", self.manifest["dtype"], "r", shape=(recorded["tokens"],))
-        return TokenSplit(name, tokens, np.fromfile(self.path / f"{name}.offsets", "<i8"))
-
-
-def prepare(corpus: Corpus, cache: str = "", progress: Callable[[Progress], None] | None = None) -> TokenCache:
+def prepare(
+    corpus: Corpus, tokenizer: TokenizerConfig, cache: str = "", progress: Show | None = None, processes: int = 0
+) -> TokenCache:
     """The token cache of ``corpus``, made now if it is not there yet.
 
     The folder's name holds a digest of the source files, the tokenizer and the options: a change of any of them is
     noticed and makes a new cache. Any number of processes may call this at once; one builds, the others wait for it,
-    and where the file system has no locks all build and the first rename wins.
+    and where the file system has no locks all build and the first rename wins. What is made depends neither on the
+    number of processes nor on how often it was stopped.
 
     Args:
-      corpus: what to tokenize.
+      corpus: what to tokenize; its own tokenizer is not read.
+      tokenizer: the vocabulary, with its path.
       cache: the cache folder, as ``DataConfig.cache``.
-      progress: called now and then while tokenizing; not called where the cache is there already.
+      progress: called a few times a second while tokenizing; not called where the cache is there already.
+      processes: how many tokenize; 0: one for each core, or this one alone for a small corpus. The documents of a
+        Python function are tokenized by this one in any case.
 
     Raises:
       UserError: from the source and the tokenizer; or a cache whose files are damaged; or a folder or disk that cannot
-        be written.
+        be written; or a worker process that was killed.
     """
-    folder = cache_folder(cache) / "corpora"
-    tokenizer = load_tokenizer(corpus, cache)
-    key = (FORMAT_VERSION, source_digest(corpus.source), repr(corpus.source), tokenizer.fingerprint, corpus.heldout)
-    path = folder / f"{corpus.name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
+
+    def tokenize(work: Work, parts: list[Part], opened: Tokenizer, tally: Tally) -> dict[int, Counts]:
+        small = len(parts) == 1 or sum(part.size for part in parts) < _SMALL_BYTES
+        wanted = processes or (1 if small else available_cores())
+        if min(wanted, len(parts)) > 1:
+            return tokenize_in_processes(
+                work, parts, wanted, lambda part, *report: tally.advance(part.number, *report)
+            )
+        return {part.number: _tokenize_here(work, part, opened, tally, threads=processes != 1) for part in parts}
+
+    return prepare_by(tokenize, corpus, tokenizer, cache, progress)
+
+
+def prepare_by(
+    tokenize: TokenizeParts, corpus: Corpus, tokenizer: TokenizerConfig, cache: str, progress: Show | None
+) -> TokenCache:
+    """``prepare`` with another way to tokenize parts."""
+    opened = open_tokenizer(tokenizer)
+    files, digest = source_files(corpus.source), source_digest(corpus.source)
+    key = (
+        FORMAT_VERSION, digest, repr(corpus.source), opened.fingerprint, corpus.heldout, corpus.deduplicate,
+        repr(corpus.filters), corpus.bad_documents,
+    )  # fmt: skip
+    name = f"{corpus.name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
+    path = cache_folder(cache) / "corpora" / name
     if not (path / "manifest.json").is_file():
-        with held_lock(path.with_name(f"{path.name}.lock")):
+        tally = Tally(corpus.name, progress)
+        with held_lock(path.with_name(f"{name}.lock"), lambda: tally.say("waiting")) as alone:
             if not (path / "manifest.json").is_file():
                 if path.exists():  # a rename brings the folder whole: somebody has been in it
                     open_cache(path)
-                _build(corpus, tokenizer, path, progress)
+                build = _Build(corpus, tokenizer, opened, digest, files, path, tally)
+                with build.work_folder(alone):
+                    build.run(tokenize)
     return open_cache(path)
 
 
-def open_cache(path: Path) -> TokenCache:
-    """Opens a finished cache folder, checking sizes, and digests too where it is small.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Build:
+    """A cache that is being made.
 
-    Raises:
-      UserError: not a cache, one of another version, or a file that is missing or not as it was written.
+    Attributes:
+      corpus: what is prepared.
+      config, tokenizer: the vocabulary, and the same opened.
+      digest, files: of the source when it began.
+      path: where the cache will be.
+      tally: shows how far it is.
     """
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(
-            str(path), f"not a token cache: {error}", "", "remove the folder; it will be made again"
-        ) from None
-    if manifest.get("format") != FORMAT_VERSION:
-        raise UserError(
-            str(path), f"a token cache of format {manifest.get('format')}", str(FORMAT_VERSION), "remove it"
-        )
-    files = {name: file for split in manifest["splits"].values() for name, file in split["files"].items()}
-    small = sum(file["bytes"] for file in files.values()) <= VERIFY_BYTES
-    for name, file in files.items():
-        size = (path / name).stat().st_size if (path / name).is_file() else -1
-        if size != file["bytes"] or (small and _digest(path / name) != file["sha256"]):
+
+    corpus: Corpus
+    config: TokenizerConfig
+    tokenizer: Tokenizer
+    digest: str
+    files: list[File]
+    path: Path
+    tally: Tally
+
+    @property
+    def folder(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.work")
+
+    @contextlib.contextmanager
+    def work_folder(self, alone: bool) -> Iterator[None]:
+        """Makes the work folder; removes it at the end, and at an error if nothing in it is of use.
+
+        Args:
+          alone: whether no other process can be at work in it.
+        """
+        with room_in(self.path.parent):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(".*") if alone else ():  # by a process that was killed
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, Exception) and (self.path / "manifest.json").is_file():
+                return  # where there are no locks: another process was first, and has taken the folder away
+            if isinstance(error, BadDocument | _SourceChanged) or not any(self.folder.glob("*.json")):
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def run(self, tokenize: TokenizeParts) -> None:
+        """Makes the cache, as far as it is not made."""
+        source = self.corpus.source
+        work = Work(
+            source, self.config, self.tokenizer.fingerprint, self.corpus.filters,
+            self.corpus.bad_documents == "skip", str(self.folder),
+        )  # fmt: skip
+        if isinstance(source, PythonGenerator):
+            parts = list(self._tokenize_generated(work))
+        else:
+            parts = self._tokenize_files(work, tokenize)
+        if source_files(source) != self.files and source_digest(source) != self.digest:
+            raise _SourceChanged("data.corpus.source", "a file has changed while it was read", "", "run again")
+        total = Counts()
+        for counts in parts:
+            total.add(counts)
+        if not total.documents:
+            left_out = f"; {sum(total.dropped.values()):,} dropped by data.corpus.filters" if total.dropped else ""
             raise UserError(
-                str(path / name),
-                "missing" if size < 0 else "not as it was written",
-                f"{file['bytes']} bytes with SHA-256 {file['sha256'][:16]}...",
-                f"remove {path}; it will be made again",
+                "data.corpus.source", f"no documents in {describe_source(source)}{left_out}", "at least one that has text"
             )
-    return TokenCache(path, manifest)
+        self.tally.say("merging")
+        files = [PartFiles(part_path(self.folder, i), counts.documents) for i, counts in enumerate(parts)]
+        with room_in(self.folder):
+            self._merge(files, total)
 
+    def _tokenize_files(self, work: Work, tokenize: TokenizeParts) -> list[Counts]:
+        parts = cut_into_parts(source_units(work.source))
+        self.tally.expect(sum(part.size for part in parts))
+        finished: dict[int, Counts] = {}
+        for part in parts:
+            counts = finished_part(self.folder, part.number, part.identity)
+            if counts is not None:
+                finished[part.number] = counts
+                self.tally.resume(part.number, counts.documents, counts.tokens, part.size)
+        if waiting := [part for part in parts if part.number not in finished]:
+            self.tally.say("tokenizing")
+            finished |= tokenize(work, waiting, self.tokenizer, self.tally)
+        return [finished[part.number] for part in parts]
 
-def _build(corpus: Corpus, tokenizer: Tokenizer, path: Path, progress: Callable[[Progress], None] | None) -> None:
-    """Tokenizes into a temporary folder beside ``path`` and renames it there."""
-    dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
-    temporary = None
-    try:
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        documents = split_documents(lambda: read_documents(corpus.source), corpus.heldout)
-        counts = _write_splits(documents, tokenizer, temporary, dtype, progress)
-        splits = {
-            name: {
-                "documents": counts[name][0],
-                "tokens": counts[name][1],
-                "files": {file: _describe_file(temporary / file) for file in (f"{name}.tokens", f"{name}.offsets")},
-            }
-            for name in SPLIT_NAMES
-        }
-        manifest = {
+    def _tokenize_generated(self, work: Work) -> Iterator[Counts]:
+        """The same for documents that a Python function yields, which has to be called again to go on."""
+        identity = f"generated, {_GENERATED_PART_CHARACTERS}"
+        for number, documents in enumerate(_cut_documents(_read_all(work.source))):
+            counts = finished_part(self.folder, number, identity)
+            if counts is None:
+                report = lambda *done, number=number: self.tally.advance(number, *done)  # noqa: E731
+                counts = tokenize_documents(work, number, identity, documents, self.tokenizer, report, threads=True)
+                report(counts.documents, counts.tokens, 0)
+            else:
+                self.tally.resume(number, counts.documents, counts.tokens, 0)
+                for _ in documents:  # what comes after them is wanted
+                    pass
+            yield counts
+
+    def _merge(self, files: list[PartFiles], counts: Counts) -> None:
+        """Makes the cache from finished parts."""
+        copies = mark_copies(files, self.folder) if self.corpus.deduplicate else None
+        seen = survey(files, copies)
+        dtype = token_type(self.tokenizer.vocab_size)
+        folder = Path(tempfile.mkdtemp(dir=self.folder, prefix=".cache-"))
+        cache = CacheWriter(folder, dtype)
+        try:
+            if seen.only is not None and self.corpus.heldout > 0.0:
+                for name, text in zip(SPLIT_NAMES, self._split_only(seen.only), strict=False):
+                    ids = self.tokenizer.encode_batch([text])[0].astype(dtype)
+                    cache.write(name, ids, np.asarray([len(ids)]))
+            else:
+                merge(files, dtype, copies, division_of(self.corpus.heldout, seen.least, seen.greatest), cache)
+            cache.finish(self._manifest(dtype, counts, copies.count() if copies is not None else 0))
+        except BaseException:
+            cache.abandon()
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        publish(folder, self.path)
+
+    def _manifest(self, dtype: str, counts: Counts, copies: int) -> dict:
+        corpus = self.corpus
+        return {
             "format": FORMAT_VERSION,
             "name": corpus.name,
             "licence": corpus.licence,
             "origin": corpus.origin,
             "source": repr(corpus.source),
             "heldout": corpus.heldout,
-            "tokenizer": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
+            "deduplicate": corpus.deduplicate,
+            "filters": to_plain(corpus.filters),
+            "bad_documents": corpus.bad_documents,
+            "tokenizer": self.tokenizer.fingerprint,
+            "vocab_size": self.tokenizer.vocab_size,
             "dtype": dtype,
-            "splits": splits,
+            "counts": {
+                "text_bytes": counts.text_bytes,
+                "empty": counts.empty,
+                "dropped": counts.dropped,
+                "duplicates": copies,
+                "bad": counts.bad,
+            },
         }
-        write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=2).encode())
-        temporary.chmod(0o755)  # mkdtemp's folders are closed to others; a cache may be shared
-        try:
-            os.rename(temporary, path)
-        except OSError:
-            if not (path / "manifest.json").is_file():  # else another process was first, with the same content
-                raise
-    except OSError as error:
-        raise UserError(
-            "data.cache",
-            f"{path.parent}: {error.strerror}",
-            "a folder on a disk with room",
-            "set data.cache or $T5X_LIKE_CACHE",
-        ) from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _split_only(self, wanted: bytes) -> tuple[str, ...]:
+        for item in _read_all(self.corpus.source):
+            if isinstance(item, str) and text_hash(item.encode("utf-8", "surrogatepass")) == wanted:
+                return split_tail(item, self.corpus.heldout)
+        raise UserError("data.corpus.source", "gave other documents the second time", "the same ones each time")
 
 
-def _write_splits(
-    documents: Iterable[tuple[str, bool]],
-    tokenizer: Tokenizer,
-    folder: Path,
-    dtype: str,
-    progress: Callable[[Progress], None] | None,
-) -> dict[str, tuple[int, int]]:
-    """Writes tokens and offsets of both splits; returns documents and tokens of each."""
-    offsets: dict[str, list[int]] = {name: [0] for name in SPLIT_NAMES}
-    with (folder / "train.tokens").open("wb") as train, (folder / "heldout.tokens").open("wb") as heldout:
-        files: dict[str, BinaryIO] = {"train": train, "heldout": heldout}
-        for group in _groups(documents):
-            for ids, (_, is_heldout) in zip(tokenizer.encode_batch([text for text, _ in group]), group, strict=True):
-                name = "heldout" if is_heldout else "train"
-                files[name].write(np.asarray(ids, dtype).tobytes())
-                offsets[name].append(offsets[name][-1] + len(ids))
-            if progress is not None:
-                progress(Progress(sum(map(len, offsets.values())) - 2, sum(each[-1] for each in offsets.values())))
-    for name in SPLIT_NAMES:
-        np.asarray(offsets[name], "<i8").tofile(folder / f"{name}.offsets")
-    return {name: (len(offsets[name]) - 1, offsets[name][-1]) for name in SPLIT_NAMES}
+class _SourceChanged(UserError):
+    """What was tokenized is not one state of the source."""
 
 
-def _groups(documents: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
-    group, size = [], 0
-    for document in documents:
-        group.append(document)
-        size += len(document[0])
-        if size >= _GROUP_CHARACTERS:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+def _tokenize_here(work: Work, part: Part, tokenizer: Tokenizer, tally: Tally, threads: bool) -> Counts:
+    def report(documents: int, tokens: int, done: int) -> None:
+        tally.advance(part.number, documents, tokens, done)
+
+    counts = tokenize_part(work, part, tokenizer, report, threads)
+    report(counts.documents, counts.tokens, part.size)
+    return counts
 
 
-def _describe_file(path: Path) -> dict:
-    return {"bytes": path.stat().st_size, "sha256": _digest(path)}
+def _read_all(source) -> Iterator[str | UserError]:
+    for unit in source_units(source):
+        yield from read_unit(source, unit)
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _cut_documents(items: Iterable[str | UserError]) -> Iterator[Iterator[str | UserError]]:
+    """Cuts documents into parts; each must be read to its end before the next one is asked for."""
+    iterator = iter(items)
+
+    def part(first: str | UserError) -> Iterator[str | UserError]:
+        characters = 0
+        for item in itertools.chain([first], iterator):
+            yield item
+            characters += len(item) if isinstance(item, str) else 0
+            if characters >= _GENERATED_PART_CHARACTERS:
+                return
+
+    for first in iterator:
+        yield part(first)

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from t5x_like.core.config import load_module, shipped
 from t5x_like.core.errors import UserError, nearest
-from t5x_like.input_pipeline.config import Corpus
+from t5x_like.input_pipeline.config import Corpus, Mixture
+
+_CHOSEN: set[Path] = set()  # files whose code the user asked to be run
 
 
-def recipe(path: str, **arguments: object) -> Corpus:
-    """The ``Corpus`` that the file at ``path`` describes.
+def recipe(path: str, **arguments: object) -> Corpus | Mixture:
+    """The ``Corpus``, or the ``Mixture`` of several, that the file at ``path`` describes.
 
     Args:
       path: relative to the file that calls this function. Where nothing is there, the file of the same name among the
@@ -30,8 +32,9 @@ def recipe(path: str, **arguments: object) -> Corpus:
     return load_recipe(_find(path, folder), **arguments)
 
 
-def load_recipe(file: Path, **arguments: object) -> Corpus:
-    """The ``Corpus`` that ``file`` describes; ``recipe`` without the search. Raises ``UserError`` as it does."""
+def load_recipe(file: Path, **arguments: object) -> Corpus | Mixture:
+    """What ``file`` describes; ``recipe`` without the search. Raises ``UserError`` as it does."""
+    mark(file)
     function = getattr(load_module(file), "corpus", None)
     if not callable(function):
         raise UserError(str(file), "has no function corpus()", "def corpus() -> Corpus: ...")
@@ -39,9 +42,19 @@ def load_recipe(file: Path, **arguments: object) -> Corpus:
         corpus = function(**arguments)
     except TypeError as error:
         raise UserError(str(file), f"corpus() failed: {error}", "arguments that corpus() takes") from error
-    if not isinstance(corpus, Corpus):
-        raise UserError(str(file), f"corpus() returned a {type(corpus).__name__}", "a Corpus")
+    if not isinstance(corpus, Corpus | Mixture):
+        raise UserError(str(file), f"corpus() returned a {type(corpus).__name__}", "a Corpus or a Mixture")
     return corpus
+
+
+def mark(file: Path) -> None:
+    """Notes that the user chose ``file``: its functions may be run in this process (``PythonGenerator``)."""
+    _CHOSEN.add(Path(file).resolve())
+
+
+def was_chosen(file: Path) -> bool:
+    """Whether the user chose ``file`` in this process, as ``load_recipe`` and ``mark`` note it."""
+    return Path(file).resolve() in _CHOSEN
 
 
 def _find(path: str, folder: Path) -> Path:

@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import random
 import re
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from t5x_like.core.errors import UserError
 from t5x_like.core.paths import write_atomically
-from t5x_like.input_pipeline.config import Corpus, SentencePiece, SentencePieceModel, cache_folder
+from t5x_like.input_pipeline.config import Corpus, Mixture, SentencePiece, SentencePieceModel, cache_folder, corpora
+from t5x_like.input_pipeline.filters import kept_by
 from t5x_like.input_pipeline.locks import held_lock
+from t5x_like.input_pipeline.source_config import Csv, FileSource, JsonLines, Parquet, TextFiles
 from t5x_like.input_pipeline.sources import read_documents, source_digest
 from t5x_like.input_pipeline.splits import documents_of_split
+from t5x_like.input_pipeline.tokenizer_sentencepiece import MASK_PIECE, require_symbols
+from t5x_like.input_pipeline.tokenizer_text import sentinel_piece
 
-MASK_PIECE = "<mask>"
 # Bump when the options below change, so that models trained with the old ones are not taken for new ones.
-TRAINER_VERSION = 1
+TRAINER_VERSION = 2
 # SentencePiece counts pieces per "sentence" and skips long ones: documents are cut at spaces into chunks of about this
 # many characters, and at most this many chunks (about 80 MB of text), drawn evenly, are learned from.
 _CHUNK_CHARACTERS = 2000
@@ -39,17 +44,23 @@ def train_sentencepiece(
     vocab_size: int,
     model: SentencePieceModel = "unigram",
     sentinels: int = 100,
+    symbols: Sequence[str] = (),
 ) -> None:
     """Trains a SentencePiece model on ``texts`` and writes it to ``path`` (whole, or not at all).
 
-    Ids: padding 0, EOS 1, unknown 2, no BOS; then ``<mask>``, newline and the sentinels ``<extra_id_i>`` as
-    user-defined symbols, the 256 bytes, and the learned pieces. The same texts give the same file on any machine.
+    Ids: padding 0, EOS 1, unknown 2, no BOS; then ``<mask>``, newline, the sentinels ``<extra_id_i>`` and ``symbols``
+    as user-defined symbols, the 256 bytes, and the learned pieces. The same texts give the same file on any machine.
 
     Raises:
-      UserError: no text, a vocabulary larger than the text can fill or too small for its characters.
+      UserError: no text, a vocabulary larger than the text can fill or too small for its characters, a symbol that is
+        one of the other pieces or a single character.
     """
     import sentencepiece
 
+    defined = [MASK_PIECE, "\n", *map(sentinel_piece, range(sentinels))]
+    require_symbols(symbols)
+    if taken := {"<pad>", "</s>", "<unk>", *defined}.intersection(symbols):
+        raise UserError("data.corpus.tokenizer.symbols", repr(min(taken)), "texts that are no pieces already")
     model_file = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -61,7 +72,7 @@ def train_sentencepiece(
             eos_id=1,
             unk_id=2,
             bos_id=-1,
-            user_defined_symbols=[MASK_PIECE, "\n", *(f"<extra_id_{i}>" for i in range(sentinels))],
+            user_defined_symbols=[*defined, *symbols],
             byte_fallback=True,
             character_coverage=0.9995,
             normalization_rule_name="identity",
@@ -78,10 +89,18 @@ def train_sentencepiece(
     write_atomically(Path(path), model_file.getvalue())
 
 
-def trained_model_path(corpus: Corpus, cache: str = "") -> Path:
+def trained_model_path(
+    corpus: Corpus | Mixture, cache: str = "", progress: Callable[[str], None] | None = None
+) -> Path:
     """The model file trained for ``corpus`` in the cache folder; trains it on the training split if it is missing.
 
-    The name holds a digest of the texts, the options and the held-out share: a change of any of them is another file.
+    For a mixture it is trained on all of its corpora, each in proportion to its size, whatever the rates. The name holds
+    a digest of what is read and how: a change of texts, filters, held-out share or options is another file.
+
+    Args:
+      corpus: the texts and the options.
+      cache: the cache folder, as ``DataConfig.cache``.
+      progress: called with a line of text when training begins and ends.
 
     Raises:
       UserError: from ``train_sentencepiece`` and ``read_documents``.
@@ -89,21 +108,71 @@ def trained_model_path(corpus: Corpus, cache: str = "") -> Path:
     config = corpus.tokenizer
     if not isinstance(config, SentencePiece):
         raise TypeError("only SentencePiece models are trained")
-    key = (
-        source_digest(corpus.source),
-        repr(corpus.source),
-        repr(replace(config, path="")),
-        corpus.heldout,
-        TRAINER_VERSION,
-    )
+    texts_of = [
+        (source_digest(each.source), repr(each.source), repr(each.filters), each.bad_documents, each.heldout)
+        for each in corpora(corpus)
+    ]
+    key = (texts_of, repr(replace(config, path="")), TRAINER_VERSION)
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
     path = cache_folder(cache) / "tokenizers" / f"{corpus.name}-{digest}.model"
     if not path.is_file():
         with held_lock(path.with_suffix(".lock")):
             if not path.is_file():
-                texts = documents_of_split(lambda: read_documents(corpus.source), corpus.heldout, "train")
-                train_sentencepiece(texts, path, config.vocab_size, config.model, config.sentinels)
+                _train(corpus, config, path, progress or (lambda line: None))
     return path
+
+
+class Sample:
+    """Passes texts on, and keeps the beginning of what it passed.
+
+    Attributes:
+      texts: at most ``characters`` of them, from the first on.
+    """
+
+    def __init__(self, texts: Iterable[str], characters: int = 1_000_000):
+        self.texts: list[str] = []
+        self._source, self._wanted = texts, characters
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._source:
+            if self._wanted > 0:
+                self.texts.append(text[: self._wanted])
+                self._wanted -= len(text)
+            yield text
+
+
+def source_by_suffix(paths: Sequence[str], field: str = "text") -> FileSource:
+    """The source that files of one kind are, by their names: ``.jsonl``, ``.csv``, ``.tsv``, ``.parquet``, else text.
+
+    Raises:
+      UserError: files of several kinds.
+    """
+
+    def kind(path: str) -> type[FileSource]:
+        suffixes = Path(path).suffixes
+        suffix = next((each.lower() for each in reversed(suffixes) if each.lower() not in (".gz", ".zst")), "")
+        return {".jsonl": JsonLines, ".csv": Csv, ".tsv": Csv, ".parquet": Parquet}.get(suffix, TextFiles)
+
+    kinds = {kind(path) for path in paths}
+    if len(kinds) > 1:
+        raise UserError("FILE", "files of several kinds", "text, or one of .jsonl, .csv (or .tsv) and .parquet")
+    (found,) = kinds
+    return TextFiles(tuple(paths)) if found is TextFiles else found(tuple(paths), field)
+
+
+def _train(corpus: Corpus | Mixture, config: SentencePiece, path: Path, progress: Callable[[str], None]) -> None:
+    progress(f"training a tokenizer of {config.vocab_size:,} pieces ({config.model}) on {corpus.name}")
+    start = time.monotonic()
+    texts = itertools.chain.from_iterable(map(_training_texts, corpora(corpus)))
+    train_sentencepiece(texts, path, config.vocab_size, config.model, config.sentinels, config.symbols)
+    progress(f"tokenizer trained in {time.monotonic() - start:.0f} s: {path}")
+
+
+def _training_texts(corpus: Corpus) -> Iterator[str]:
+    def read() -> Iterator[str]:
+        return kept_by(corpus.filters, read_documents(corpus.source, corpus.bad_documents))
+
+    return documents_of_split(read, corpus.heldout, "train")
 
 
 def _sample_chunks(texts: Iterable[str]) -> list[str]:

@@ -29,6 +29,7 @@ class ModelConfig(BlockConfig):
     head_bias: bool = False
     head_transform: bool = False  # linear, activation, norm before the logits (BERT's masked-LM head)
     logits_soft_cap: float = 0.0
+    future_heads: int = 0  # transforms for predicting further tokens ahead in training (Gloeckle et al. 2024)
 
     def __post_init__(self):
         super().__post_init__()
@@ -48,7 +49,9 @@ class ModelConfig(BlockConfig):
             raise UserError("model.scale_tied_logits", "on with model.tied_head=false", "model.tied_head=true")
         if self.token_types and self.shape != "encoder-only":
             raise UserError("model.token_types", f"got {self.token_types}", "0 unless model.shape=encoder-only")
-        for name in ("logits_soft_cap", "embedding_init_std"):
+        if self.future_heads and self.shape != "decoder-only":
+            raise UserError("model.future_heads", f"got {self.future_heads}", "0 unless model.shape=decoder-only")
+        for name in ("logits_soft_cap", "embedding_init_std", "future_heads"):
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name}", f"got {getattr(self, name)}", "0 or more")
 

@@ -29,6 +29,7 @@ def forward_flops(config: ModelConfig, specs: Tree, encoder_length: int, decoder
     length = decoder_length if config.has_decoder else encoder_length
     if config.tied_head:
         total += 2.0 * config.vocab_size * config.d_model * length
+    total += 2.0 * config.future_heads * config.vocab_size * config.d_model * length
     pair = 4.0 * config.heads * config.head_dim  # scores and values
     total += config.encoder_layers * pair * encoder_length * _seen(config, encoder_length, two_sided=True)
     total += config.decoder_layers * pair * decoder_length * _seen(config, decoder_length, two_sided=False)

@@ -3,6 +3,7 @@
 A batch is a dict of arrays; which are needed follows from the model's shape:
 
     encoder_tokens, encoder_segments, encoder_positions    [B, S] int32
+    encoder_order                                          [B, S] int32, who sees whom in permutation LM: masks.Ordered
     decoder_tokens, decoder_segments, decoder_positions    [B, L] int32
     decoder_prefix                                         [B, L] int32, non-zero in a bidirectional prefix
 
@@ -22,17 +23,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_like.arrays.keys import maybe_named
-from t5x_like.arrays.trees import Tree
+from t5x_like.arrays.trees import Tree, map_named
 from t5x_like.layers.attention import Cache, Visible
 from t5x_like.layers.dropout import dropout
 from t5x_like.layers.embedding import OutputHead, OutputTransform, Table
 from t5x_like.layers.norms import make_norm
 from t5x_like.layers.param import declare
 from t5x_like.layers.positions import rotation, sinusoids
-from t5x_like.layers.stack import Stack
+from t5x_like.layers.stack import Stack, unstack
 from t5x_like.models.config import ModelConfig
 from t5x_like.ops.losses import Head
-from t5x_like.ops.masks import Causal, Full, Mask, Prefix, Segments, SlidingWindow
+from t5x_like.ops.masks import Causal, Full, Mask, Ordered, Prefix, Segments, SlidingWindow
 from t5x_like.sharding.mesh import constrain
 
 Batch = Mapping[str, jax.Array]
@@ -55,11 +56,11 @@ class Transformer(nnx.Module):
         self.decoder: Any = (
             Stack(c, c.decoder_layers, cross=c.has_encoder, bidirectional=False) if c.has_decoder else None
         )
-        self.output_transform = (
-            OutputTransform(c.d_model, c.activation, c.norm, c.norm_eps, c.bias, small_std)
-            if c.head_transform
-            else None
-        )
+        transform = (c.d_model, c.activation, c.norm, c.norm_eps, c.bias, small_std)
+        self.output_transform = OutputTransform(*transform) if c.head_transform else None
+        graphdef, specs = declare(OutputTransform(*transform))  # of one future head; stacked, as layers are
+        stacked = map_named(lambda _, spec: spec.stack(c.future_heads), specs)
+        self.future_transforms: Any = nnx.merge(graphdef, stacked) if c.future_heads else None
         self.output_head = OutputHead(c.vocab_size, c.d_model, c.tied_head, c.head_bias, small_std)
 
     def _position_table(self, layers: int) -> Table | None:
@@ -86,6 +87,8 @@ class Transformer(nnx.Module):
     def encode(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
         """The encoder's output [B, S, D]."""
         mask = segment_mask(batch, "encoder", "encoder")
+        if "encoder_order" in batch:
+            mask = mask & Ordered(batch["encoder_order"], batch["encoder_order"])
         if self.config.window:
             mask = mask & SlidingWindow(self.config.window, self.config.window)
         x_BSD = self.embed("encoder", batch, key)
@@ -134,6 +137,12 @@ class Transformer(nnx.Module):
 
     def transform(self, x_BLD: jax.Array) -> jax.Array:
         return x_BLD if self.output_transform is None else self.output_transform(x_BLD)
+
+    def future(self, x_BLD: jax.Array) -> list[jax.Array]:
+        """What each future head makes of this model's activations: [B, L, D] for the token 2 ahead, 3 ahead, ..., to be
+        projected by the same ``head``."""
+        graphdef, stacked = declare(self.future_transforms)
+        return [nnx.merge(graphdef, one)(x_BLD) for one in unstack(stacked, self.config.future_heads)]
 
     def head(self) -> Head:
         """The projection to the vocabulary, for ``ops.losses`` or ``Head.logits``."""

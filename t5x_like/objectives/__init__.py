@@ -4,10 +4,19 @@ The loss on the device is the same for all of them (token cross-entropy with exp
 """
 
 from t5x_like.objectives.autoregressive import Autoregressive
+from t5x_like.objectives.fill_in_the_middle import FillInTheMiddle
+from t5x_like.objectives.iid_denoising import IidDenoising
 from t5x_like.objectives.masked_lm import MaskedLM
+from t5x_like.objectives.permutation_lm import PermutationLM
 from t5x_like.objectives.prefix_lm import PrefixLM
 from t5x_like.objectives.span_corruption import SpanCorruption
+from t5x_like.objectives.ul2 import UL2
 
-ObjectiveConfig = SpanCorruption | MaskedLM | Autoregressive | PrefixLM
+ObjectiveConfig = (
+    SpanCorruption | IidDenoising | UL2 | MaskedLM | PermutationLM | Autoregressive | PrefixLM | FillInTheMiddle
+)
 
-__all__ = ["Autoregressive", "MaskedLM", "ObjectiveConfig", "PrefixLM", "SpanCorruption"]
+__all__ = [
+    "Autoregressive", "FillInTheMiddle", "IidDenoising", "MaskedLM", "ObjectiveConfig", "PermutationLM", "PrefixLM",
+    "SpanCorruption", "UL2",
+]  # fmt: skip

@@ -5,11 +5,13 @@ Knows lengths and special ids only.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.input_pipeline.example import Example
+from t5x_like.input_pipeline.example import Example, Objective
 from t5x_like.objectives.requirements import require_no_target_length, require_special_ids
 
 if TYPE_CHECKING:
@@ -19,29 +21,28 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Autoregressive:
+class Autoregressive(Objective):
     """Left-to-right language modelling: L tokens of text are L targets, the first from the start token alone.
 
     Each document ends in EOS, and attention never crosses from one document to the next.
+
+    Attributes:
+      future_tokens: how many tokens beyond the next are predicted too, each by a head of its own and for training alone
+        (Gloeckle et al. 2024); as many as ``model.future_heads``. Targets are shifted on the device, within segments.
+      future_weight: of the mean loss of these heads, beside the loss of the next token. 0.3 is that of DeepSeek-V3
+        (2024, section 4.2); Gloeckle et al. weigh all heads alike, which is ``future_tokens`` here.
     """
 
+    future_tokens: int = 0
+    future_weight: float = 0.3
+
     shapes: ClassVar[tuple[Shape, ...]] = ("decoder-only",)
-    joins_documents: ClassVar[bool] = False
-    has_prefix: ClassVar[bool] = False
-    inputs_end_in_eos: ClassVar[bool] = False
-    minimum_length: ClassVar[int] = 1
 
-    def piece_length(self, data: DataConfig, shape: Shape) -> int:
-        """Raw tokens per row: ``data.input_length``."""
-        return data.input_length
-
-    def lengths(self, piece_length: int, shape: Shape) -> tuple[int, ...]:
-        """(tokens,) of a piece: as many as it has."""
-        return (piece_length,)
-
-    def capacity(self, data: DataConfig, shape: Shape) -> tuple[int, ...]:
-        """(tokens,) per row."""
-        return (data.input_length,)
+    def __post_init__(self):
+        if self.future_tokens < 0:
+            raise UserError("objective.future_tokens", str(self.future_tokens), "0 or more")
+        if not (math.isfinite(self.future_weight) and self.future_weight > 0.0):
+            raise UserError("objective.future_weight", str(self.future_weight), "a number above 0", "0.3")
 
     def check(self, tokenizer: Tokenizer, data: DataConfig, shape: Shape) -> None:
         """Raises ``UserError``: no EOS, or a target length."""

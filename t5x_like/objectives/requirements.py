@@ -5,6 +5,7 @@ Knows configs and the tokenizer protocol; computes nothing on tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from t5x_like.core.errors import UserError
@@ -13,12 +14,57 @@ from t5x_like.input_pipeline.config import DataConfig
 if TYPE_CHECKING:
     from t5x_like.input_pipeline.tokenizers import Tokenizer
 
+_TOKENIZER = "data.corpus.tokenizer"
 
-def require_special_ids(tokenizer: Tokenizer) -> None:
-    """Raises ``UserError`` unless the tokenizer has a padding and an EOS id, both inside its vocabulary."""
-    for name, identifier in (("padding", tokenizer.pad_id), ("EOS", tokenizer.eos_id)):
+
+def require_special_ids(tokenizer: Tokenizer, others: Mapping[str, int] | None = None) -> None:
+    """Raises ``UserError`` unless padding, EOS and ``others`` (name to id) are inside the vocabulary and different.
+
+    Only padding and EOS may be one id, in a vocabulary that has no padding: segments tell what is padding, never ids.
+    Decoders start from the padding id, in training and in generation alike, whichever it is.
+    """
+    named = {"padding": tokenizer.pad_id, "EOS": tokenizer.eos_id, **(others or {})}
+    taken: dict[int, str] = {}
+    for name, identifier in named.items():
         if not 0 <= identifier < tokenizer.vocab_size:
-            raise UserError("data.corpus.tokenizer", f"no {name} id (it is {identifier})", "a tokenizer that has one")
+            raise UserError(
+                _TOKENIZER, f"no {name} id (it is {identifier} of {tokenizer.vocab_size})", "a tokenizer that has one"
+            )
+        if identifier in taken and (taken[identifier], name) != ("padding", "EOS"):
+            raise UserError(
+                _TOKENIZER, f"{taken[identifier]} and {name} have the same id, {identifier}", "an id for each"
+            )
+        taken.setdefault(identifier, name)
+
+
+def require_mask_id(tokenizer: Tokenizer) -> int:
+    """The id that hides a token. Raises ``UserError`` if there is none."""
+    if tokenizer.mask_id is None:
+        raise UserError(
+            _TOKENIZER,
+            "the vocabulary has no piece <mask>",
+            "a tokenizer that has one",
+            "SentencePiece(path=''), which trains one, or Bytes()",
+        )
+    return tokenizer.mask_id
+
+
+def require_sentinels(tokenizer: Tokenizer, count: int, reason: str, suggestion: str) -> dict[str, int]:
+    """The first ``count`` sentinels, name to id. Raises ``UserError`` for fewer, with the ``reason`` for so many."""
+    found = tokenizer.sentinel_ids
+    if len(found) < count:
+        raise UserError(
+            f"{_TOKENIZER}.sentinels", f"{len(found)}, but {reason}", f"{count} or more", suggestion
+        )
+    return {f"<extra_id_{i}>": identifier for i, identifier in enumerate(found[:count])}
+
+
+def piece_id(tokenizer: Tokenizer, piece: str, where: str, suggestion: str) -> int:
+    """The id of exactly ``piece``. Raises ``UserError`` at field ``where`` if the vocabulary has none."""
+    identifier = tokenizer.find(piece)
+    if identifier is None:
+        raise UserError(where, f"{piece!r} is no piece of the vocabulary", "a piece that it has", suggestion)
+    return identifier
 
 
 def require_no_target_length(data: DataConfig, name: str) -> None:
@@ -30,3 +76,19 @@ def require_no_target_length(data: DataConfig, name: str) -> None:
             "0",
             "data.input_length",
         )
+
+
+def require_target_length(data: DataConfig, needed: int) -> None:
+    """Raises ``UserError`` if ``data.target_length`` is set and too short for targets of ``needed`` tokens."""
+    if data.target_length and data.target_length < needed:
+        raise UserError(
+            "data.target_length",
+            f"{data.target_length}, but data.input_length={data.input_length} makes targets of {needed} tokens",
+            f"0 or {needed} and more",
+        )
+
+
+def require_input_length(data: DataConfig, least: int, name: str) -> None:
+    """Raises ``UserError`` if ``data.input_length`` leaves no room for text."""
+    if data.input_length < least:
+        raise UserError("data.input_length", f"{data.input_length}, too short for {name}", f"{least} or more")

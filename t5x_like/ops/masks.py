@@ -96,6 +96,23 @@ class Segments(Mask):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Ordered(Mask):
+    """Permutation language modelling (Yang et al. 2019, section 2.3) as numbers: a query with number a sees the keys
+    whose number b is 0 < b <= |a|.
+
+    A token that is r-th in the order has 2r + 1, a slot that predicts it -2r, padding 0. So a token sees itself and
+    those before it in the order, a slot only those before its token, and nobody sees a slot.
+    """
+
+    query_order_BL: jax.Array
+    key_order_BS: jax.Array
+
+    def allowed(self, query_L, key_S):
+        key_B1S = self.key_order_BS[:, None, :]
+        return (key_B1S > 0) & (key_B1S <= jnp.abs(self.query_order_BL)[:, :, None])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class And(Mask):
     """Both allow it."""
 
@@ -121,7 +138,10 @@ class Or(Mask):
         return self.one.may_empty_a_row and self.other.may_empty_a_row
 
 
-for _mask, _arrays in ((Full, ()), (Causal, ()), (Prefix, ("key_prefix_BS",)), (Segments, ("query_BL", "key_BS"))):
+for _mask, _arrays in (
+    (Full, ()), (Causal, ()), (Prefix, ("key_prefix_BS",)), (Segments, ("query_BL", "key_BS")),
+    (Ordered, ("query_order_BL", "key_order_BS")),
+):  # fmt: skip
     jax.tree_util.register_dataclass(_mask, data_fields=list(_arrays), meta_fields=[])
 jax.tree_util.register_dataclass(SlidingWindow, data_fields=[], meta_fields=["left", "right"])
 for _mask in (And, Or):

@@ -17,6 +17,7 @@ from t5x_like.report.writers import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PICTURE = "curves.png"
 COLOURS = ("#2a6fbb", "#d1495b", "#2e8b57", "#8e5ea2", "#e08e45", "#4c9f9f")
@@ -79,27 +80,40 @@ def _points(rows: list[dict[str, Any]], last: str) -> dict[str, Points]:
     return found
 
 
-def _draw(runs: dict[str, list[dict[str, Any]]], picture: Path) -> Path:
+def new_figure(title: str, height: float) -> Figure:
+    """An empty picture 10 inches wide under a title."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws without a display or global state
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 6.4), dpi=120, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(10, height), dpi=120, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
+    figure.suptitle(title, color=INK, fontsize=13, x=0.02, ha="left", fontweight="bold")
+    return figure
+
+
+def save_figure(figure: Figure, picture: Path) -> Path:
+    """Writes ``figure`` to the PNG file ``picture``, whole or not at all."""
+    temporary = picture.with_name(f".{picture.name}")
+    figure.savefig(temporary, format="png")
+    temporary.replace(picture)
+    return picture
+
+
+def _draw(runs: dict[str, list[dict[str, Any]]], picture: Path) -> Path:
+    single = len(runs) == 1
+    figure = new_figure(next(iter(runs)) if single else "  ·  ".join(runs), 6.4)
     grid = figure.add_gridspec(2, 2, height_ratios=(2.2, 1))
     loss, rate, speed = (figure.add_subplot(grid[at]) for at in ((0, slice(None)), (1, 0), (1, 1)))
-    single = len(runs) == 1
-    figure.suptitle(next(iter(runs)) if single else "  ·  ".join(runs), color=INK, fontsize=13, x=0.02, ha="left",
-                    fontweight="bold")
     for index, (run, rows) in enumerate(runs.items()):
         colour = COLOURS[index % len(COLOURS)]
         _draw_loss(loss, "" if single else f"{run}  ", rows, colour, HELD_OUT if single else colour)
         for axes, last in ((rate, "learning_rate"), (speed, "tokens_per_second")):
             for steps, values in _points(rows, last).values():
                 axes.plot(steps, values, color=colour, linewidth=1.6)
-    _frame(loss, "loss")
+    frame(loss, "loss")
     loss.margins(x=0.05)  # room for the last held-out value
-    _frame(rate, "learning rate")
-    _frame(speed, "tokens per second")
+    frame(rate, "learning rate")
+    frame(speed, "tokens per second")
     for axes in (rate, speed):
         axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
         axes.set_xlabel("step", color=INK)
@@ -107,10 +121,7 @@ def _draw(runs: dict[str, list[dict[str, Any]]], picture: Path) -> Path:
     rate.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     if loss.get_legend_handles_labels()[0]:
         loss.legend(frameon=False, labelcolor=INK)
-    temporary = picture.with_name(f".{picture.name}")
-    figure.savefig(temporary, format="png")
-    temporary.replace(picture)
-    return picture
+    return save_figure(figure, picture)
 
 
 def _draw_loss(axes: Axes, prefix: str, rows: list[dict[str, Any]], colour: str, held_out_colour: str) -> None:
@@ -137,7 +148,8 @@ def _draw_loss(axes: Axes, prefix: str, rows: list[dict[str, Any]], colour: str,
         axes.set_ylim(low, high)
 
 
-def _frame(axes: Axes, title: str) -> None:
+def frame(axes: Axes, title: str) -> None:
+    """Title, grid and colours that all pictures share."""
     axes.set_title(title, loc="left", color=INK, fontsize=10)
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -82,13 +82,33 @@ class Run:
                 f"model.shape of {' | '.join(self.objective.shapes)}",
             )
         tokenizer = self.data.corpus.tokenizer
-        vocabulary = 259 if isinstance(tokenizer, Bytes) else tokenizer.vocab_size
+        vocabulary = 259 if isinstance(tokenizer, Bytes) else tokenizer.vocab_size  # 0: known once the file is open
         if vocabulary > self.model.vocab_size:
             raise UserError(
                 "model.vocab_size",
                 f"{self.model.vocab_size}, but the tokenizer of corpus {self.data.corpus.name!r} has {vocabulary} ids",
                 f"{vocabulary} or more",
                 f"model.vocab_size={-(-vocabulary // 128) * 128}",
+            )
+        if self.objective.future_tokens != self.model.future_heads:
+            raise UserError(
+                "objective.future_tokens",
+                f"{self.objective.future_tokens}, but model.future_heads is {self.model.future_heads}",
+                "as many of each",
+                f"model.future_heads={self.objective.future_tokens}",
+            )
+        if self.objective.needs_position_ids and self.model.window:
+            raise UserError(
+                "model.window",
+                f"{self.model.window}, but windows go by column, and {type(self.objective).__name__} puts places of "
+                "prediction behind the text",
+                "0",
+            )
+        if self.objective.needs_position_ids and self.model.positions not in ("learned", "sinusoidal", "rope"):
+            raise UserError(
+                "model.positions",
+                f"{self.model.positions}, but {type(self.objective).__name__} gives each token a position of its own",
+                "learned, sinusoidal or rope",
             )
         self.model.check_length(max(self.objective.capacity(self.data, self.model.shape)))
 
@@ -119,7 +139,10 @@ FREE_TO_CHANGE = (
     "model.dtype",
     "model.dropout",
     "data.cache",
+    "data.skip",  # checked against the checkpoint when the run goes on
+    "data.prepare_processes",
     "data.read_threads",
+    "data.worker_processes",
     "data.prefetch_batches",
 )
 

@@ -1,32 +1,96 @@
-"""A run's text, opened: tokenizer, token cache, and the batches of both splits."""
+"""A run's text, opened: tokenizer, token caches, and the batches of both splits."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 
+from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.config import DataConfig, corpora
 from t5x_like.input_pipeline.pipeline import Batches
-from t5x_like.input_pipeline.prepare import Progress, TokenCache, prepare
-from t5x_like.input_pipeline.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
+from t5x_like.input_pipeline.prepare import Progress, prepare
+from t5x_like.input_pipeline.sources import source_digest
+from t5x_like.input_pipeline.streaming import StreamingBatches, require_streamable
+from t5x_like.input_pipeline.token_cache import TokenCache, TokenSplit
+from t5x_like.input_pipeline.tokenizers import Tokenizer, check_vocabulary, open_tokenizer, tokenizer_config
 from t5x_like.train.config import Run
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Data:
-    """A run's text: tokenized, split, ordered."""
+    """A run's text: tokenized, split, mixed, ordered.
+
+    Attributes:
+      tokenizer: of all of it.
+      fingerprint: equal exactly where the tokens of every corpus are.
+      train: what is trained on; streamed if ``data.streaming``.
+      held_out: what is measured on; None where the corpus keeps nothing back.
+      held_out_split: held-out documents of the first corpus that has some.
+    """
 
     tokenizer: Tokenizer
-    cache: TokenCache
-    train: Batches
-    held_out: Batches | None  # None where the corpus keeps nothing back
+    fingerprint: str
+    train: Batches | StreamingBatches
+    held_out: Batches | StreamingBatches | None
+    held_out_split: TokenSplit | None
 
     @classmethod
     def open(cls, run: Run, progress: Callable[[Progress], None] | None = None) -> Data:
-        """Prepares the corpus if that has not been done. Raises UserError as ``prepare`` and ``Batches`` do."""
-        cache = prepare(run.data.corpus, run.data.cache, progress)
-        tokenizer = load_tokenizer(run.data.corpus, run.data.cache)
+        """Prepares what has not been prepared. Raises UserError as ``prepare`` and ``Batches`` do."""
+        data = run.data
+        if data.streaming:
+            return cls._open_stream(run)
+        config = tokenizer_config(data.corpus, data.cache)
+        tokenizer = open_tokenizer(config)
         check_vocabulary(tokenizer, run.model.vocab_size)
-        common = (tokenizer, run.objective, run.data, run.model.shape, run.train.batch_size)
-        train = Batches(cache.split("train"), *common, run.train.seed)
-        held_out = Batches(cache.split("heldout"), *common, 0, shuffle=False) if run.data.corpus.heldout else None
-        return cls(tokenizer, cache, train, held_out)
+        caches = {
+            corpus.name: prepare(corpus, config, data.cache, progress, data.prepare_processes)
+            for corpus in corpora(data.corpus)
+        }
+        common = (tokenizer, run.objective, data, run.model.shape, run.train.batch_size)
+        train = Batches({name: cache.split("train") for name, cache in caches.items()}, *common, run.train.seed)
+        kept = {c.name: caches[c.name].split("heldout") for c in corpora(data.corpus) if c.heldout}
+        held_out = Batches(kept, *common, 0, shuffle=False) if kept else None
+        return cls(tokenizer, _fingerprint(caches), train, held_out, next(iter(kept.values()), None))
+
+    @classmethod
+    def _open_stream(cls, run: Run) -> Data:
+        data, corpus = run.data, corpora(run.data.corpus)[0]
+        require_streamable(corpus)
+        if corpus.heldout and not run.train.evaluate_batches:
+            raise UserError(
+                "train.evaluate_batches", "0, all that is held out, with data.streaming", "1 or more batches",
+                "data.corpus.heldout=0 for no evaluation",
+            )  # fmt: skip
+        tokenizer = open_tokenizer(corpus.tokenizer)
+        check_vocabulary(tokenizer, run.model.vocab_size)
+        made = StreamingBatches(
+            corpus, tokenizer, run.objective, data, run.model.shape, run.train.batch_size, run.train.seed
+        )
+        fingerprint = hashlib.sha256((source_digest(corpus.source) + tokenizer.fingerprint).encode()).hexdigest()
+        return cls(tokenizer, fingerprint, made, made if corpus.heldout else None, None)
+
+    def check(self, steps: int) -> None:
+        """Raises UserError if the text is used up, by limits of its own, before so many steps."""
+        self.train.seen(steps)
+
+
+def check_skipped(before: DataConfig, now: DataConfig, step: int) -> None:
+    """Raises UserError unless the batches of the first ``step`` steps are the same with both ``data.skip``."""
+    taken = step
+    for first, end in before.skipped():
+        taken += (end - first) * (first < taken)
+    old, new = ([(a, min(b, taken)) for a, b in data.skipped() if a < taken] for data in (before, now))
+    if old != new:
+        raise UserError(
+            "data.skip",
+            f"{', '.join(now.skip) or 'nothing'}; the run has trained on batches before {taken:,} with "
+            f"{', '.join(before.skip) or 'nothing skipped'}",
+            f"the same up to there, and ranges from {taken:,} on",
+        )
+
+
+def _fingerprint(caches: Mapping[str, TokenCache]) -> str:
+    found = [cache.fingerprint for cache in caches.values()]
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()

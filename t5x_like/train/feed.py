@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
 
 from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.features import Batch as HostBatch
+from t5x_like.input_pipeline.features import TokenCount, tokens_in
 from t5x_like.sharding.mesh import Placement
 
 
@@ -54,3 +56,39 @@ def to_devices(placement: Placement, local: Mapping[str, np.ndarray], share: tup
         shape = (rows.shape[0] * count, *rows.shape[1:])
         arrays[name] = jax.make_array_from_callback(shape, placement.batch, take)
     return arrays
+
+
+class Feed:
+    """Iterates over batches on the devices, one ahead of the step that needs it, and counts what is in them.
+
+    Args:
+      placement: where they go.
+      reader: (step, this process's rows) pairs.
+      share: this process's share of each batch.
+    """
+
+    def __init__(self, placement: Placement, reader: Iterator[tuple[int, HostBatch]], share: tuple[int, int]):
+        self._placement, self._reader, self._share = placement, reader, share
+        self._ahead: tuple[dict[str, jax.Array], TokenCount] | None = None
+        self._tokens = self._slots = 0
+
+    @property
+    def fill(self) -> float:
+        """The share of places that held a token, in all batches given out so far."""
+        return self._tokens / max(self._slots, 1)
+
+    def __iter__(self) -> Feed:
+        return self
+
+    def __next__(self) -> dict[str, jax.Array]:
+        given = self._ahead or self._place()
+        if given is None:
+            raise StopIteration
+        self._ahead = self._place()
+        placed, count = given
+        self._tokens, self._slots = self._tokens + count.tokens, self._slots + count.slots
+        return placed
+
+    def _place(self) -> tuple[dict[str, jax.Array], TokenCount] | None:
+        read = next(self._reader, None)
+        return None if read is None else (to_devices(self._placement, read[1], self._share), tokens_in(read[1]))

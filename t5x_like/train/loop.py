@@ -46,6 +46,7 @@ class Loop:
       evaluate: params to held-out means by name, or None if told to stop on the way.
       checkpoints, reporter, console, clock, stop: as their rooms say.
       metadata: of a checkpoint after so many steps.
+      data_metrics: what the first so many batches were made of.
       tokens_per_step, flops_per_step: of the global batch.
       peak_flops: of all devices together, or None.
       utilization_of: what that peak is: ``MFU`` or ``roofline``.
@@ -62,6 +63,7 @@ class Loop:
     clock: Clock
     stop: Stop
     metadata: Callable[[int], Mapping[str, Any]]
+    data_metrics: Callable[[int], Mapping[str, float]]
     tokens_per_step: int
     flops_per_step: float
     peak_flops: float | None
@@ -139,6 +141,7 @@ class Loop:
             row = {f"train/{name}": values[name] / weight for name in ("loss", "nll", "z_loss")}
             row |= {"train/accuracy": values["correct"] / weight, "train/targets": values["weight"]}
             row |= {f"train/{name}": values[name] for name in ("gradient_norm", "learning_rate")}
+            row |= self.data_metrics(step)
             if rate is not None:
                 row["train/tokens_per_second"] = rate
             if utilization is not None:

@@ -54,8 +54,7 @@ class OpenedRun:
         if jax.process_count() > 1:
             raise UserError("generate", f"runs in one process, got {jax.process_count()}", "one process")
         tokenizer = load_tokenizer(self.run.data.corpus, self.run.data.cache)
-        end = [tokenizer.eos_id] if self.run.model.has_encoder and self.run.objective.inputs_end_in_eos else []
-        tokens = [[*tokenizer.encode(text), *end] for text in prompts]
+        tokens = [self.run.objective.prompt(tokenizer.encode(text), tokenizer) for text in prompts]
         with use(self.placement):
             written = generate(
                 self.setup.structure,

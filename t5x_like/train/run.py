@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,8 @@ from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import to_plain
 from t5x_like.core.errors import UserError
 from t5x_like.evaluate.heldout import evaluate
-from t5x_like.input_pipeline.pipeline import Batches
 from t5x_like.input_pipeline.prepare import Progress as Prepared
 from t5x_like.models.counts import parameter_count, train_flops
-from t5x_like.models.transformer import Batch
 from t5x_like.plan.chips import peak_flops
 from t5x_like.report.clock import Clock
 from t5x_like.report.console import Console, Opening, short
@@ -31,9 +29,9 @@ from t5x_like.sharding.mesh import Placement, make_placement, use
 from t5x_like.sharding.processes import join_processes
 from t5x_like.train.compiled import compile_steps
 from t5x_like.train.config import Run
-from t5x_like.train.data import Data
+from t5x_like.train.data import Data, check_skipped
 from t5x_like.train.directory import CHECKPOINTS, open_directory, record_start, versions
-from t5x_like.train.feed import check_batch_size, local_share, to_devices
+from t5x_like.train.feed import Feed, check_batch_size, local_share, to_devices
 from t5x_like.train.loop import Loop
 from t5x_like.train.sample import sample
 from t5x_like.train.state import Setup, make_setup
@@ -84,32 +82,40 @@ def train(run: Run, directory: str | Path) -> Outcome:
     console = Console(run.train.steps, process_index=jax.process_index())
     with Checkpoints(directory / CHECKPOINTS, run.checkpoint) as checkpoints, contextlib.ExitStack() as opened:
         data = Data.open(run, _say_prepared(console))
+        data.check(run.train.steps)
+        if run.data.streaming:
+            console.note(
+                "streaming: batches are the same again only with as many processes, and going on reads all that came "
+                "before once more"
+            )
         stop = opened.enter_context(Stop())  # from here on there is something to save
         job = Job(run, directory, placement, setup, data, checkpoints, console, clock, stop)
         state, first = job.start()
         if first > run.train.steps or (first == run.train.steps and job.evaluated(first)):
             console.note(f"{run.name} is complete: all {run.train.steps:,} steps are made. {directory}")
             return Outcome(first, True, 0, directory)
-        loop = job.loop(first)
+        share = local_share(placement, run.train.batch_size)
+        feed = Feed(placement, data.train.reader(first, *share, stop_step=run.train.steps), share)
+        loop = job.loop(first, feed)
         if jax.process_index() == 0:
             record_start(directory, run, first, _devices())
         console.opening(_opening(run, setup, first, directory))
         clock.start()
         try:
-            state, done = loop(state, first, _feed(data.train, placement, first, run.train.steps))
+            state, done = loop(state, first, feed)
         finally:
             console.close()
             picture = loop.reporter.close()
         complete = done == run.train.steps and stop.signal is None
         facts = {"updates": f"{done:,} of {run.train.steps:,}", "checkpoint": str(directory / CHECKPOINTS / str(done))}
+        facts["data"] = f"{_data_seen(data, done)}; rows {feed.fill:.1%} full"
         if picture:
             facts["curves"] = str(picture)
         console.summary(f"{run.name}: {'complete' if complete else 'stopped'}", facts, clock.account())
         written = {}
-        if complete and data.held_out is not None and jax.process_count() == 1:
+        if complete and data.held_out_split is not None and jax.process_count() == 1:
             with use(placement):
-                split = data.cache.split("heldout")
-                written = sample(run, setup.structure, state["params"], data.tokenizer, split)
+                written = sample(run, setup.structure, state["params"], data.tokenizer, data.held_out_split)
         return Outcome(done, complete, 0 if complete else stop.exit_code, directory, loop.held_out, written)
 
 
@@ -133,7 +139,7 @@ class Job:
             return self.setup.initial_state(self.placement, self.run.train.seed), 0
         with self.clock.doing("checkpoint"):
             state, metadata = self.checkpoints.restore(self.setup.abstract_state(self.placement))
-        if metadata["data"]["fingerprint"] != self.data.cache.fingerprint:
+        if metadata["data"]["fingerprint"] != self.data.fingerprint:
             raise UserError(
                 "data.corpus",
                 f"{self.run.data.corpus.name!r} is not what the run was trained on: its text, tokenizer or split has "
@@ -141,11 +147,13 @@ class Job:
                 "the same files as before",
                 "another directory, or the old corpus",
             )
+        before = dataclasses.replace(self.run.data, skip=tuple(metadata["config"]["data"]["skip"]))
+        check_skipped(before, self.run.data, int(metadata["step"]))
         self.console.note(f"going on from step {metadata['step']:,}")
         return state, int(metadata["step"])
 
-    def loop(self, first: int) -> Loop:
-        """The loop, about to make update ``first``."""
+    def loop(self, first: int, feed: Feed) -> Loop:
+        """The loop, about to make update ``first`` from the next batch of ``feed``."""
         run, lengths = self.run, self.run.lengths()
         step, evaluation_step = compile_steps(self.setup, self.placement)
         device = jax.devices()[0]
@@ -166,6 +174,7 @@ class Job:
             clock=self.clock,
             stop=self.stop,
             metadata=self.metadata,
+            data_metrics=functools.partial(self.data_metrics, feed),
             tokens_per_step=run.train.batch_size * sum(lengths),
             flops_per_step=run.train.batch_size * train_flops(run.model, self.setup.specs, *lengths),
             peak_flops=peak * jax.device_count() if peak else None,
@@ -190,6 +199,13 @@ class Job:
         asked = (lambda: self.stop.wanted(0)) if alone else (lambda: False)
         return evaluate(evaluation_step, params, (to_devices(self.placement, b, share) for b in host), asked)
 
+    def data_metrics(self, feed: Feed, done: int) -> dict[str, float]:
+        """Tokens and epochs of each corpus in the first ``done`` batches; how full those of this start were."""
+        metrics = {"data/fill": feed.fill}
+        for name, seen in self.data.train.seen(done).items():
+            metrics |= {f"data/{name}/tokens": float(seen.tokens), f"data/{name}/epochs": seen.epochs}
+        return metrics
+
     def metadata(self, done: int) -> dict[str, Any]:
         """What a checkpoint after ``done`` updates says of itself."""
         return {
@@ -199,24 +215,11 @@ class Job:
             "data": {
                 "step": done,
                 "epoch": self.data.train.epoch_of(done),
-                "fingerprint": self.data.cache.fingerprint,
+                "seen": {name: seen._asdict() for name, seen in self.data.train.seen(done).items()},
+                "fingerprint": self.data.fingerprint,
                 "tokenizer": self.data.tokenizer.fingerprint,
             },
         }
-
-
-def _feed(batches: Batches, placement: Placement, first: int, total: int) -> Iterator[Batch]:
-    """Batches on the devices, one ahead of the step that needs it."""
-    share = local_share(placement, batches.batch_size)
-    reader = batches.reader(first, *share, stop_step=total)
-    ahead: Batch | None = None
-    for _, local in reader:
-        placed = to_devices(placement, local, share)
-        if ahead is not None:
-            yield ahead
-        ahead = placed
-    if ahead is not None:
-        yield ahead
 
 
 def _opening(run: Run, setup: Setup, first: int, directory: Path) -> Opening:
@@ -232,6 +235,12 @@ def _opening(run: Run, setup: Setup, first: int, directory: Path) -> Opening:
         directory=str(directory),
         first_step=first,
     )
+
+
+def _data_seen(data: Data, done: int) -> str:
+    """Tokens and epochs of each corpus, in words."""
+    seen = data.train.seen(done).items()
+    return ", ".join(f"{short(s.tokens)} tokens of {name} ({s.epochs:.2f} epochs)" for name, s in seen)
 
 
 def _devices() -> str:

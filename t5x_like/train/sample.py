@@ -14,7 +14,7 @@ from flax import nnx
 
 from t5x_like.arrays.trees import Tree
 from t5x_like.decode.generate import Sampling, generate
-from t5x_like.input_pipeline.prepare import TokenSplit
+from t5x_like.input_pipeline.token_cache import TokenSplit
 from t5x_like.input_pipeline.tokenizers import Tokenizer
 from t5x_like.train.config import Run
 
@@ -34,9 +34,12 @@ def sample(
       tokens: about how long the passage is, at most half of what the model was trained on.
     """
     passage = _passage(split, tokenizer, max(8, min(tokens, max(run.lengths()) // 2)))
-    if run.model.shape == "decoder-only":
+    if run.model.shape == "decoder-only" and not run.objective.inputs_end_in_eos:
         return _continued(run, structure, params, tokenizer, passage)
-    example = run.objective.example(np.asarray(passage), np.random.default_rng(0), tokenizer)
+    _, objective = run.objective.streams()[0]
+    example = objective.example(np.asarray(passage), np.random.default_rng(0), tokenizer)
+    if example.order is not None:  # places of prediction have no text to be shown in
+        return {}
     given, truth = example.inputs.tolist(), example.targets.tolist()
     if run.model.shape == "encoder-only":
         batch = {"encoder_tokens": jnp.asarray([given])}
@@ -56,6 +59,7 @@ def sample(
         Sampling(max_new_tokens=len(truth) + 16),
         eos_id=tokenizer.eos_id,
         start_id=tokenizer.pad_id,
+        bidirectional_prompt=run.objective.has_prefix,
     )[0]
     if not set(given) & set(tokenizer.sentinel_ids):  # not spans: a prefix and its continuation
         return {"given": tokenizer.decode(given), "model": tokenizer.decode(written), "truth": tokenizer.decode(truth)}

@@ -75,4 +75,5 @@ def make_setup(run: Run) -> Setup:
     structure, specs = make_model(run.model)
     optimizer = make_optimizer(run.optimizer, specs, run.train.steps)
     loss = LossConfig(run.train.z_loss, run.train.label_smoothing, run.train.logits_chunk)
-    return Setup(StepParts(structure, optimizer, loss, run.train.micro_batches, run.train.seed), specs)
+    ahead = run.objective.future_weight
+    return Setup(StepParts(structure, optimizer, loss, run.train.micro_batches, run.train.seed, ahead), specs)

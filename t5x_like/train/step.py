@@ -33,12 +33,33 @@ class StepParts:
     loss: LossConfig
     micro_batches: int = 1
     seed: int = 0
+    future_weight: float = 0.0  # of the mean loss of the model's future heads
 
 
 def loss_sums(parts: StepParts, params: Tree, batch: Batch, key: jax.Array | None) -> LossSums:
-    """Sums of the loss over a batch's targets; ``key`` is for dropout, None for evaluation."""
+    """Sums of the loss over a batch's targets; ``key`` is for dropout, None for evaluation. Future heads add to
+    ``loss`` alone: all else is of the next token."""
     model = nnx.merge(parts.structure, params)
-    return cross_entropy(model(batch, key), model.head(), batch["targets"], batch["weights"], parts.loss)
+    x_BLD, head = model(batch, key), model.head()
+    sums = cross_entropy(x_BLD, head, batch["targets"], batch["weights"], parts.loss)
+    if parts.future_weight and model.config.future_heads:
+        losses = [
+            cross_entropy(y_BLD, head, *further_ahead(batch, tokens), parts.loss).loss
+            for tokens, y_BLD in enumerate(model.future(x_BLD), 1)
+        ]
+        sums = sums._replace(loss=sums.loss + parts.future_weight * sum(losses) / len(losses))
+    return sums
+
+
+def further_ahead(batch: Batch, tokens: int) -> tuple[jax.Array, jax.Array]:
+    """Targets and weights of the token that comes ``tokens`` after the target; weight 0 where the segment has ended."""
+
+    def shifted(a_BL: jax.Array) -> jax.Array:
+        return jnp.pad(a_BL, ((0, 0), (0, tokens)))[:, tokens:]
+
+    segments_BL = batch.get("decoder_segments", jnp.ones_like(batch["targets"]))
+    same_BL = shifted(segments_BL) == segments_BL
+    return shifted(batch["targets"]), jnp.where(same_BL, shifted(batch["weights"]), 0.0)
 
 
 def train_step(parts: StepParts, state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -90,5 +111,5 @@ def split_rows(batch: Batch, parts: StepParts) -> dict[str, jax.Array]:
 
 def evaluation_step(parts: StepParts, params: Tree, total: LossSums, batch: Batch) -> LossSums:
     """``total`` with the sums of one batch added; no dropout."""
-    plain = dataclasses.replace(parts, loss=parts.loss._replace(z_loss=0.0, label_smoothing=0.0))
+    plain = dataclasses.replace(parts, loss=parts.loss._replace(z_loss=0.0, label_smoothing=0.0), future_weight=0.0)
     return jax.tree.map(jnp.add, total, loss_sums(plain, params, batch, None))

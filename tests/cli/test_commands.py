@@ -185,19 +185,6 @@ def test_inspect_parameters_adds_up(finished, capsys):
     assert f"optimizer state {moments / 1e3:.3g}kB over all devices" in out
 
 
-def test_inspect_data_shows_the_text_of_a_batch(finished, capsys):
-    assert main(["inspect", "data", str(finished), "--step", "2", "--rows", "2"]) == 0
-    out = capsys.readouterr().out
-    batch, tokenizer = Data.open(config_of("llama")).train.batch(2), ByteTokenizer()
-    assert out.startswith("step 2, epoch ") and f"{int((batch['weights'] > 0).sum()):,} targets" in out
-    for row in range(2):
-        first = batch["targets"][row][batch["decoder_segments"][row] == 1]
-        assert repr(tokenizer.decode(first.tolist())) in out
-    everything = "".join(path.read_text() for path in sorted(text_folder().iterdir()))
-    shown = tokenizer.decode(batch["targets"][0][batch["decoder_segments"][0] == 1].tolist())
-    assert shown in everything  # text of the corpus, not only of the batch
-
-
 def test_inspect_checkpoint_lists_every_array(finished, capsys):
     assert main(["inspect", "checkpoint", str(finished), "--step", "3"]) == 0
     out = capsys.readouterr().out

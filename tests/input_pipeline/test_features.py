@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5x_like.input_pipeline.example import Example
-from t5x_like.input_pipeline.features import describe, feature_names, make_batch, tokens_in
-from t5x_like.input_pipeline.tokenizers import ByteTokenizer
+from t5x_like.input_pipeline.features import feature_names, make_batch, tokens_in
 
 
 def ids(*values: int) -> np.ndarray:
@@ -32,8 +31,8 @@ def test_encoder_decoder_golden():
 
 def test_decoder_only_with_a_prefix_golden():
     rows = [[Example(ids(5, 6), ids(7, 8)), Example(ids(), ids(3, 4)), Example(ids(9), ids())]]
-    batch = make_batch(rows, "decoder-only", (8,), has_prefix=True)
-    assert tuple(batch) == feature_names("decoder-only", has_prefix=True)
+    batch = make_batch(rows, "decoder-only", (8,), extras=("decoder_prefix",))
+    assert tuple(batch) == feature_names("decoder-only", ("decoder_prefix",))
     assert batch["decoder_tokens"].tolist() == [[0, 5, 6, 7, 0, 3, 0, 0]]
     assert batch["targets"].tolist() == [[5, 6, 7, 8, 3, 4, 9, 0]]
     assert batch["decoder_segments"].tolist() == [[1, 1, 1, 1, 2, 2, 3, 0]]
@@ -50,6 +49,24 @@ def test_encoder_only_golden():
     assert batch["weights"].tolist() == [[0, 1, 0, 0]]
 
 
+def test_encoder_only_in_a_given_order_golden():
+    """Two examples that bring positions and orders of their own, laid behind one another; padding has order 0."""
+    first = Example(ids(5, 6, 9), ids(5, 6, 6), np.array([0, 0, 1], np.float32), ids(0, 1, 1), ids(1, 3, -2))
+    second = Example(ids(0, 9), ids(0, 0), np.array([0, 1], np.float32), ids(0, 0), ids(1, 0))
+    batch = make_batch([[first, second]], "encoder-only", (6,), extras=("encoder_order",))
+    assert tuple(batch) == feature_names("encoder-only", ("encoder_order",))
+    assert batch["encoder_positions"].tolist() == [[0, 1, 1, 0, 0, 0]]
+    assert batch["encoder_order"].tolist() == [[1, 3, -2, 1, 0, 0]]
+    assert batch["encoder_segments"].tolist() == [[1, 1, 1, 2, 2, 0]]
+    assert batch["targets"].tolist() == [[5, 6, 6, 0, 0, 0]] and batch["weights"].tolist() == [[0, 0, 1, 0, 1, 0]]
+    assert "encoder_order" not in make_batch([[first]], "encoder-only", (6,))
+
+
+def test_an_example_that_does_not_fit_is_no_silent_cut():
+    with pytest.raises(ValueError, match="row 0 of the encoder has examples of more than 1 tokens"):
+        make_batch([[Example(ids(1, 2), ids(3))]], "encoder-decoder", (1, 1))
+
+
 _example = st.tuples(st.lists(st.integers(0, 9), max_size=6), st.lists(st.integers(0, 9), max_size=6))
 
 
@@ -59,7 +76,7 @@ def test_every_segment_can_be_read_back_whatever_its_ids(rows, decoder_only):
     """Ids 0 and empty fields included: segments alone say what is padding."""
     examples = [[Example(ids(*inputs), ids(*targets)) for inputs, targets in row] for row in rows]
     if decoder_only:
-        batch = make_batch(examples, "decoder-only", (48,), has_prefix=True)
+        batch = make_batch(examples, "decoder-only", (48,), extras=("decoder_prefix",))
     else:
         batch = make_batch(examples, "encoder-decoder", (24, 24))
     for number, row in enumerate(rows):
@@ -82,7 +99,7 @@ def test_every_segment_can_be_read_back_whatever_its_ids(rows, decoder_only):
 def test_no_loss_position_sees_its_own_target_and_the_whole_prefix_is_visible(prefix, suffix):
     """The mask that a prefix LM builds: causal, or both places in the prefix."""
     tokens = ids(*range(10, 10 + prefix + suffix))
-    batch = make_batch([[Example(tokens[:prefix], tokens[prefix:])]], "decoder-only", (16,), has_prefix=True)
+    batch = make_batch([[Example(tokens[:prefix], tokens[prefix:])]], "decoder-only", (16,), extras=("decoder_prefix",))
     in_prefix = batch["decoder_prefix"][0].astype(bool)
     same = batch["decoder_segments"][0][:, None] * batch["decoder_segments"][0][None] > 0
     place = np.arange(16)
@@ -100,17 +117,3 @@ def test_no_loss_position_sees_its_own_target_and_the_whole_prefix_is_visible(pr
 def test_counts():
     count = tokens_in(make_batch([[Example(ids(0, 0), ids(0))], []], "encoder-decoder", (4, 3)))
     assert (count.tokens, count.loss_tokens, count.slots) == (3, 1, 14)
-
-
-def test_describe_shows_the_text():
-    tokenizer = ByteTokenizer()
-    pair = Example(ids(*tokenizer.encode("one <extra_id_0>"), 1), ids(*tokenizer.encode("<extra_id_0>two"), 1))
-    shown = describe(make_batch([[pair]], "encoder-decoder", (20, 10)), 0, tokenizer)
-    assert "encoder 6 of 20 slots" in shown and "'one <extra_id_0>'" in shown and "'<extra_id_0>two'" in shown
-    prefix = Example(ids(*tokenizer.encode("ab")), ids(*tokenizer.encode("cd")))
-    shown = describe(make_batch([[prefix]], "decoder-only", (8,), has_prefix=True), 0, tokenizer)
-    assert "prefix:  'ab'" in shown and "targets: 'cd'" in shown
-    masked = Example(ids(248, 101), ids(100, 101), np.array([1, 0], np.float32))
-    assert "1 of 2 have weight: 'a'" in describe(make_batch([[masked]], "encoder-only", (4,)), 0, tokenizer)
-    with pytest.raises(IndexError):
-        describe(make_batch([[masked]], "encoder-only", (4,)), 1, tokenizer)

@@ -4,7 +4,7 @@ import pytest
 
 from t5x_like.core.config import shipped
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.config import Corpus, SentencePiece
+from t5x_like.input_pipeline.config import Corpus, Mixture, Part, SentencePiece, corpora
 from t5x_like.input_pipeline.recipes import load_recipe, recipe
 
 CORPUS_FILE = """
@@ -19,8 +19,8 @@ def test_every_corpus_carried_with_the_library_loads_and_says_its_licence():
     files = sorted(shipped("data").glob("*.py"))
     assert {"sotu", "python_source"} <= {file.stem for file in files}
     for file in files:
-        corpus = load_recipe(file)
-        assert isinstance(corpus, Corpus) and corpus.licence and corpus.origin
+        for corpus in corpora(load_recipe(file)):
+            assert isinstance(corpus, Corpus) and corpus.licence and corpus.origin
         assert "Licence" in file.read_text() and "Origin" in file.read_text()
 
 
@@ -51,3 +51,17 @@ def test_mistakes(tmp_path):
         recipe(str(tmp_path / "wrong.py"))
     with pytest.raises(UserError, match="unexpected keyword"):
         recipe(str(tmp_path / "wrong.py"), vocab_size=3)
+
+
+def test_a_mixture_of_corpus_files(tmp_path):
+    (tmp_path / "mine.py").write_text(CORPUS_FILE)
+    (tmp_path / "both.py").write_text(
+        "from t5x_like.input_pipeline.config import Bytes, Mixture, Part\n"
+        "from t5x_like.input_pipeline.recipes import recipe\n\n"
+        "def corpus(rate=2.0):\n"
+        "    return Mixture('both', (Part(recipe('mine.py')), Part(recipe('sotu.py'), rate)), Bytes())\n"
+    )
+    mixture = recipe(str(tmp_path / "both.py"), rate=3.0)
+    assert isinstance(mixture, Mixture) and [part.rate for part in mixture.parts] == [1.0, 3.0]
+    assert mixture.parts[0] == Part(load_recipe(tmp_path / "mine.py"))
+    assert [corpus.name for corpus in corpora(mixture)] == ["mine", "sotu"]

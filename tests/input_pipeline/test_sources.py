@@ -1,15 +1,28 @@
-"""Documents from files, JSON lines, packages and TFDS folders; every mistake named with its file and line."""
+"""What all sources share: documents in order, mistakes named with file and line, digests. Also JSON lines, packages.
+
+Formats have files of their own: test_source_*.py.
+"""
 
 import gzip
 import importlib.util
 import json
+import os
 import sys
 
 import pytest
 
+from t5x_like.core.config import from_json, to_json
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.config import JsonLines, PackageText, TextFiles, TfdsBuilder
-from t5x_like.input_pipeline.sources import read_documents, source_digest, source_files
+from t5x_like.input_pipeline.config import JsonLines, PackageText, PythonGenerator, TextFiles, TfdsBuilder
+from t5x_like.input_pipeline.sources import (
+    Unit,
+    describe_source,
+    read_documents,
+    read_unit,
+    source_digest,
+    source_files,
+    source_units,
+)
 
 
 def test_text_units(tmp_path):
@@ -119,37 +132,59 @@ def test_the_digest_follows_content_and_not_place_or_time(tmp_path):
 
 
 def test_large_sources_are_known_by_their_times(tmp_path, monkeypatch):
-    monkeypatch.setattr("t5x_like.input_pipeline.sources.CONTENT_DIGEST_BYTES", 2)
+    monkeypatch.setattr("t5x_like.input_pipeline.sources.files.CONTENT_DIGEST_BYTES", 2)
     (tmp_path / "a.txt").write_text("same")
     before = source_digest(TextFiles((str(tmp_path),)))
-    import os
-
     os.utime(tmp_path / "a.txt", (1, 1))
     assert source_digest(TextFiles((str(tmp_path),))) != before
-
-
-def test_tfds(tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
-    pytest.importorskip("array_record")
-    folder = tmp_path / "tiny" / "1.0.0"
-    folder.mkdir(parents=True)
-    info = tfds.core.DatasetInfo(
-        builder=tfds.core.DatasetIdentity(name="tiny", version="1.0.0", data_dir=str(folder), module_name=""),
-        features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
-    )
-    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=200, file_format="array_record", overwrite=True)
-    writer.initialize_splits(["train"])
-    writer.add_examples({"train": [{"text": f"document {i} é"} for i in range(300)]})
-    writer.close_all()
-    assert list(read_documents(TfdsBuilder(str(folder)))) == [f"document {i} é" for i in range(300)]
-    assert list(read_documents(TfdsBuilder(str(folder), "train[:1%]"))) == [f"document {i} é" for i in range(3)]
-    assert "tensorflow" not in sys.modules
-    with pytest.raises(UserError, match="did you mean 'text'"):
-        list(read_documents(TfdsBuilder(str(folder), field="txt")))
-    with pytest.raises(UserError, match="nosplit"):
-        list(read_documents(TfdsBuilder(str(folder), "nosplit")))
 
 
 def test_a_folder_that_is_no_data_set(tmp_path):
     with pytest.raises(UserError, match="has no dataset_info.json"):
         list(read_documents(TfdsBuilder(str(tmp_path))))
+
+
+def test_bad_documents_are_raised_or_skipped(tmp_path):
+    good = '{"text": "good"}\n'
+    (tmp_path / "a.jsonl").write_bytes(f'{good}{{"text": 3}}\n{{"text": null}}\n'.encode() + b"\xff\n" + good.encode())
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((good * 9000).encode())[:40])
+    source = JsonLines((str(tmp_path),))
+    with pytest.raises(UserError, match="line 2: field 'text' holds a int"):
+        list(read_documents(source))
+    documents = list(read_documents(source, "skip"))
+    assert documents[:2] == ["good", "good"] and set(documents) == {"good"} and len(documents) < 9002
+    first, second = source_units(source)
+    kinds = [text if isinstance(text, str) else type(text) for text in read_unit(source, first)]
+    assert kinds == ["good", UserError, "", UserError, "good"], "null is an empty document"
+    errors = [text for text in read_unit(source, second) if isinstance(text, UserError)]
+    assert len(errors) == 1 and "ends too early, after line" in str(errors[0]) and "allowed" in str(errors[0])
+
+
+def test_a_corpus_of_which_nothing_can_be_read_has_no_documents(tmp_path):
+    (tmp_path / "a.jsonl").write_text("[]\n")
+    with pytest.raises(UserError, match="no documents in"):
+        list(read_documents(JsonLines((str(tmp_path),)), "skip"))
+
+
+def test_units_go_through_json(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    (unit,) = source_units(TextFiles((str(tmp_path),)))
+    assert unit == Unit(str(tmp_path / "a.txt"), 0, -1, 4)
+    assert from_json(Unit, to_json(unit)) == unit
+
+
+def test_a_disk_that_fails_is_no_bad_document(tmp_path):
+    """What cannot be reached now may be sound: to skip it would lose it."""
+    (tmp_path / "a.txt").write_text("text")
+    source = TextFiles((str(tmp_path),))
+    units = source_units(source)
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(UserError, match=r"a.txt: cannot be read: No such file"):
+        list(read_unit(source, units[0]))
+
+
+def test_descriptions_name_the_place():
+    assert describe_source(TextFiles(("a", "b"))) == "a, b"
+    assert describe_source(TfdsBuilder("d", "test")) == "d, split test"
+    assert describe_source(PackageText("p", "*.txt")) == "*.txt of package p"
+    assert describe_source(PythonGenerator("f.py")) == "documents() of f.py"

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_like.ops.masks import Causal, Full, Mask, Prefix, Segments, SlidingWindow
+from t5x_like.ops.masks import Causal, Full, Mask, Ordered, Prefix, Segments, SlidingWindow
 
 PREFIX = np.array([[1, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0]], np.int32)
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 0], [1, 2, 2, 3, 0, 0]], np.int32)
+
+# In the first row the text is read in the order 1, 0, 2; slots 3 and 4 predict the tokens 0 and 2; 5 is padding.
+ORDER = np.array([[3, 1, 5, -2, -4, 0], [1, 3, 5, 7, -6, -2]], np.int32)
 
 
 def window(left: int, right: int):
@@ -24,12 +27,25 @@ def segments(offset: int, queries: int):
     )
 
 
+def ordered(offset: int, queries: int):
+    rows = ORDER[:, offset : offset + queries]
+
+    def allows(b, q, k):
+        """From the definition: r is the rank in the order; only tokens are seen."""
+        if ORDER[b, k] <= 0 or ORDER[b, q] == 0:
+            return False
+        key_rank = (ORDER[b, k] - 1) // 2
+        return key_rank <= (ORDER[b, q] - 1) // 2 if ORDER[b, q] > 0 else key_rank < -ORDER[b, q] // 2
+
+    return Ordered(jnp.asarray(rows), jnp.asarray(ORDER)), allows
+
+
 def cases(offset: int, queries: int):
     """Name to (mask, whether query q of row b may see key k)."""
     full = Full(), lambda b, q, k: True
     causal = Causal(), lambda b, q, k: k <= q
     prefix = Prefix(jnp.asarray(PREFIX)), lambda b, q, k: bool(PREFIX[b, k])
-    near, packed = window(2, 1), segments(offset, queries)
+    near, packed, permuted = window(2, 1), segments(offset, queries), ordered(offset, queries)
 
     def both(one, other):
         return one[0] & other[0], lambda b, q, k: one[1](b, q, k) and other[1](b, q, k)
@@ -52,6 +68,8 @@ def cases(offset: int, queries: int):
         "full | prefix": either(full, prefix),
         "prefix | full": either(prefix, full),
         "segments | window": either(packed, near),
+        "ordered": permuted,
+        "segments & ordered": both(packed, permuted),
     }
 
 
@@ -81,6 +99,13 @@ def test_full_is_the_neutral_element_and_never_evaluated():
     assert (Full() & causal) is causal and (causal & Full()) is causal
     assert isinstance(causal | Full(), Full) and isinstance(Full() | causal, Full)
     assert not causal.may_empty_a_row and not (Prefix(jnp.asarray(PREFIX)) | causal).may_empty_a_row
+
+
+def test_an_order_by_hand():
+    got = np.asarray(Ordered(jnp.asarray(ORDER), jnp.asarray(ORDER)).allowed(jnp.arange(6), jnp.arange(6)))[0]
+    assert got.astype(int).tolist() == [
+        [1, 1, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [0] * 6,
+    ]  # fmt: skip
 
 
 def test_a_mask_without_a_rule_says_so():

@@ -93,7 +93,8 @@ def loop_of(recorder: Recorder, steps: int, evaluate_every: int = 0) -> Loop:
 
     return Loop(
         run=run, step=recorder.step, evaluate=recorder.evaluate, checkpoints=recorder, reporter=EveryStep(),
-        console=Silent(), clock=Silent(), stop=recorder, metadata=lambda step: {"data": step}, tokens_per_step=10,
+        console=Silent(), clock=Silent(), stop=recorder, metadata=lambda step: {"data": step},
+            data_metrics=lambda step: {}, tokens_per_step=10,
         flops_per_step=1.0, peak_flops=None, utilization_of="MFU",
     )  # fmt: skip
 

@@ -55,21 +55,21 @@ def copy(straight, tmp_path) -> Path:
 
 def signal_at_batch(monkeypatch, number: int, which: signal.Signals) -> None:
     """The signal comes while batch ``number`` is on its way to the devices."""
-    import t5x_like.train.run as running
+    import t5x_like.train.feed as feeding
 
-    original, count = running.to_devices, iter(range(10**9))
+    original, count = feeding.to_devices, iter(range(10**9))
 
     def interrupted(*arguments):
         if next(count) == number:
             signal.raise_signal(which)
         return original(*arguments)
 
-    monkeypatch.setattr(running, "to_devices", interrupted)
+    monkeypatch.setattr(feeding, "to_devices", interrupted)
 
 
 def test_the_run_spans_epochs_that_do_not_end_with_a_batch(straight):
     data = Data.open(tiny_run("llama"))
-    assert data.train.steps_per_epoch == EPOCH
+    assert data.train.examples_per_epoch / 8 == EPOCH
     assert len(straight[1]) == STEPS and sorted(losses(straight[0])) == list(range(1, STEPS + 1))
     first_epoch = sum(straight[1], [])[: data.train.examples_per_epoch]
     assert len(set(first_epoch)) == len(first_epoch)
@@ -144,7 +144,7 @@ def test_a_complete_run_says_so_and_is_left_as_it_is(copy, config, capsys):
         ("train.seed=1", "train.seed: 0 -> 1"),
         ("train.batch_size=16", "train.batch_size: 8 -> 16"),
         ("data.input_length=16", "data.input_length: 32 -> 16"),
-        ("data.packing=pack", "data.packing: concatenate -> pack"),
+        ("data.packing=best_fit", "data.packing: concatenate -> best_fit"),
         ("data.corpus.heldout=0.5", "data.corpus.heldout: 0.0 -> 0.5"),
         ("model.d_ff=64", "model.d_ff: 32 -> 64"),
         ("model.positions=alibi", "model.positions: rope -> alibi"),

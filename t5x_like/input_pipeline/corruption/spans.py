@@ -1,12 +1,13 @@
-"""What objectives do to token ids: span corruption, masking, a split into prefix and rest; in numpy, exactly as T5 and
-BERT did it.
+"""Text with gaps: a sentinel for each gap in the inputs, each gap's tokens behind its sentinel in the targets.
 
-Pure functions of ids and a random generator. Must not know corpora, rows, batches or models.
+``span_corruption`` chooses gaps as T5's pretraining does, ``iid_denoising`` token by token. Both know beforehand how
+long their results are at most, for rows are planned from lengths alone.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,6 +34,7 @@ def span_lengths(raw_length: int, density: float, mean_span_length: float) -> tu
     return raw_length - noise + spans + 1, noise + spans + 1
 
 
+@functools.lru_cache(maxsize=64)
 def raw_length_for(input_length: int, density: float, mean_span_length: float) -> int:
     """How many raw tokens fill ``input_length`` input tokens after corruption: T5's ``random_spans_helper``.
 
@@ -52,6 +54,22 @@ def raw_length_for(input_length: int, density: float, mean_span_length: float) -
     return raw_length
 
 
+@functools.lru_cache(maxsize=64)
+def raw_length_within(length: int, density: float, mean_span_length: float) -> int:
+    """How many raw tokens make inputs and targets that fill ``length`` tokens together. Every shorter raw length fits.
+
+    Raises:
+      UserError: a ``length`` below 6.
+    """
+    if length < 6:
+        raise UserError("data.input_length", str(length), "6 or more for span corruption in one sequence")
+    # Together they are the tokens, 2 sentinels a span and 2 EOS; a span has at least 2 tokens, kept ones counted.
+    raw_length = (length - 2) // 2
+    while sum(span_lengths(raw_length + 1, density, mean_span_length)) <= length:
+        raw_length += 1
+    return raw_length
+
+
 def random_segmentation(items: int, segments: int, rng: np.random.Generator) -> np.ndarray:
     """(segments,) int64: ``items`` cut into ``segments`` non-empty parts, every way of doing so equally likely.
 
@@ -63,7 +81,7 @@ def random_segmentation(items: int, segments: int, rng: np.random.Generator) -> 
     borders = np.empty(segments + 1, np.int64)
     borders[0], borders[-1] = 0, items
     borders[1:-1] = np.sort(cuts) + 1
-    return np.diff(borders)
+    return borders[1:] - borders[:-1]
 
 
 def span_corruption(
@@ -112,6 +130,65 @@ def span_corruption(
     return inputs, targets
 
 
+def iid_limits(raw_length: int, density: float) -> tuple[int, int]:
+    """(sentinels, target tokens with EOS) that ``iid_denoising`` of ``raw_length`` tokens uses at most.
+
+    Three standard deviations above the mean, rounded up, or all that is possible if that is less. Let X be 1 for a
+    corrupted token, of chance p. A gap begins at a token with chance q = p (1 - p), and never at two in a row, so that
+    of n tokens the number of gaps has the variance n q (1 - 3 q). A token takes X (2 - X of the token before) places in
+    the targets, its sentinel counted: the mean is m = p (2 - p), the variance p (4 - 3 p) - m^2, and the covariance of
+    neighbours p m - m^2.
+    """
+    p, n = density, raw_length
+    q, m = p * (1.0 - p), p * (2.0 - p)
+    gaps = n * q + 3.0 * math.sqrt(max(n * q * (1.0 - 3.0 * q), 0.0))
+    places = n * m + 3.0 * math.sqrt(max(n * (p * (4.0 - 3.0 * p) - m * m + 2.0 * (p * m - m * m)), 0.0))
+    return min(math.ceil(gaps), (n + 1) // 2), min(math.ceil(places), n + 1 if n else 0) + 1
+
+
+def iid_denoising(
+    tokens: np.ndarray,
+    rng: np.random.Generator,
+    density: float,
+    sentinel_ids: Sequence[int] | np.ndarray,
+    eos_id: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each token is corrupted or not by itself; each run of corrupted tokens becomes one sentinel (T5, section
+    3.1.4).
+
+    In about one text of a thousand more tokens are drawn than ``iid_limits`` has room for; from the first that does not
+    fit to the end of the text, all are then left as they are.
+
+    Args:
+      tokens: (raw_length,) ids.
+      rng: one number is drawn for each token.
+      density: the chance of each token to be corrupted.
+      sentinel_ids: at least as many as ``iid_limits`` says, the first run's first.
+      eos_id: appended to both results.
+
+    Returns:
+      inputs (at most raw_length + 1) and targets (at most as ``iid_limits`` says), int32.
+    """
+    runs_limit, places_limit = iid_limits(len(tokens), density)
+    # A kept token before the first, so that the sentinel of each run has a place before the run in the targets.
+    is_noise = np.zeros(len(tokens) + 1, bool)
+    is_noise[1:] = rng.random(len(tokens)) < density
+    begins = is_noise[1:] & ~is_noise[:-1]
+    runs = np.cumsum(begins)
+    fits = (runs <= runs_limit) & (runs + np.cumsum(is_noise[1:]) < places_limit)
+    is_noise[1:] &= fits
+    starts = np.flatnonzero(begins & fits) + 1
+    padded = np.empty(len(tokens) + 1, np.int32)
+    padded[0], padded[1:] = 0, tokens
+    sentinels = np.asarray(sentinel_ids[: len(starts)], np.int32)
+    is_kept = ~is_noise
+    is_kept[0] = False
+    return (
+        _keep_and_mark(padded, is_kept, starts, sentinels, eos_id),
+        _keep_and_mark(padded, is_noise, starts - 1, sentinels, eos_id),
+    )
+
+
 def _keep_and_mark(
     tokens: np.ndarray, kept: np.ndarray, marked: np.ndarray, sentinels: np.ndarray, eos_id: int
 ) -> np.ndarray:
@@ -125,51 +202,3 @@ def _keep_and_mark(
     chosen[-1] = True
     chosen[marked] = True
     return replaced[chosen]
-
-
-def masked_lm(
-    tokens: np.ndarray,
-    rng: np.random.Generator,
-    rate: float,
-    vocab_size: int,
-    mask_id: int,
-    special_ids: tuple[int, ...] = (),
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """BERT's masking: of the chosen tokens 80% become ``mask_id``, 10% a random id, 10% stay as they are.
-
-    ``rate`` of the tokens that may be chosen are, rounded up or down at random so that the mean is exact at any length.
-
-    Args:
-      tokens: (length,) ids.
-      rng: random numbers.
-      rate: the share of tokens chosen.
-      vocab_size: random ids lie below it.
-      mask_id: hides a token.
-      special_ids: never chosen, and never put in as a random id (``mask_id`` never is either).
-
-    Returns:
-      inputs (int32), targets (int32, the tokens), weights (float32: 1 where chosen, else 0), each (length,).
-    """
-    drawable, is_special = _drawable_ids(vocab_size, (*special_ids, mask_id))
-    inputs = tokens.astype(np.int32)
-    weights = np.zeros(len(tokens), np.float32)
-    candidates = np.flatnonzero(~is_special[inputs])
-    count = int(len(candidates) * rate + rng.random())
-    chosen = candidates[rng.permutation(len(candidates))[:count]]
-    fate = rng.random(len(chosen))
-    replacements = drawable[rng.integers(len(drawable), size=len(chosen))]
-    inputs[chosen] = np.where(fate < 0.8, mask_id, np.where(fate < 0.9, replacements, inputs[chosen]))
-    weights[chosen] = 1.0
-    return inputs, tokens.astype(np.int32), weights
-
-
-@functools.lru_cache(maxsize=8)
-def _drawable_ids(vocab_size: int, special_ids: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    is_special = np.zeros(vocab_size, bool)
-    is_special[list(special_ids)] = True
-    return np.flatnonzero(~is_special).astype(np.int32), is_special
-
-
-def prefix_split(length: int, rng: np.random.Generator) -> int:
-    """How many of ``length`` tokens (2 or more) are the prefix: uniform in [1, length)."""
-    return int(rng.integers(1, length))

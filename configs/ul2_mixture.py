@@ -1,0 +1,33 @@
+"""UL2's mixture of denoisers over a mixture of two corpora, English and Python, on the CPU.
+
+    t5x-like train ul2_mixture
+    t5x-like inspect data ul2_mixture --rows 16           # which corpus and which denoiser each row is of
+    t5x-like generate runs/ul2_mixture "[S2S]The Congress of the United"
+
+Seven denoisers at equal rates, each told by a mode token at the start of its inputs: [NLU] short spans, [NLG] long or
+many, [S2S] the rest of a text.
+"""
+
+from t5x_like.checkpoint.config import CheckpointConfig
+from t5x_like.input_pipeline.config import DataConfig
+from t5x_like.input_pipeline.recipes import recipe
+from t5x_like.models.families import t5_1_1
+from t5x_like.objectives import UL2
+from t5x_like.optim.config import Adafactor, Schedule
+from t5x_like.train.config import Run, TrainConfig
+
+
+def run() -> Run:
+    steps = 1000
+    return Run(
+        name="ul2_mixture",
+        model=t5_1_1(
+            vocab_size=8192, d_model=128, d_ff=384, heads=4, head_dim=32, encoder_layers=2, decoder_layers=2,
+            scan_layers=False,
+        ),
+        objective=UL2(),
+        data=DataConfig(recipe("../data/sotu_and_python.py"), input_length=128),
+        optimizer=Adafactor(learning_rate=0.05, clip_norm=1.0, schedule=Schedule("cosine", warmup=30, end=0.1)),
+        train=TrainConfig(steps=steps, batch_size=16, evaluate_every=steps // 5, evaluate_batches=40),
+        checkpoint=CheckpointConfig(every=steps // 5),
+    )  # fmt: skip

@@ -1,0 +1,119 @@
+"""``t5x-like inspect data``: a batch as text, where its rows come from, and a picture of lengths and fill."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from t5x_like.core.errors import UserError
+
+if TYPE_CHECKING:
+    from t5x_like.input_pipeline.example import Objective
+    from t5x_like.input_pipeline.features import Batch
+    from t5x_like.input_pipeline.pipeline import Batches
+    from t5x_like.input_pipeline.token_cache import TokenCache
+    from t5x_like.report.batches import BatchConsole
+    from t5x_like.train.config import Run
+    from t5x_like.train.data import Data
+
+_PLOTTED_ROWS = 512
+_PLOTTED_DOCUMENTS = 1_000_000  # of a corpus; of more, as many are taken at even distances
+
+Sources = Sequence[tuple[str, "Objective"]]  # (corpus, objective) of each row
+
+
+def inspect_data(run: Run, options: argparse.Namespace) -> int:
+    """Prints rows of the batch of ``options.step``; draws ``options.plot`` if it is given."""
+    from t5x_like.input_pipeline.pipeline import Batches
+    from t5x_like.input_pipeline.show import row_summary, show_row
+    from t5x_like.report.batches import BatchConsole
+    from t5x_like.train.data import Data
+
+    step = options.step or 0
+    if options.rows < 0:
+        raise UserError("--rows", str(options.rows), "0 or more")
+    if options.plot and run.data.streaming:
+        raise UserError("--plot", "with data.streaming, where nothing is known of the corpus", "a prepared corpus")
+    data, console = Data.open(run), BatchConsole(options.color)
+    if isinstance(data.train, Batches):
+        batch, sources = data.train.batch(step), data.train.sources_of(step)
+    else:
+        _, batch = next(data.train.reader(step))
+        sources = [(next(iter(data.train.seen(step))), run.objective)] * run.train.batch_size
+    _print_head(run, data, step, batch, console)
+    _print_sources(data, step, sources, console)
+    caches = {} if run.data.streaming else _caches(run)
+    for name, cache in caches.items():
+        for line in cache.left_out():
+            console.line(f"documents left out when {name} was prepared: {line}")
+    for row, (name, objective) in enumerate(sources[: options.rows]):
+        console.row(f"row {row} · {name} · {objective}", row_summary(batch, row), show_row(batch, row, data.tokenizer))
+    console.legend()
+    if options.plot and isinstance(data.train, Batches):
+        console.line(f"\n{_plot(run, data.train, caches, step, Path(options.plot))}")
+    return 0
+
+
+def _print_head(run: Run, data: Data, step: int, batch: Batch, console: BatchConsole) -> None:
+    from t5x_like.input_pipeline.features import tokens_in
+
+    count = tokens_in(batch)
+    console.title(f"{run.name}, step {step:,}, epoch {data.train.epoch_of(step):.3f}")
+    console.line(
+        f"{len(batch['targets'])} rows, {count.tokens:,} tokens in {count.slots:,} slots "
+        f"({count.tokens / count.slots:.1%} full), loss on {count.loss_tokens:,} targets\n"
+    )
+
+
+def _print_sources(data: Data, step: int, sources: Sources, console: BatchConsole) -> None:
+    """How many of the rows are of each corpus and of each objective, and what was taken of each corpus before."""
+    rows = Counter(name for name, _ in sources)
+    console.table([
+        ("corpus", "rows", "share", "tokens before this step", "epochs"),
+        *((name, str(rows[name]), f"{rows[name] / len(sources):.1%}", f"{seen.tokens:,}", f"{seen.epochs:.3f}")
+          for name, seen in data.train.seen(step).items()),
+    ])  # fmt: skip
+    objectives = Counter(str(objective) for _, objective in sources)
+    if len(objectives) > 1:
+        console.line()
+        console.table([
+            ("objective", "rows", "share"),
+            *((name, str(count), f"{count / len(sources):.1%}") for name, count in objectives.most_common()),
+        ])  # fmt: skip
+
+
+def _caches(run: Run) -> dict[str, TokenCache]:
+    from t5x_like.input_pipeline.config import corpora
+    from t5x_like.input_pipeline.prepare import prepare
+    from t5x_like.input_pipeline.tokenizers import tokenizer_config
+
+    config = tokenizer_config(run.data.corpus, run.data.cache)
+    return {corpus.name: prepare(corpus, config, run.data.cache) for corpus in corpora(run.data.corpus)}
+
+
+def _plot(run: Run, train: Batches, caches: dict[str, TokenCache], step: int, picture: Path) -> Path:
+    import numpy as np
+
+    from t5x_like.input_pipeline.show import fill
+    from t5x_like.report.batches import Lengths, plot_lengths
+
+    lengths = []
+    for name, cache in caches.items():
+        split = cache.split("train")
+        chosen = np.arange(0, len(split), -(-len(split) // _PLOTTED_DOCUMENTS))
+        lengths.append(Lengths(name, len(split), split.offsets[chosen + 1] - split.offsets[chosen]))
+    row_tokens = [stream.objective.piece_length(run.data, run.model.shape) for stream in train.streams]
+    fills = []
+    for each in range(step, step + -(-_PLOTTED_ROWS // run.train.batch_size)):
+        try:
+            fills.append(fill(train.batch(each)))
+        except UserError:  # the text is used up, though not before the first of them, which has been shown
+            break
+    shares = {side: np.concatenate([each[side] for each in fills])[:_PLOTTED_ROWS] for side in fills[0]}
+    try:
+        return plot_lengths(f"{run.name}, from step {step:,}", lengths, row_tokens, shares, picture)
+    except OSError as error:
+        raise UserError("--plot", f"{picture}: {error.strerror}", "a file that can be written") from None

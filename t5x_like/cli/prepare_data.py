@@ -1,0 +1,56 @@
+"""``t5x-like prepare``: the token caches of a run's corpora, made now, and what is in them."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING
+
+from t5x_like.core.errors import UserError
+
+if TYPE_CHECKING:
+    from t5x_like.input_pipeline.progress import Progress
+    from t5x_like.input_pipeline.token_cache import TokenCache
+    from t5x_like.train.config import Run
+
+
+def prepare_data(run: Run, options: argparse.Namespace) -> int:
+    """Prepares every corpus of ``run`` that is not prepared; prints a table of each."""
+    from t5x_like.input_pipeline.beam import prepare_with_beam
+    from t5x_like.input_pipeline.config import corpora
+    from t5x_like.input_pipeline.prepare import prepare
+    from t5x_like.input_pipeline.tokenizers import tokenizer_config
+    from t5x_like.report.preparing import Preparing
+
+    if options.processes < 0:
+        raise UserError("--processes", str(options.processes), "0 (one for each core) or more")
+    if options.beam_options and not options.beam:
+        raise UserError("--", "options of Apache Beam without --beam", "--beam -- " + " ".join(options.beam_options))
+    tokenizer = tokenizer_config(run.data.corpus, run.data.cache, print)
+    processes = options.processes or run.data.prepare_processes
+    for corpus in corpora(run.data.corpus):
+        began = time.perf_counter()
+        with Preparing() as bar:
+            if options.beam:
+                cache = prepare_with_beam(corpus, tokenizer, run.data.cache, options.beam_options, bar)
+            else:
+                cache = prepare(corpus, tokenizer, run.data.cache, bar, processes)
+        _print(cache, bar.last, time.perf_counter() - began)
+    return 0
+
+
+def _print(cache: TokenCache, last: Progress | None, seconds: float) -> None:
+    manifest = cache.manifest
+    made = last is not None and last.doing == "merging"  # by this process, and not before
+    print(manifest["name"] + ("" if made else ": prepared already"))
+    for name, split in manifest["splits"].items():
+        print(f"  {name:<8} {split['documents']:>15,} documents {split['tokens']:>18,} tokens")
+    for line in cache.left_out():
+        print(f"  left out {line}")
+    text = manifest["counts"]["text_bytes"]
+    tokens = sum(split["tokens"] for split in manifest["splits"].values())
+    print(f"  text     {text / 1e6:,.1f} MB, {text / max(1, tokens):.2f} bytes per token")
+    if last is not None and made:
+        rate = f"going on from {last.resumed / 1e6:,.1f} MB" if last.resumed else f"{text / 1e6 / seconds:,.1f} MB/s"
+        print(f"  time     {seconds:,.1f} s, {rate}")
+    print(f"  cache    {cache.size / 1e6:,.1f} MB in {cache.path}", flush=True)

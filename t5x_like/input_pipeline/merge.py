@@ -1,0 +1,238 @@
+"""The finished parts of a corpus joined into the files of a token cache: copies dropped, the splits told apart.
+
+Knows part files and cache files; must not know texts or tokenizers. Reads the parts from front to back, a chunk of
+documents at a time: what it holds of all documents at once is one bit each, and only while dropping copies.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from t5x_like.input_pipeline.disk import HashedFile
+from t5x_like.input_pipeline.parts import DOCUMENT
+from t5x_like.input_pipeline.splits import SPLIT_NAMES, Division, SplitName
+
+_CHUNK_DOCUMENTS = 2**20  # at a time: 24 MB
+_BUCKET_DOCUMENTS = 2**21  # whose hashes are sorted at a time: about 200 MB with what sorting needs
+_ENTRY = np.dtype([("hash", "<u8", (2,)), ("index", "<i8")])
+_DROPPED = 2  # beside 0 for train and 1 for heldout, as in SPLIT_NAMES
+
+
+@dataclass(frozen=True)
+class PartFiles:
+    """A finished part.
+
+    Attributes:
+      path: of its files, without their suffix.
+      documents: how many it has.
+    """
+
+    path: Path
+    documents: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some neighbouring documents.
+
+    Attributes:
+      part: where they lie.
+      first: number of the first one within its part.
+      index: number of the first one among all documents.
+      documents: (n,) of type ``DOCUMENT``.
+    """
+
+    part: PartFiles
+    first: int
+    index: int
+    documents: np.ndarray
+
+    @property
+    def shares(self) -> np.ndarray:
+        """(n,) float64, ``splits.hashed_share`` of each."""
+        return (self.documents["hash"][:, 0] >> np.uint64(16)).astype(np.float64) / 2.0**48
+
+
+class Marks:
+    """One bit for each document, all 0 at first."""
+
+    def __init__(self, count: int):
+        self._bits = np.zeros(-(-count // 8), np.uint8)
+
+    def set(self, indices: np.ndarray) -> None:
+        np.bitwise_or.at(self._bits, indices >> 3, np.left_shift(1, indices & 7).astype(np.uint8))
+
+    def get(self, start: int, count: int) -> np.ndarray:
+        """(count,) bool."""
+        bits = np.unpackbits(self._bits[start // 8 : -(-(start + count) // 8)], bitorder="little")
+        return bits[start % 8 :][:count].astype(bool)
+
+    def count(self) -> int:
+        return int(np.bitwise_count(self._bits).sum())
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What must be known of all documents that are kept before they can be divided.
+
+    Attributes:
+      documents: how many.
+      least, greatest: of their hashed shares.
+      only: where ``documents`` is 1, the ``splits.text_hash`` of that one.
+    """
+
+    documents: int
+    least: float
+    greatest: float
+    only: bytes | None
+
+
+def mark_copies(parts: Sequence[PartFiles], folder: Path) -> Marks:
+    """Marks every document whose hash an earlier one has.
+
+    The hashes are sorted into files by their first bits, so that one file at a time fits into memory: copies have the
+    same bits.
+
+    Args:
+      parts: in the order of the corpus.
+      folder: for the files, which are removed again.
+    """
+    total = sum(part.documents for part in parts)
+    marks = Marks(total)
+    count = max(1, -(-total // _BUCKET_DOCUMENTS))
+    limits = np.asarray([(number << 64) // count for number in range(1, count)], np.uint64)
+    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".copies-"))
+    try:
+        for chunk in _chunks(parts):
+            entries = np.empty(len(chunk.documents), _ENTRY)
+            entries["hash"] = chunk.documents["hash"]
+            entries["index"] = chunk.index + np.arange(len(entries))
+            entries = _without_copies(entries, marks)  # here already, so that one text cannot fill its bucket
+            for bucket, part in enumerate(np.split(entries, np.searchsorted(entries["hash"][:, 0], limits))):
+                with (temporary / str(bucket)).open("ab") as file:
+                    file.write(part.tobytes())
+        for file in temporary.iterdir():
+            _without_copies(np.fromfile(file, _ENTRY), marks)
+            file.unlink()
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return marks
+
+
+def _without_copies(entries: np.ndarray, marks: Marks) -> np.ndarray:
+    """The entries sorted by hash, without those that have an earlier one's; these are marked."""
+    entries = entries[np.lexsort((entries["index"], entries["hash"][:, 1], entries["hash"][:, 0]))]
+    copies = np.zeros(len(entries), bool)
+    copies[1:] = (entries["hash"][1:] == entries["hash"][:-1]).all(1)
+    marks.set(entries["index"][copies])
+    return entries[~copies]
+
+
+def survey(parts: Sequence[PartFiles], copies: Marks | None) -> Survey:
+    """Looks at every document that is not a copy."""
+    count, least, greatest, only = 0, np.inf, -np.inf, None
+    for chunk in _chunks(parts):
+        shares = chunk.shares
+        kept = np.ones(len(shares), bool) if copies is None else ~copies.get(chunk.index, len(shares))
+        if kept.any():
+            only = chunk.documents["hash"][np.argmax(kept)].tobytes()
+            count += int(kept.sum())
+            least, greatest = min(least, shares[kept].min()), max(greatest, shares[kept].max())
+    return Survey(count, float(least), float(greatest), only if count == 1 else None)
+
+
+def merge(
+    parts: Sequence[PartFiles], dtype: str, copies: Marks | None, division: Division, cache: CacheWriter
+) -> None:
+    """Writes all documents that are not copies to their split; as ``Division.holds_out``, for many at a time."""
+    for chunk, tokens in _chunks_with_tokens(parts, dtype):
+        labels = (chunk.shares < division.border).astype(np.int8)
+        if division.first and chunk.index == 0:
+            labels[0] = SPLIT_NAMES.index("heldout")
+        if copies is not None:
+            labels[copies.get(chunk.index, len(labels))] = _DROPPED
+        lengths = chunk.documents["length"]
+        ends = np.cumsum(lengths)
+        borders = np.flatnonzero(np.diff(labels)) + 1
+        starts, stops = [0, *borders.tolist()], [*borders.tolist(), len(labels)]
+        for start, stop in zip(starts, stops, strict=True):  # documents in a row of one kind are written at once
+            if labels[start] != _DROPPED:
+                name = SPLIT_NAMES[labels[start]]
+                cache.write(name, tokens[ends[start] - lengths[start] : ends[stop - 1]], lengths[start:stop])
+
+
+class CacheWriter:
+    """The files of a token cache, written from front to back into a folder.
+
+    Args:
+      folder: an empty one; to be renamed when it is whole.
+      dtype: of the tokens.
+    """
+
+    def __init__(self, folder: Path, dtype: str):
+        self._folder, self._dtype = folder, dtype
+        self._counts = {name: [0, 0] for name in SPLIT_NAMES}  # documents, tokens
+        self._files = {f"{name}.{what}": HashedFile(folder / f"{name}.{what}") for name in SPLIT_NAMES
+                       for what in ("tokens", "offsets")}  # fmt: skip
+        for name in SPLIT_NAMES:
+            self._files[f"{name}.offsets"].write(np.zeros(1, "<i8").data)
+
+    def write(self, name: SplitName, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        """Adds documents that lie end to end in ``tokens`` to a split."""
+        counts = self._counts[name]
+        self._files[f"{name}.tokens"].write(np.ascontiguousarray(tokens, self._dtype).data)
+        self._files[f"{name}.offsets"].write((counts[1] + np.cumsum(lengths)).astype("<i8").data)
+        counts[0] += len(lengths)
+        counts[1] += len(tokens)
+
+    def finish(self, manifest: dict) -> dict:
+        """Closes all files and writes the manifest, which gets ``splits``; returns it."""
+        files = {name: file.close(durable=True) for name, file in self._files.items()}
+        splits = {
+            name: {
+                "documents": self._counts[name][0],
+                "tokens": self._counts[name][1],
+                "files": {file: files[file] for file in (f"{name}.tokens", f"{name}.offsets")},
+            }
+            for name in SPLIT_NAMES
+        }
+        manifest = {**manifest, "splits": splits}
+        file = HashedFile(self._folder / "manifest.json")
+        file.write(json.dumps(manifest, indent=2).encode())
+        file.close(durable=True)
+        return manifest
+
+    def abandon(self) -> None:
+        """Closes all files, whole or not."""
+        for file in self._files.values():
+            file.abandon()
+
+
+def _chunks(parts: Sequence[PartFiles]) -> Iterator[Chunk]:
+    index = 0
+    for part in parts:
+        path = part.path.with_suffix(".documents")
+        for first in range(0, part.documents, _CHUNK_DOCUMENTS):
+            count = min(_CHUNK_DOCUMENTS, part.documents - first)
+            documents = np.fromfile(path, DOCUMENT, count, offset=first * DOCUMENT.itemsize)
+            yield Chunk(part, first, index, documents)
+            index += count
+
+
+def _chunks_with_tokens(parts: Sequence[PartFiles], dtype: str) -> Iterator[tuple[Chunk, np.ndarray]]:
+    part, position, tokens = None, 0, np.empty(0, dtype)
+    for chunk in _chunks(parts):
+        if chunk.part is not part:
+            part, position = chunk.part, 0
+            path = part.path.with_suffix(".tokens")
+            tokens = np.memmap(path, dtype, "r").view(np.ndarray) if path.stat().st_size else np.empty(0, dtype)
+        count = int(chunk.documents["length"].sum())
+        yield chunk, tokens[position : position + count]
+        position += count

@@ -1,0 +1,143 @@
+"""Columns of Arrow: Parquet files (extra ``parquet``), and the texts of any column of strings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.source_config import Parquet
+from t5x_like.input_pipeline.sources.files import (
+    File,
+    Unit,
+    is_large,
+    open_plain,
+)
+from t5x_like.input_pipeline.sources.messages import (
+    broken_file,
+    cannot_be_read,
+    missing_package,
+    no_column,
+    not_utf8,
+)
+
+PARQUET_PATTERNS = ("*.parquet",)
+# Rows at a time: documents can be long, and a batch of them is in memory twice.
+BATCH_ROWS = 256
+
+
+def parquet_units(source: Parquet, files: list[File]) -> list[Unit]:
+    """Files, large ones cut between row groups so that a unit has about 16 MB of the column."""
+    units: list[Unit] = []
+    for file in files:
+        whole = Unit(file.address, size=file.size)
+        units += _row_group_units(source, whole) if is_large(file.size) else [whole]
+    return units
+
+
+def _row_group_units(source: Parquet, whole: Unit) -> list[Unit]:
+    with _opened(whole.file) as parquet:
+        if isinstance(parquet, UserError) or _column_error(parquet.schema_arrow, source.field, whole.file):
+            return [whole]  # read_parquet says what is wrong, once
+        metadata = parquet.metadata
+        paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
+        column = next(index for index, path in enumerate(paths) if path == source.field)
+        units, start, size = [], 0, 0
+        for group in range(metadata.num_row_groups):
+            size += metadata.row_group(group).column(column).total_uncompressed_size
+            if is_large(size) or group == metadata.num_row_groups - 1:
+                units.append(Unit(whole.file, start, group + 1, size))
+                start, size = group + 1, 0
+        return units or [whole]
+
+
+def read_parquet(source: Parquet, unit: Unit) -> Iterator[str | UserError]:
+    """The texts of a column in a range of row groups; no other column is read."""
+    with _opened(unit.file) as parquet:
+        if isinstance(parquet, UserError):
+            yield parquet
+            return
+        if error := _column_error(parquet.schema_arrow, source.field, unit.file):
+            yield error
+            return
+        stop = parquet.num_row_groups if unit.stop < 0 else unit.stop
+        row = sum(parquet.metadata.row_group(group).num_rows for group in range(unit.start))
+        batches = parquet.iter_batches(
+            BATCH_ROWS, list(range(unit.start, stop)), columns=[source.field], use_threads=False
+        )
+        while True:
+            try:
+                batch = next(batches, None)
+            except (OSError, ValueError) as error:
+                yield _broken(unit.file, error, f"after row {row}")
+                return
+            if batch is None:
+                return
+            yield from column_texts(batch.column(0), unit.file, row)
+            row += len(batch)
+
+
+def column_texts(column: Any, file: str, first_row: int) -> Iterator[str | UserError]:
+    """The texts of an Arrow array of strings or bytes; null is an empty one. Rows are numbered from 1 in messages."""
+    try:
+        values = column.to_pylist()
+    except UnicodeDecodeError:  # a writer put other bytes into a column of strings
+        import pyarrow
+
+        values = column.cast(pyarrow.large_binary()).to_pylist()
+    for row, value in enumerate(values, first_row + 1):
+        if isinstance(value, str):
+            yield value
+        elif value is None:
+            yield ""
+        else:
+            try:
+                yield value.decode("utf-8")
+            except UnicodeDecodeError:
+                yield not_utf8(file, f"row {row}")
+
+
+def holds_text(kind: Any) -> bool:
+    """Whether an Arrow type is text, or bytes that may be text."""
+    import pyarrow
+
+    types = pyarrow.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    tests = (
+        types.is_string, types.is_large_string, types.is_string_view, types.is_null,
+        types.is_binary, types.is_large_binary, types.is_binary_view,
+    )  # fmt: skip
+    return any(test(kind) for test in tests)
+
+
+def _column_error(schema: Any, field: str, file: str) -> UserError | None:
+    if field not in schema.names:
+        return no_column(file, "column", field, schema.names)
+    if not holds_text(kind := schema.field(field).type):
+        return UserError(file, f"column {field!r} holds {kind}", "a column of strings")
+    return None
+
+
+@contextmanager
+def _opened(address: str) -> Iterator[Any]:
+    """The open file as pyarrow has it, or a ``UserError`` that says what is wrong with its content."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise missing_package(address, error, "parquet") from None
+    with open_plain(address) as stream:
+        opened: Any
+        try:
+            opened = parquet.ParquetFile(stream)
+        except (ArrowException, OSError, ValueError) as error:
+            opened = _broken(address, error, "at its end, where the table of contents is")
+        yield opened
+
+
+def _broken(file: str, error: Exception, place: str) -> UserError:
+    """``error`` as one about the content, or raised as one about the disk or network if it has the system's number."""
+    if getattr(error, "errno", None) is not None:
+        raise cannot_be_read(file, error)
+    return broken_file(file, f"broken Parquet data: {str(error).strip()}", place)

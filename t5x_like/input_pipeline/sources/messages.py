@@ -1,0 +1,60 @@
+"""What is said of files and documents that cannot be read: the same words for every format.
+
+Knows nothing of files and formats but their names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from t5x_like.core.errors import UserError, nearest
+
+
+def cannot_be_read(address: str, error: Exception) -> UserError:
+    """A file that is there and yet cannot be opened or read; its content may be sound."""
+    return UserError(address, f"cannot be read: {getattr(error, 'strerror', None) or error or type(error).__name__}")
+
+
+def missing_package(what: str, error: Exception, extra: str) -> UserError:
+    """An optional package is not installed."""
+    return UserError("data.corpus.source", f"{what} cannot be read: {error}", "", f"pip install 't5x-like[{extra}]'")
+
+
+def broken_file(file: str, error: object, place: str) -> UserError:
+    """A file that cannot be read beyond ``place``, such as ``after line 7``."""
+    got = f"{error}, {place}: nothing beyond that is read"
+    return UserError(file, got, "a complete file", "make or copy it again")
+
+
+def not_utf8(file: str, place: str) -> UserError:
+    """Text that is not UTF-8."""
+    name = file.rpartition("/")[2]
+    return UserError(file, f"not UTF-8 at {place}", "UTF-8 text", f"iconv -f LATIN1 -t UTF-8 {name} > new.txt")
+
+
+def half_character(where: str, what: str) -> UserError:
+    """Half of a pair of surrogates: no character, and UTF-8 has no bytes for it."""
+    return UserError(where, f"{what} holds half of a character", "whole characters", "write the data again as UTF-8")
+
+
+def is_whole(text: str) -> bool:
+    """Whether ``text`` is free of half characters."""
+    try:
+        return text.isascii() or bool(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
+
+
+def no_column(where: str, kind: str, field: str, known: list[str]) -> UserError:
+    """A column, field or feature (``kind``) that is not among the ``known`` ones."""
+    return UserError(where, f"no {kind} {field!r}", ", ".join(known), nearest(field, known))
+
+
+def empty_file(file: str) -> UserError:
+    """A file without anything in it that was named by the user."""
+    return UserError(file, "an empty file", "one document or more", "remove it, or leave it out of data.corpus.source")
+
+
+def is_named(file: str, paths: tuple[str, ...]) -> bool:
+    """Whether one of ``paths``, as a user wrote them, is this very file."""
+    return any(file in (path, str(Path(path).expanduser())) for path in paths)

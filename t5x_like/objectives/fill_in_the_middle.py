@@ -1,0 +1,84 @@
+"""Infilling for a decoder that stands alone: the middle of a text is moved behind its prefix and suffix.
+
+Knows lengths and special ids; the moving itself is ``input_pipeline.corruption.reordering.fill_in_the_middle``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.config import DataConfig, Shape
+from t5x_like.input_pipeline.example import Example, Objective
+from t5x_like.objectives.requirements import (
+    piece_id,
+    require_input_length,
+    require_no_target_length,
+    require_special_ids,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from t5x_like.input_pipeline.tokenizers import Tokenizer
+
+LossOn = Literal["all", "middle"]
+
+
+@dataclass(frozen=True)
+class FillInTheMiddle(Objective):
+    """Fill in the middle (Bavarian et al. 2022) at the level of tokens: each document's share of a row is either plain
+    text for language modelling or prefix, suffix and middle in one of two orders, PSM and SPM, which end in EOS.
+    A text of a single token stays plain.
+
+    Attributes:
+      rate: the chance of a text to be so reordered.
+      spm_rate: of those, the chance of the order SPM.
+      pieces: the pieces of the vocabulary that stand before prefix, suffix and middle.
+      loss_on: all tokens, as in the paper, or of reordered texts only the middle and EOS; of plain ones always all.
+    """
+
+    rate: float = 0.5
+    spm_rate: float = 0.5
+    pieces: tuple[str, str, str] = ("<extra_id_0>", "<extra_id_1>", "<extra_id_2>")
+    loss_on: LossOn = "all"
+
+    shapes: ClassVar[tuple[Shape, ...]] = ("decoder-only",)
+
+    def __post_init__(self):
+        for name in ("rate", "spm_rate"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"objective.{name}", str(getattr(self, name)), "a share from 0 to 1", "0.5")
+        if self.loss_on not in get_args(LossOn):
+            raise UserError("objective.loss_on", repr(self.loss_on), " | ".join(get_args(LossOn)))
+
+    @property
+    def added_tokens(self) -> int:
+        """Three markers, and EOS behind a middle whose document does not end in the row."""
+        return 4
+
+    def check(self, tokenizer: Tokenizer, data: DataConfig, shape: Shape) -> None:
+        """Raises ``UserError``: a marker that is no piece of the vocabulary, no EOS, no room, a target length."""
+        where, suggestion = "objective.pieces", "three sentinels, or SentencePiece(symbols=...) with the pieces"
+        if len(set(self.pieces)) < 3:
+            raise UserError(where, str(self.pieces), "three different pieces", suggestion)
+        require_special_ids(tokenizer, {each: piece_id(tokenizer, each, where, suggestion) for each in self.pieces})
+        require_no_target_length(data, "filling in the middle")
+        require_input_length(data, self.added_tokens + 1, "three markers and EOS")
+
+    def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
+        """No inputs; targets: the text, plain or reordered; weights only where the loss is on the middle."""
+        import numpy as np
+
+        from t5x_like.input_pipeline.corruption.reordering import fill_in_the_middle
+
+        if rng.random() >= self.rate or len(tokens) < 2:
+            return Example(tokens[:0], tokens)
+        pre, suf, mid = (piece_id(tokenizer, each, "objective.pieces", "") for each in self.pieces)
+        whole, middle = fill_in_the_middle(tokens, rng, self.spm_rate, (pre, suf, mid), tokenizer.eos_id)
+        weights = None
+        if self.loss_on == "middle":
+            weights = np.zeros(len(whole), np.float32)
+            weights[-middle:] = 1.0
+        return Example(whole[:0], whole, weights)

@@ -1,0 +1,91 @@
+"""XLNet's pretraining: tokens are predicted in a random order, each from those before it in that order.
+
+Knows lengths and special ids; the order itself is made by ``input_pipeline.corruption.reordering``, and kept by the
+mask ``ops.masks.Ordered``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.config import DataConfig, Shape
+from t5x_like.input_pipeline.example import Example, Objective
+from t5x_like.objectives.requirements import require_mask_id, require_no_target_length, require_special_ids
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from t5x_like.input_pipeline.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class PermutationLM(Objective):
+    """Permutation language modelling (Yang et al. 2019, sections 2.2 and 2.3): the last tokens of a random order are
+    predicted, of L tokens floor(L predicted).
+
+    XLNet's two streams lie in one row: behind the L tokens of a text stand the query slots, each with the mask id and
+    the position of a token to be predicted. A slot sees the tokens before that one in the order, and nothing sees a
+    slot, so that one pass of a plain encoder computes both. Each document ends in EOS, a token as any other.
+
+    Attributes:
+      predicted: the share of tokens that are predicted (XLNet's 1 / K, K = 6).
+    """
+
+    predicted: float = 1 / 6
+
+    shapes: ClassVar[tuple[Shape, ...]] = ("encoder-only",)
+    needs_position_ids: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if not 0.0 < self.predicted < 1.0:
+            raise UserError("objective.predicted", str(self.predicted), "a share between 0 and 1", "0.1667")
+
+    def extras(self, shape: Shape) -> tuple[str, ...]:
+        """The order, of which the mask is made."""
+        return ("encoder_order",)
+
+    def piece_length(self, data: DataConfig, shape: Shape) -> int:
+        """Raw tokens that fill a row together with their slots of prediction: 439 of 512 with the defaults."""
+        length = int(data.input_length / (1.0 + self.predicted))
+        while self.lengths(length + 1, shape)[0] <= data.input_length:
+            length += 1
+        return length
+
+    def lengths(self, piece_length: int, shape: Shape) -> tuple[int, ...]:
+        """(tokens,): those of a piece and its slots of prediction."""
+        return (piece_length + self._slots(piece_length),)
+
+    def check(self, tokenizer: Tokenizer, data: DataConfig, shape: Shape) -> None:
+        """Raises ``UserError``: no mask id, no EOS, a target length, a row too short to predict a single token."""
+        require_special_ids(tokenizer, {"<mask>": require_mask_id(tokenizer)})
+        require_no_target_length(data, "permutation language modelling")
+        piece = self.piece_length(data, shape)
+        if not self._slots(piece):
+            raise UserError(
+                "objective.predicted",
+                f"{self.predicted}, less than one of the {piece} tokens of a row",
+                f"{1 / piece:.4f} or more",
+                "a longer data.input_length",
+            )
+
+    def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
+        """inputs: the tokens, then mask ids; targets and weights: at the mask ids the tokens that belong there."""
+        import numpy as np
+
+        from t5x_like.input_pipeline.corruption.reordering import permutation_order
+
+        length, queries = len(tokens), self._slots(len(tokens))
+        order, places = permutation_order(length, queries, rng)
+        inputs = np.full(length + queries, require_mask_id(tokenizer), np.int32)
+        inputs[:length] = tokens
+        targets = inputs.copy()
+        targets[length:] = tokens[places]
+        positions = np.concatenate([np.arange(length), places]).astype(np.int32)
+        weights = (order < 0).astype(np.float32)
+        return Example(inputs, targets, weights, positions, order)
+
+    def _slots(self, length: int) -> int:
+        # A share of 1 / 49 of 49 tokens is 1, though not in floating point. The first of the order is never predicted.
+        return max(0, min(int(length * self.predicted + 1e-6), length - 1))

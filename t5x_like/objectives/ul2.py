@@ -1,0 +1,92 @@
+"""UL2's mixture of denoisers: short spans, long or many spans, and prefix language modelling, told apart by a mode.
+
+Makes no examples itself: each row is of one of its streams.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.config import DataConfig, Shape
+from t5x_like.input_pipeline.example import Objective
+from t5x_like.objectives.prefix_lm import PrefixLM
+from t5x_like.objectives.span_corruption import SpanCorruption
+
+if TYPE_CHECKING:
+    from t5x_like.input_pipeline.tokenizers import Tokenizer
+
+Denoiser = SpanCorruption | PrefixLM
+
+
+def _spans(mode: str, *sizes: tuple[float, float]) -> tuple[Denoiser, ...]:
+    return tuple(SpanCorruption(density, mean, mode) for mean, density in sizes)
+
+
+@dataclass(frozen=True)
+class UL2(Objective):
+    """The mixture of denoisers of UL2 (Tay et al. 2023, table 1): R, spans as T5's; S, a prefix LM; X, spans so long or
+    so many that much is to be written. Each begins its inputs with the token of its mode.
+
+    A prompt begins with the mode token too: [S2S] to continue a text, [NLU] and [NLG] to fill sentinels. Half noise in
+    spans of 3 takes many sentinels: 128 of them for 512 tokens of an encoder.
+
+    Attributes:
+      denoisers: what is mixed.
+      rates: how often each is taken, one for each; empty: all alike.
+    """
+
+    denoisers: tuple[Denoiser, ...] = (
+        *_spans("[NLU]", (3.0, 0.15), (8.0, 0.15)),
+        PrefixLM("[S2S]"),
+        *_spans("[NLG]", (3.0, 0.5), (8.0, 0.5), (64.0, 0.15), (64.0, 0.5)),
+    )
+    rates: tuple[float, ...] = ()
+
+    shapes: ClassVar[tuple[Shape, ...]] = ("encoder-decoder", "decoder-only")
+    has_prefix: ClassVar[bool] = True
+    minimum_length: ClassVar[int] = 2
+
+    def __post_init__(self):
+        if not self.denoisers:
+            raise UserError("objective.denoisers", "none", "one or more")
+        if self.rates and len(self.rates) != len(self.denoisers):
+            raise UserError(
+                "objective.rates", f"{len(self.rates)} for {len(self.denoisers)} denoisers", "one for each, or none"
+            )
+        if not all(math.isfinite(rate) and rate >= 0.0 for rate in self.rates) or (self.rates and not any(self.rates)):
+            raise UserError("objective.rates", str(self.rates), "numbers, 0 or more, not all of them 0")
+
+    def streams(self) -> tuple[tuple[float, Objective], ...]:
+        """(rate, denoiser) of all of them."""
+        return tuple(zip(self.rates or (1.0,) * len(self.denoisers), self.denoisers, strict=True))
+
+    def prompt(self, tokens: list[int], tokenizer: Tokenizer) -> list[int]:
+        """As the first denoiser expects whose mode token ``tokens`` begin with; as they are if there is none."""
+        for each in self.denoisers:
+            if each.mode and tokens[:1] == [tokenizer.find(each.mode)]:
+                return each.prompt(tokens, tokenizer)
+        return tokens
+
+    def capacity(self, data: DataConfig, shape: Shape) -> tuple[int, ...]:
+        """The most that any of the denoisers needs, on each side."""
+        return tuple(map(max, zip(*(each.capacity(data, shape) for each in self.denoisers), strict=True)))
+
+    def piece_length(self, data: DataConfig, shape: Shape) -> int:
+        """The longest piece of any of the denoisers."""
+        return max(each.piece_length(data, shape) for each in self.denoisers)
+
+    def lengths(self, piece_length: int, shape: Shape) -> tuple[int, ...]:
+        """The most that any of the denoisers makes of a piece, on each side."""
+        return tuple(map(max, zip(*(each.lengths(piece_length, shape) for each in self.denoisers), strict=True)))
+
+    def check(self, tokenizer: Tokenizer, data: DataConfig, shape: Shape) -> None:
+        """Raises ``UserError`` where tokenizer, lengths and shape do not suit one of the denoisers."""
+        for number, each in enumerate(self.denoisers):
+            try:
+                each.check(tokenizer, data, shape)
+            except UserError as error:
+                where = error.where.replace("objective.", f"objective.denoisers.{number}.")
+                raise UserError(where, error.got, error.allowed, error.suggestion) from None

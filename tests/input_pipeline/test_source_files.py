@@ -1,0 +1,189 @@
+"""Files are found, unpacked and told apart, on disk and through fsspec."""
+
+import gzip
+import io
+import os
+import sys
+
+import pytest
+
+from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.config import Csv, JsonLines, TextFiles
+from t5x_like.input_pipeline.sources import read_documents, read_unit, source_digest, source_files, source_units
+from t5x_like.input_pipeline.sources.files import BrokenFile, list_files, open_file
+
+LINES = "".join(f"line {number} of a text é\n" for number in range(40_000))
+
+
+@pytest.fixture
+def memory():
+    """fsspec's file system in memory, empty."""
+    fsspec = pytest.importorskip("fsspec")
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    yield system
+    system.store.clear()
+
+
+def test_a_folder_is_walked_in_the_order_of_its_paths(tmp_path):
+    for name in ("b/x.txt", "a.d/x.txt", "a/y.txt", "a/x.txt", "a/x.md", "A.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    found = [file.address.removeprefix(f"{tmp_path}/") for file in list_files((str(tmp_path),), ("*.txt",))]
+    assert found == ["A.txt", "a/x.txt", "a/y.txt", "a.d/x.txt", "b/x.txt"], "folder by folder, as pathlib sorts"
+    twice = list_files((str(tmp_path / "a"), str(tmp_path), f"{tmp_path}/a/*"), ("*.txt",))
+    assert len(twice) == 6, "each once; a glob takes what it matches"
+
+
+def test_each_small_file_costs_one_system_call(tmp_path, monkeypatch):
+    for number in range(300):
+        (tmp_path / f"{number}.txt").write_text("x")
+    calls = []
+    monkeypatch.setattr(
+        "os.stat", lambda path, *rest, stat=os.stat, **named: calls.append(path) or stat(path, *rest, **named)
+    )
+    assert len(source_units(TextFiles((str(tmp_path),)))) == 300
+    assert len(calls) < 10, "files of a folder are asked about through its listing"
+
+
+def test_a_folder_that_may_not_be_listed_is_said(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(UserError, match="cannot be read: Permission denied"):
+        source_units(TextFiles((str(tmp_path),)))
+
+
+def zstandard_of(data: bytes) -> bytes:
+    return pytest.importorskip("zstandard").ZstdCompressor(write_checksum=True).compress(data)  # as the program zstd
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".zst", zstandard_of)])
+class TestCompressed:
+    def test_files_of_several_frames(self, tmp_path, suffix, pack):
+        half = len(LINES) // 2
+        data = pack(LINES[:half].encode()) + pack(b"") + pack(LINES[half:].encode())
+        (tmp_path / f"a.txt{suffix}").write_bytes(data)
+        assert list(read_documents(TextFiles((str(tmp_path),)))) == [LINES]
+        assert list(read_documents(TextFiles((str(tmp_path),), "line"))) == LINES.splitlines()
+
+    def test_what_comes_before_a_break_is_read(self, tmp_path, suffix, pack):
+        noise = "".join(f"{number * 7919 % 1_000_003:x} " + ("" if number % 9 else "\n") for number in range(200_000))
+        whole = pack(noise.encode())
+        (tmp_path / f"a.txt{suffix}").write_bytes(whole[: len(whole) * 3 // 4])
+        source = TextFiles((str(tmp_path),), "line")
+        *lines, error = read_unit(source, source_units(source)[0])
+        assert noise.splitlines()[: len(lines)] == lines and len(lines) > len(noise.splitlines()) // 2
+        assert isinstance(error, UserError) and f"ends too early, after line {len(lines)}" in str(error)
+        with pytest.raises(UserError, match="in its only document"):
+            list(read_documents(TextFiles((str(tmp_path),))))
+
+    def test_damage_and_files_of_no_bytes(self, tmp_path, suffix, pack):
+        whole = bytearray(pack(LINES.encode()))
+        whole[len(whole) // 2] ^= 0xFF
+        whole[len(whole) // 2 + 1] ^= 0xFF
+        (tmp_path / f"damaged{suffix}").write_bytes(whole)
+        (tmp_path / f"nothing{suffix}").write_bytes(b"")
+        for name in ("damaged", "nothing"):
+            with open_file(str(tmp_path / f"{name}{suffix}")) as file, pytest.raises(BrokenFile, match="broken"):
+                while file.read1(1000):
+                    pass
+
+    def test_it_is_closed(self, tmp_path, suffix, pack):
+        (tmp_path / f"a{suffix}").write_bytes(pack(b"x"))
+        with open_file(str(tmp_path / f"a{suffix}")) as file:
+            plain = file.raw._plain
+        assert plain.closed
+
+
+def test_padding_after_gzip_is_no_damage(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"text") + bytes(1000))
+    assert list(read_documents(TextFiles((str(tmp_path),)))) == ["text"]
+
+
+def test_packages_that_are_missing_are_named(tmp_path, monkeypatch):
+    (tmp_path / "a.txt.zst").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(UserError, match=r"pip install 't5x-like\[zstd\]'"):
+        list(read_documents(TextFiles((str(tmp_path),))))
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(UserError, match=r"pip install 't5x-like\[remote\]'"):
+        list(read_documents(TextFiles(("memory://a.txt",))))
+
+
+def test_a_protocol_without_its_package_names_the_package(monkeypatch):
+    pytest.importorskip("fsspec")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match="pip install gcsfs"):
+        source_units(TextFiles(("gs://bucket/*.txt",)))
+    with pytest.raises(UserError, match="another protocol of fsspec"):
+        source_units(TextFiles(("nosuchthing://bucket/*.txt",)))
+
+
+def test_files_in_memory_are_read_like_local_ones(memory, tmp_path):
+    contents = {
+        "b/c.txt": b"three\n\nfour\r\n",
+        "a.txt": "\ufeffone\ntwo é".encode(),
+        "d.txt.gz": gzip.compress(b"five"),
+    }
+    for name, content in (*contents.items(), ("b/skipped/e.txt", b"no"), ("b/f.md", b"no")):
+        memory.pipe_file(f"/data/{name}", content)
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_bytes(content)
+    for documents in ("file", "line", "paragraph"):
+        expected = list(read_documents(TextFiles((str(tmp_path / "data"),), documents, ("skipped",))))
+        assert len(expected) == {"file": 3, "line": 5, "paragraph": 4}[documents]
+        for place in ("memory://data", f"file://{tmp_path}/data"):
+            assert list(read_documents(TextFiles((place,), documents, ("skipped",)))) == expected
+    assert list(read_documents(TextFiles(("memory://data/b/*.txt",)))) == ["three\n\nfour\n"]
+    assert list(read_documents(TextFiles(("memory://data/a.txt",)))) == ["one\ntwo é"]
+    with pytest.raises(UserError, match="nothing at 'memory://none'"):
+        source_units(TextFiles(("memory://none",)))
+
+
+def test_remote_files_are_known_by_what_their_system_says(memory):
+    memory.pipe_file("/data/a.txt", b"one")
+    source = TextFiles(("memory://data",))
+    before = source_digest(source)
+    assert source_digest(source) == before
+    memory.pipe_file("/data/a.txt", b"two")
+    assert source_digest(source) != before, "the same size, another time"
+
+
+def test_chained_addresses(tmp_path):
+    import zipfile
+
+    pytest.importorskip("fsspec")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr("x/one.txt", "one")
+        file.writestr("x/two.jsonl.gz", gzip.compress(b'{"text": "two"}'))
+    assert list(read_documents(TextFiles((f"zip://x/*.txt::file://{tmp_path}/a.zip",)))) == ["one"]
+    assert list(read_documents(JsonLines((f"zip://x::file://{tmp_path}/a.zip",)))) == ["two"]
+    (tmp_path / "c.csv").write_text("text\nthree\n")
+    cached = Csv((f"simplecache::file://{tmp_path}/*.csv",))
+    assert [file.name for file in source_files(cached)] == ["c.csv"]
+    assert list(read_documents(cached)) == ["three"]
+
+
+def test_large_remote_files_are_cut_like_local_ones(memory, monkeypatch):
+    monkeypatch.setattr("t5x_like.input_pipeline.sources.files.UNIT_BYTES", 1000)
+    memory.pipe_file("/a.txt", LINES[:20_000].encode())
+    source = TextFiles(("memory://a.txt",), "line")
+    assert len(source_units(source)) > 10
+    assert list(read_documents(source)) == LINES[:20_000].splitlines()
+
+
+def test_a_network_that_fails_is_no_bad_document(memory, monkeypatch):
+    memory.pipe_file("/a.txt", b"text")
+    source = TextFiles(("memory://a.txt",))
+    (unit,) = source_units(source)
+
+    class Failing(io.BytesIO):
+        def readinto(self, buffer):
+            raise TimeoutError(110, "Connection timed out")
+
+    monkeypatch.setattr(type(memory), "_open", lambda self, path, mode="rb", **rest: Failing(b"text"))
+    with pytest.raises(UserError, match="cannot be read: Connection timed out"):
+        list(read_unit(source, unit))

@@ -1,0 +1,80 @@
+"""Data sets that Hugging Face ``datasets`` saved to disk."""
+
+import sys
+
+import pytest
+
+from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.config import HuggingFaceDataset
+from t5x_like.input_pipeline.sources import read_documents, read_unit, source_digest, source_units
+
+datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
+
+TEXTS = [f"document {number} é" for number in range(1000)]
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rows = datasets.Dataset.from_dict({"text": TEXTS, "number": list(range(1000))})
+    rows.save_to_disk(str(tmp_path / "plain"), num_shards=2)
+    splits = datasets.DatasetDict({"train": rows, "test": datasets.Dataset.from_dict({"text": ["one", None]})})
+    splits.save_to_disk(str(tmp_path / "splits"))
+    return tmp_path
+
+
+def test_ranges_of_rows_are_units(folder, monkeypatch):
+    monkeypatch.setattr("t5x_like.input_pipeline.sources.files.UNIT_BYTES", 10_000)
+    source = HuggingFaceDataset(str(folder / "plain"))
+    assert len(source_units(source)) > 2
+    assert list(read_documents(source)) == TEXTS
+
+
+def test_splits(folder):
+    assert list(read_documents(HuggingFaceDataset(str(folder / "splits"), "train"))) == TEXTS
+    source = HuggingFaceDataset(str(folder / "splits"), "test")
+    assert [text for unit in source_units(source) for text in read_unit(source, unit)] == ["one", ""], "null is empty"
+    with pytest.raises(UserError, match="(?s)no split is named.*train, test"):
+        source_units(HuggingFaceDataset(str(folder / "splits")))
+    with pytest.raises(UserError, match="did you mean 'train'"):
+        source_units(HuggingFaceDataset(str(folder / "splits"), "trian"))
+    with pytest.raises(UserError, match="without splits"):
+        source_units(HuggingFaceDataset(str(folder / "plain"), "train"))
+
+
+def test_columns_and_folders_that_are_not_there(folder):
+    with pytest.raises(UserError, match="did you mean 'text'"):
+        source_units(HuggingFaceDataset(str(folder / "plain"), field="txt"))
+    with pytest.raises(UserError, match="column 'number' holds int64"):
+        source_units(HuggingFaceDataset(str(folder / "plain"), field="number"))
+    with pytest.raises(UserError, match="has no state.json"):
+        source_units(HuggingFaceDataset(str(folder)))
+    with pytest.raises(UserError, match="has no state.json"):
+        source_units(HuggingFaceDataset(str(folder / "none")))
+
+
+def test_what_other_programs_cache_beside_it_does_not_count(folder):
+    source = HuggingFaceDataset(str(folder / "plain"))
+    before = source_digest(source)
+    (folder / "plain" / "cache-0123.arrow").write_bytes(b"x")
+    assert source_digest(source) == before
+    (folder / "plain" / "state.json").write_text((folder / "plain" / "state.json").read_text() + " ")
+    assert source_digest(source) != before
+
+
+def test_a_file_that_was_cut(folder):
+    file = next((folder / "plain").glob("*.arrow"))
+    file.write_bytes(file.read_bytes()[:-5000])
+    source = HuggingFaceDataset(str(folder / "plain"))
+    (error,) = [text for unit in source_units(source) for text in read_unit(source, unit)]
+    assert isinstance(error, UserError) and "broken Arrow data" in str(error)
+
+
+def test_datasets_is_optional(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"pip install 't5x-like\[datasets\]'"):
+        source_units(HuggingFaceDataset(str(folder / "plain")))

@@ -1,0 +1,184 @@
+"""Columns of CSV and Parquet files: rows numbered, only what is bad lost."""
+
+import csv
+import gzip
+import io
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.config import Csv, Parquet
+from t5x_like.input_pipeline.sources import read_documents, read_unit, source_units
+
+
+def read_all(source) -> list[str]:
+    """Every document, or the first line of what is said in its place."""
+    return [str(text).partition("\n  allowed")[0] for unit in source_units(source) for text in read_unit(source, unit)]
+
+
+class TestCsv:
+    def test_quotes_delimiters_and_compression(self, tmp_path):
+        (tmp_path / "a.csv").write_bytes('\ufeffid,text\r\n1,"one, ""two""\r\nthree"\r\n\r\n2,é\r\n'.encode())
+        (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"text\nfour\n"))
+        (tmp_path / "c.tsv").write_text("text\tid\nfive, six\t3\n")
+        expected = ['one, "two"\nthree', "é", "four", "five, six"]
+        assert list(read_documents(Csv((str(tmp_path),)))) == expected
+        (tmp_path / "d.txt").write_text("text;id\nseven;4\n")
+        assert list(read_documents(Csv((str(tmp_path / "d.txt"),), delimiter=";"))) == ["seven"]
+
+    @settings(deadline=None)
+    @given(
+        rows=st.lists(st.lists(st.text("ab,\"\n é'\t"), min_size=2, max_size=2), min_size=1, max_size=6),
+        quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+        line_end=st.sampled_from(["\n", "\r\n"]),
+    )
+    def test_what_is_written_is_read(self, tmp_path_factory, rows, quoting, line_end):
+        written = io.StringIO()
+        csv.writer(written, quoting=quoting, lineterminator=line_end).writerows([["other", "text"], *rows])
+        file = tmp_path_factory.getbasetemp() / "written.csv"
+        file.write_bytes(written.getvalue().encode())
+        assert read_all(Csv((str(file),))) == [text for _, text in rows]
+
+    def test_only_bad_rows_are_lost(self, tmp_path):
+        file = tmp_path / "a.csv"
+        file.write_bytes(b'id,text\n1,"a\nb"\n2,caf\xe9\n3\n4,a,b\n5,good\n')
+        assert read_all(Csv((str(file),))) == [
+            "a\nb",
+            f"{file}: not UTF-8 at line 4",
+            f"{file}, line 5: 1 columns, where line 1 names 2",
+            f"{file}, line 6: 3 columns, where line 1 names 2",
+            "good",
+        ]
+
+    def test_a_quote_that_is_never_closed_ends_the_file(self, tmp_path):
+        (tmp_path / "a.csv").write_text('text\ngood\n"open\nx\n')
+        good, error = read_all(Csv((str(tmp_path),)))
+        assert good == "good" and "a.csv, line 3: not CSV: unexpected end of data" in error
+        (tmp_path / "a.csv").write_text('text\ngood\n"he said "no"\nx\n')
+        good, error = read_all(Csv((str(tmp_path),)))
+        assert good == "good" and "line 3: not CSV" in error and "nothing beyond that is read" in error
+
+    def test_no_column_no_rows_and_broken_gzip(self, tmp_path):
+        file = tmp_path / "a.csv"
+        file.write_text("id,texts\n1,x\n")
+        with pytest.raises(UserError, match=r"line 1: no column 'text'\n.*id, texts\n.*did you mean 'texts'"):
+            list(read_documents(Csv((str(file),))))
+        file.write_text("")
+        assert read_all(Csv((str(tmp_path),))) == [], "in a folder"
+        assert read_all(Csv((str(file),))) == [f"{file}: an empty file"]
+        file.unlink()
+        rows = "text\n" + "".join(f"{number * 7919 % 1_000_003}\n" for number in range(20_000))
+        packed = gzip.compress(rows.encode())
+        (tmp_path / "b.csv.gz").write_bytes(packed[: len(packed) // 2])
+        *good, error = read_all(Csv((str(tmp_path),)))
+        assert good == rows.split("\n")[1 : len(good) + 1] and len(good) > 1000
+        assert "broken gzip data: the file ends too early, after line" in error
+
+    def test_a_large_value(self, tmp_path):
+        (tmp_path / "a.csv").write_text('text\n"' + "word\n" * 100_000 + '"\n')
+        assert list(map(len, read_documents(Csv((str(tmp_path),))))) == [500_000]
+
+
+class TestParquet:
+    @pytest.fixture
+    def write(self, tmp_path):
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+
+        def write(name, rows_in_a_group=100, **columns):
+            parquet.write_table(pyarrow.table(columns), tmp_path / name, row_group_size=rows_in_a_group)
+            return tmp_path / name
+
+        return write
+
+    def test_row_groups_are_units(self, tmp_path, write, monkeypatch):
+        monkeypatch.setattr("t5x_like.input_pipeline.sources.files.UNIT_BYTES", 2000)
+        texts = [f"document {number} é" for number in range(1050)]
+        file = write("a.parquet", text=texts, noise=[str(number) * 50 for number in range(1050)])
+        source = Parquet((str(tmp_path),))
+        units = source_units(source)
+        assert len(units) > 5 and units[-1].stop == 11 and units[0].start == 0
+        assert [unit.stop for unit in units[:-1]] == [unit.start for unit in units[1:]]
+        assert all(unit.size < 6000 for unit in units), "the other column does not count"
+        assert read_all(source) == texts
+        file.rename(tmp_path / "b.parquet")
+        monkeypatch.undo()
+        assert len(source_units(source)) == 1 and read_all(source) == texts
+
+    def test_only_the_column_is_read(self, tmp_path, write):
+        import pyarrow.parquet
+
+        file = write("a.parquet", noise=[str(number) for number in range(100)], text=["x"] * 100)
+        noise = pyarrow.parquet.read_metadata(file).row_group(0).column(0)
+        content = bytearray(file.read_bytes())
+        content[4 : 4 + noise.total_compressed_size] = b"\xff" * noise.total_compressed_size
+        file.write_bytes(content)
+        assert "broken Parquet data" in read_all(Parquet((str(tmp_path),), "noise"))[0]
+        assert read_all(Parquet((str(tmp_path),))) == ["x"] * 100
+
+    def test_kinds_of_columns(self, tmp_path, write):
+        import pyarrow
+
+        texts = ["one", None, "three é"]
+        kinds = (pyarrow.string(), pyarrow.large_string(), pyarrow.dictionary(pyarrow.int32(), pyarrow.string()))
+        for kind in kinds:
+            write("a.parquet", text=pyarrow.array(texts, kind))
+            assert read_all(Parquet((str(tmp_path),))) == ["one", "", "three é"], "null is an empty document"
+        file = write("a.parquet", text=pyarrow.array([b"one", b"\xff", None], pyarrow.binary()))
+        assert read_all(Parquet((str(tmp_path),))) == ["one", f"{file}: not UTF-8 at row 2", ""]
+
+    def test_text_that_is_not_utf8_in_a_column_of_strings(self, tmp_path, write):
+        import pyarrow
+
+        file = write("a.parquet", 2, text=pyarrow.array([b"a", b"b", b"c", b"\xff", b"e"]).view(pyarrow.string()))
+        assert read_all(Parquet((str(tmp_path),))) == ["a", "b", "c", f"{file}: not UTF-8 at row 4", "e"]
+
+    def test_columns_that_are_missing_or_hold_no_text(self, tmp_path, write, monkeypatch):
+        monkeypatch.setattr("t5x_like.input_pipeline.sources.files.UNIT_BYTES", 100)
+        file = write("a.parquet", 10, texts=["x"] * 50, number=[3] * 50)
+        (error,) = read_all(Parquet((str(tmp_path),)))
+        assert error == f"{file}: no column 'text'", "once, not for each unit"
+        with pytest.raises(UserError, match="did you mean 'texts'"):
+            list(read_documents(Parquet((str(tmp_path),))))
+        assert read_all(Parquet((str(tmp_path),), "number")) == [f"{file}: column 'number' holds int64"]
+
+    def test_files_without_rows(self, tmp_path, write):
+        import pyarrow
+
+        file = write("a.parquet", text=pyarrow.array([], pyarrow.string()))
+        assert read_all(Parquet((str(tmp_path),))) == []
+        assert read_all(Parquet((str(file),))) == [f"{file}: an empty file"]
+
+    @pytest.mark.parametrize("large", [False, True])
+    def test_files_that_were_cut(self, tmp_path, write, monkeypatch, large):
+        if large:
+            monkeypatch.setattr("t5x_like.input_pipeline.sources.files.UNIT_BYTES", 100)
+        file = write("a.parquet", text=[str(number) for number in range(5000)])
+        whole = file.read_bytes()
+        for content in (whole[:-100], whole[: len(whole) // 2], b"PAR1", b""):
+            file.write_bytes(content)
+            (error,) = read_all(Parquet((str(tmp_path),)))
+            assert "broken Parquet data" in error and "at its end" in error
+
+    def test_damage_in_the_middle_loses_what_follows(self, tmp_path, write):
+        texts = [f"{number * 7919 % 1_000_003} x" for number in range(4000)]
+        file = write("a.parquet", 1000, text=texts)
+        whole = bytearray(file.read_bytes())
+        whole[len(whole) // 2 : len(whole) // 2 + 3000] = b"\xff" * 3000
+        file.write_bytes(whole)
+        *good, error = read_all(Parquet((str(tmp_path),)))
+        assert good == texts[: len(good)] and len(good) >= 1000
+        assert "broken Parquet data" in error and f"after row {len(good)}" in error
+
+    def test_through_fsspec(self, tmp_path, write):
+        pytest.importorskip("fsspec")
+        write("a.parquet", text=["one", "two"])
+        assert read_all(Parquet((f"file://{tmp_path}",))) == ["one", "two"]
+
+    def test_pyarrow_is_optional(self, tmp_path, monkeypatch):
+        (tmp_path / "a.parquet").write_bytes(b"x")
+        monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+        with pytest.raises(UserError, match=r"pip install 't5x-like\[parquet\]'"):
+            list(read_documents(Parquet((str(tmp_path),))))
