@@ -169,6 +169,7 @@ def digests(directory: Path) -> dict[str, str]:
 RECORDER = """
 import hashlib, json, os, sys
 import t5x_like.train.feed as feeding
+import t5x_like.train.run  # before, so that its evaluation is not recorded
 from t5x_like.cli.main import main
 
 original = feeding.to_devices
@@ -194,6 +195,7 @@ def recorder() -> list[str]:
 def record_batches(monkeypatch) -> list[list[str]]:
     """A list that fills with the digests of the rows of every batch that this process puts on its devices."""
     import t5x_like.train.feed as feeding
+    import t5x_like.train.run  # noqa: F401, before, so that its evaluation is not recorded
 
     original, fed = feeding.to_devices, []
 

@@ -52,8 +52,9 @@ from t5x_like.input_pipeline.workers import available_cores, tokenize_in_process
 
 __all__ = ["Progress", "TokenCache", "TokenSplit", "open_cache", "prepare", "prepare_by"]
 
-# Below this, starting processes takes longer than it saves.
-_SMALL_BYTES = 4_000_000
+# A process is started for so many bytes each: to start takes as long as to tokenize 1 MB. Below twice that this process
+# does all by itself, with as many threads as the tokenizer can use.
+_BYTES_PER_PROCESS = 8_000_000
 # Documents that a Python function yields are cut into parts of about so many characters.
 _GENERATED_PART_CHARACTERS = 16_000_000
 
@@ -85,8 +86,7 @@ def prepare(
     """
 
     def tokenize(work: Work, parts: list[Part], opened: Tokenizer, tally: Tally) -> dict[int, Counts]:
-        small = len(parts) == 1 or sum(part.size for part in parts) < _SMALL_BYTES
-        wanted = processes or (1 if small else available_cores())
+        wanted = processes or min(available_cores(), sum(part.size for part in parts) // _BYTES_PER_PROCESS)
         if min(wanted, len(parts)) > 1:
             return tokenize_in_processes(
                 work, parts, wanted, lambda part, *report: tally.advance(part.number, *report)

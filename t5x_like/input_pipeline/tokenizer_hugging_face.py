@@ -29,7 +29,8 @@ PAD_NAMES = (
     "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<PAD>", "<｜▁pad▁｜>", "<|finetune_right_pad_id|>",
 )  # fmt: skip
 EOS_NAMES = (
-    "<eos>", "<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>", "</s>", "[EOS]", "[SEP]",
+    "<eos>", "<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>", "</s>", "[EOS]",
+    "[SEP]",
 )  # fmt: skip
 MASK_NAMES = ("<mask>", "[MASK]", "<|mask|>", "<MASK>", "<MASK_TOKEN>")
 
@@ -95,8 +96,12 @@ class JsonTokenizer:
     def __reduce__(self):
         return type(self), self._arguments
 
-    @functools.cached_property
+    @property
     def word_starts(self) -> np.ndarray:
+        return self._word_starts
+
+    @functools.cached_property
+    def _word_starts(self) -> np.ndarray:
         """A word brings its space along in its first piece, or all pieces but the first say that they go on with it."""
         texts = [self._text_of(self._names.get(identifier, "")) for identifier in range(self._file_size)]
         starts = word_starts(texts)

@@ -82,8 +82,12 @@ class SentencePieceTokenizer:
     def __reduce__(self):
         return type(self), self._arguments
 
-    @functools.cached_property
+    @property
     def word_starts(self) -> np.ndarray:
+        return self._word_starts
+
+    @functools.cached_property
+    def _word_starts(self) -> np.ndarray:
         """A word brings its space along, in its first piece; what follows a newline goes with the newline."""
         starts = word_starts([self._text_of(identifier) for identifier in range(self._pieces)])
         return np.concatenate([starts, np.full(self.vocab_size - self._pieces, starts.any())])
@@ -159,7 +163,7 @@ class SentencePieceTokenizer:
         """Characters before which a text may be cut with no change of ids, and how many are left out when it is.
 
         No piece may reach across, and normalizing both parts must give what normalizing all gives. A model that puts a
-        space before every text but keeps those that are there (Llama 2's) has the right space if the text's is left out.
+        space before every text but keeps those that are there (Llama 2's) has the right one if the text's is left out.
         """
         normalize, found = self._processor.normalize, {}
         pieces = [self._processor.id_to_piece(identifier) for identifier in range(self._pieces)]

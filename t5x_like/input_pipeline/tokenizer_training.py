@@ -94,8 +94,8 @@ def trained_model_path(
 ) -> Path:
     """The model file trained for ``corpus`` in the cache folder; trains it on the training split if it is missing.
 
-    For a mixture it is trained on all of its corpora, each in proportion to its size, whatever the rates. The name holds
-    a digest of what is read and how: a change of texts, filters, held-out share or options is another file.
+    For a mixture it is trained on all of its corpora, each in proportion to its size, whatever the rates. The name
+    holds a digest of what is read and how: a change of texts, filters, held-out share or options is another file.
 
     Args:
       corpus: the texts and the options.
@@ -147,17 +147,17 @@ def source_by_suffix(paths: Sequence[str], field: str = "text") -> FileSource:
     Raises:
       UserError: files of several kinds.
     """
-
-    def kind(path: str) -> type[FileSource]:
-        suffixes = Path(path).suffixes
-        suffix = next((each.lower() for each in reversed(suffixes) if each.lower() not in (".gz", ".zst")), "")
-        return {".jsonl": JsonLines, ".csv": Csv, ".tsv": Csv, ".parquet": Parquet}.get(suffix, TextFiles)
-
-    kinds = {kind(path) for path in paths}
+    with_fields = {".jsonl": JsonLines, ".csv": Csv, ".tsv": Csv, ".parquet": Parquet}
+    kinds = {with_fields.get(_suffix(path)) for path in paths}
     if len(kinds) > 1:
         raise UserError("FILE", "files of several kinds", "text, or one of .jsonl, .csv (or .tsv) and .parquet")
-    (found,) = kinds
-    return TextFiles(tuple(paths)) if found is TextFiles else found(tuple(paths), field)
+    kind = kinds.pop()
+    return TextFiles(tuple(paths)) if kind is None else kind(tuple(paths), field)
+
+
+def _suffix(path: str) -> str:
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
+    return next((suffix for suffix in reversed(suffixes) if suffix not in (".gz", ".zst")), "")
 
 
 def _train(corpus: Corpus | Mixture, config: SentencePiece, path: Path, progress: Callable[[str], None]) -> None:

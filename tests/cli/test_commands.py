@@ -96,7 +96,7 @@ def test_a_run_says_what_it_is_and_what_to_do_next(tmp_path, capsys):
     assert f"next\n  {program()} eval {tmp_path / 'run'}\n" in out
     sample = out[out.index("a held-out text") : out.index("\nnext")].splitlines()
     assert [line.split()[0] for line in sample[1:] if line.strip()] == ["given", "model", "truth"]
-    held_out = Data.open(config_of("llama")).cache.split("heldout")
+    held_out = Data.open(config_of("llama")).held_out_split
     text = " ".join(ByteTokenizer().decode(held_out.tokens.tolist()).split())
     assert " ".join(sample[1].split()[1:]) in text
 

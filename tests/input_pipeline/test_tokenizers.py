@@ -230,7 +230,12 @@ def test_texts_are_cut_where_they_may_be(trained, foreign, monkeypatch):
 def test_a_text_without_white_space_is_cut_too(trained, monkeypatch):
     sizes = []
     encode = trained._encode_all
-    monkeypatch.setattr(trained, "_encode_all", lambda some, threads: sizes.extend(map(len, some)) or encode(some, threads))
+
+    def watched(chunks, threads):
+        sizes.extend(map(len, chunks))
+        return encode(chunks, threads)
+
+    monkeypatch.setattr(trained, "_encode_all", watched)
     monkeypatch.setattr(tokenizer_sentencepiece, "_CHUNK", 50)
     monkeypatch.setattr(tokenizer_sentencepiece, "_LONGEST", 120)
     text = "日本語dog" * 100 + "the end"
