@@ -306,8 +306,8 @@ def memory_part(folder: str) -> None:
     from t5x_like.input_pipeline.tokenizers import ByteTokenizer
 
     path = Path(folder)
-    arrays = [map_array(path / f"train.{name}", dtype) for name, dtype in (("tokens", "<u2"), ("offsets", "<i8"))]
-    split = TokenSplit("train", *arrays, path)
+    tokens, offsets = map_array(path / "train.tokens", "<u2"), map_array(path / "train.offsets", "<i8")
+    split = TokenSplit("train", tokens, offsets, path)
     corpus = Corpus("text", TextFiles(("nowhere",)), Bytes(), "none", "simulated")
     seconds, own = [], 0.0
     for _ in range(2):

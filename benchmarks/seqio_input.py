@@ -24,8 +24,8 @@ def main() -> None:
     folder, model, length = sys.argv[1], sys.argv[2], int(sys.argv[3])
     started = time.perf_counter()
     import numpy as np
-    import seqio
-    import tensorflow as tf
+    import seqio  # pyright: ignore
+    import tensorflow as tf  # pyright: ignore
 
     tf.config.set_visible_devices([], "GPU")
     vocabulary = seqio.SentencePieceVocabulary(model)
@@ -33,13 +33,13 @@ def main() -> None:
     texts = [part for file in sorted(Path(folder).glob("*.txt")) for part in file.read_text().split("\n\n") if part]
 
     def from_texts(split, shuffle_files, seed=None):
-        return tf.data.Dataset.from_tensor_slices({"targets": texts})
+        return tf.data.Dataset.from_tensor_slices({"targets": texts})  # pyright: ignore
 
     ids = [np.asarray(each, np.int32) for each in vocabulary.tokenizer.encode(texts[:20_000])]
     ragged = tf.ragged.constant(ids, dtype=tf.int32)
 
     def from_ids(split, shuffle_files, seed=None):
-        return tf.data.Dataset.from_tensor_slices({"targets": ragged})
+        return tf.data.Dataset.from_tensor_slices({"targets": ragged})  # pyright: ignore
 
     chunked = functools.partial(_cut, length=length)
     for name, source, preprocessors in (
@@ -75,7 +75,7 @@ def main() -> None:
 
 def _cut(dataset, length: int):
     """Long documents in pieces of at most ``length``, as the other side cuts them."""
-    import tensorflow as tf
+    import tensorflow as tf  # pyright: ignore
 
     def pieces(features):
         ids = features["targets"]

@@ -218,7 +218,7 @@ def _train_tokenizer(options: argparse.Namespace) -> int:
 def _show_tokenizer(options: argparse.Namespace) -> int:
     from t5x_like.input_pipeline.tokenizers import config_of_file, open_tokenizer
 
-    shown = open_tokenizer(config_of_file(options.path))
+    shown = open_tokenizer(config_of_file(options.path, options.symbols))
     ids = {"padding": shown.pad_id, "EOS": shown.eos_id, "unknown": shown.unk_id, "mask": shown.mask_id}
     print(f"{options.path}: {shown.vocab_size:,} ids, fingerprint {shown.fingerprint}")
     for name, identifier in ids.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +32,7 @@ def inspect_data(run: Run, options: argparse.Namespace) -> int:
     from t5x_like.input_pipeline.pipeline import Batches
     from t5x_like.input_pipeline.show import row_summary, show_row
     from t5x_like.report.batches import BatchConsole
+    from t5x_like.report.preparing import Preparing
     from t5x_like.train.data import Data
 
     step = options.step or 0
@@ -37,7 +40,9 @@ def inspect_data(run: Run, options: argparse.Namespace) -> int:
         raise UserError("--rows", str(options.rows), "0 or more")
     if options.plot and run.data.streaming:
         raise UserError("--plot", "with data.streaming, where nothing is known of the corpus", "a prepared corpus")
-    data, console = Data.open(run), BatchConsole(options.color)
+    with Preparing(sys.stderr) as preparing:
+        data = Data.open(run, preparing, functools.partial(print, file=sys.stderr))
+    console = BatchConsole(options.color)
     if isinstance(data.train, Batches):
         batch, sources = data.train.batch(step), data.train.sources_of(step)
     else:
@@ -45,15 +50,14 @@ def inspect_data(run: Run, options: argparse.Namespace) -> int:
         sources = [(next(iter(data.train.seen(step))), run.objective)] * run.train.batch_size
     _print_head(run, data, step, batch, console)
     _print_sources(data, step, sources, console)
-    caches = {} if run.data.streaming else _caches(run)
-    for name, cache in caches.items():
+    for name, cache in data.caches.items():
         for line in cache.left_out():
             console.line(f"documents left out when {name} was prepared: {line}")
     for row, (name, objective) in enumerate(sources[: options.rows]):
         console.row(f"row {row} · {name} · {objective}", row_summary(batch, row), show_row(batch, row, data.tokenizer))
     console.legend()
     if options.plot and isinstance(data.train, Batches):
-        console.line(f"\n{_plot(run, data.train, caches, step, Path(options.plot))}")
+        console.line(f"\n{_plot(run, data.train, data.caches, step, Path(options.plot))}")
     return 0
 
 
@@ -83,15 +87,6 @@ def _print_sources(data: Data, step: int, sources: Sources, console: BatchConsol
             ("objective", "rows", "share"),
             *((name, str(count), f"{count / len(sources):.1%}") for name, count in objectives.most_common()),
         ])  # fmt: skip
-
-
-def _caches(run: Run) -> dict[str, TokenCache]:
-    from t5x_like.input_pipeline.config import corpora
-    from t5x_like.input_pipeline.prepare import prepare
-    from t5x_like.input_pipeline.tokenizers import tokenizer_config
-
-    config = tokenizer_config(run.data.corpus, run.data.cache)
-    return {corpus.name: prepare(corpus, config, run.data.cache) for corpus in corpora(run.data.corpus)}
 
 
 def _plot(run: Run, train: Batches, caches: dict[str, TokenCache], step: int, picture: Path) -> Path:

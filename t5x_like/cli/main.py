@@ -102,6 +102,7 @@ def _tokenizer_arguments(command: argparse.ArgumentParser, common: argparse.Argu
     show = actions.add_parser("show", help="show a vocabulary, and the pieces of a text", parents=[common])
     show.add_argument("path", metavar="MODEL", help="a .model or tokenizer.json file, or 'bytes'")
     show.add_argument("text", nargs="?", default="", metavar="TEXT", help="a text to cut into pieces")
+    show.add_argument("--symbols", action="append", default=[], metavar="PIECE", help="as it was trained with")
 
 
 def _config_arguments(command: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 """``prepare`` as an Apache Beam pipeline (extra ``beam``), for corpora that outgrow a machine.
 
-Beam's workers, wherever its runner starts them (Flink, Spark, Dataflow), do what the worker processes of ``workers`` do:
+Beam's workers, wherever its runner starts them (Flink, Spark, Dataflow), do what the processes of ``workers`` do:
 tokenize parts into the work folder; this process cuts the corpus into parts before and merges them after. So the cache
 is the same, bit by bit. Must not know what a part is made of.
 """
@@ -30,8 +30,9 @@ from t5x_like.input_pipeline.tokenizers import Tokenizer
 
 
 def prepare_with_beam(
-    corpus: Corpus, tokenizer: TokenizerConfig, cache: str = "", options: Sequence[str] = (), progress: Show | None = None
-) -> TokenCache:
+    corpus: Corpus, tokenizer: TokenizerConfig, cache: str = "", options: Sequence[str] = (),
+    progress: Show | None = None,
+) -> TokenCache:  # fmt: skip
     """The token cache of ``corpus`` as ``prepare`` makes it, its parts tokenized by Apache Beam.
 
     Beam's workers need this package, the source, the tokenizer's file and the cache folder at the same paths as here:
@@ -73,8 +74,8 @@ def prepare_with_beam(
 def _pipeline(options: Sequence[str]) -> Callable[[list[str], str], None]:
     """What runs Beam over parts, given as JSON like the work that they share."""
     try:
-        import apache_beam
-        from apache_beam.options.pipeline_options import PipelineOptions
+        import apache_beam  # pyright: ignore[reportMissingImports]
+        from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             "--beam", f"Apache Beam cannot be imported: {error}", "", "pip install 't5x-like[beam]'"

@@ -34,10 +34,11 @@ from t5x_like.input_pipeline.source_config import (
 )
 
 __all__ = [
-    "ArrayRecord", "Bytes", "Corpus", "Csv", "DataConfig", "DocumentUnit", "FileSource", "Filters", "HuggingFaceDataset",
-    "HuggingFaceTokenizer", "JsonLines", "Mixture", "PackageText", "Packing", "Parquet", "Part", "Proportional",
-    "PythonGenerator", "RateSchedule", "RecordContent", "SentencePiece", "SentencePieceModel", "Shape", "Source",
-    "TextFiles", "TfRecord", "TfdsBuilder", "TokenizerConfig", "cache_folder", "corpora",
+    "ArrayRecord", "Bytes", "Corpus", "Csv", "DataConfig", "DocumentUnit", "FileSource", "Filters",
+    "HuggingFaceDataset", "HuggingFaceTokenizer", "JsonLines", "Mixture", "PackageText", "Packing", "Parquet",
+    "Part", "Proportional", "PythonGenerator", "RateSchedule", "RecordContent", "SentencePiece",
+    "SentencePieceModel", "Shape", "Source", "TextFiles", "TfRecord", "TfdsBuilder", "TokenizerConfig",
+    "cache_folder", "corpora",
 ]  # fmt: skip
 
 SentencePieceModel = Literal["bpe", "unigram"]
@@ -119,7 +120,7 @@ TokenizerConfig = SentencePiece | Bytes | HuggingFaceTokenizer
 
 @dataclass(frozen=True)
 class Filters:
-    """Which documents are dropped before they are tokenized; how many each rule dropped is kept in the cache's manifest.
+    """Which documents are dropped before they are tokenized; how many, and by which rule, the cache's manifest says.
 
     Attributes:
       min_characters, max_characters: of a document; 0 is no limit.
@@ -192,7 +193,7 @@ class RateSchedule:
     def __post_init__(self):
         where = "data.corpus.parts.rate"
         if not self.steps or len(self.steps) != len(self.rates):
-            raise UserError(where, f"{len(self.steps)} steps and {len(self.rates)} rates", "as many of each, at least 1")
+            raise UserError(where, f"{len(self.steps)} steps, {len(self.rates)} rates", "as many of each, at least 1")
         if any(b <= a for a, b in zip(self.steps, self.steps[1:], strict=False)) or self.steps[0] < 0:
             raise UserError(f"{where}.steps", str(self.steps), "ascending whole numbers, 0 or more")
         if not all(math.isfinite(rate) and rate >= 0.0 for rate in self.rates):

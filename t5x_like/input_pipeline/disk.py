@@ -85,7 +85,7 @@ def room_in(folder: Path) -> Iterator[None]:
 
 
 def map_array(path: Path, dtype: str) -> np.ndarray:
-    """The numbers of a file, read from disk where they are touched: a plain array, which is sliced faster than a memmap.
+    """The numbers of a file, read from disk where they are touched; a plain array, sliced faster than a memmap.
 
     Rows of text lie all over a large file, so the system is told not to read ahead: without that each cold row would
     cost 128 kB and 2 ms (measured), with it 20 us.

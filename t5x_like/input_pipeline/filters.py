@@ -1,4 +1,4 @@
-"""Which documents are dropped for their quality before they are tokenized. Knows one text at a time and nothing else."""
+"""Which documents are dropped for their quality before they are tokenized. Knows one text at a time, nothing else."""
 
 from __future__ import annotations
 

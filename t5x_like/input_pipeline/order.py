@@ -82,7 +82,7 @@ class ExampleRandom:
         """The generator, valid until this thread's next call."""
         if not hasattr(self._threads, "generator"):
             self._threads.generator = np.random.Generator(np.random.Philox(key=self._key))
-            self._threads.state = self._threads.generator.bit_generator.state
+            self._threads.state = dict(self._threads.generator.bit_generator.state)
         state = self._threads.state
         state["state"]["counter"][:] = (0, part, number, epoch)
         state["buffer_pos"], state["has_uint32"], state["uinteger"] = 4, 0, 0

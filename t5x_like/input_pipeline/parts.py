@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 
-from t5x_like.core.config import to_plain
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Filters, Source, TokenizerConfig
 from t5x_like.input_pipeline.disk import HashedFile, room_in
@@ -72,7 +71,8 @@ class Work:
         """The tokenizer. Raises ``UserError`` if it is not the one that the work was planned with."""
         tokenizer = open_tokenizer(self.tokenizer)
         if tokenizer.fingerprint != self.fingerprint:
-            raise UserError("data.corpus.tokenizer", "its file has changed while the corpus was prepared", "", "run again")
+            got = "its file has changed while the corpus was prepared"
+            raise UserError("data.corpus.tokenizer", got, "", "run again")
         return tokenizer
 
 
@@ -96,7 +96,8 @@ class Part:
     @property
     def identity(self) -> str:
         """A digest of what it reads, so that a part of other borders is not taken for it."""
-        return hashlib.sha256(json.dumps(to_plain(self.units)).encode()).hexdigest()
+        lines = (f"{unit.file}\0{unit.start}\0{unit.stop}\0{unit.size}" for unit in self.units)
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclass

@@ -52,9 +52,9 @@ from t5x_like.input_pipeline.workers import available_cores, tokenize_in_process
 
 __all__ = ["Progress", "TokenCache", "TokenSplit", "open_cache", "prepare", "prepare_by"]
 
-# A process is started for so many bytes each: to start takes as long as to tokenize 1 MB. Below twice that this process
-# does all by itself, with as many threads as the tokenizer can use.
-_BYTES_PER_PROCESS = 8_000_000
+# A process is started for so many bytes each: to start costs as much as to tokenize one to five million of them. Below
+# twice that this process does all by itself, with as many threads as the tokenizer can use.
+_BYTES_PER_PROCESS = 32_000_000
 # Documents that a Python function yields are cut into parts of about so many characters.
 _GENERATED_PART_CHARACTERS = 16_000_000
 
@@ -182,10 +182,10 @@ class _Build:
         for counts in parts:
             total.add(counts)
         if not total.documents:
-            left_out = f"; {sum(total.dropped.values()):,} dropped by data.corpus.filters" if total.dropped else ""
-            raise UserError(
-                "data.corpus.source", f"no documents in {describe_source(source)}{left_out}", "at least one that has text"
-            )
+            got = f"no documents in {describe_source(source)}"
+            if total.dropped:
+                got += f"; {sum(total.dropped.values()):,} dropped by data.corpus.filters"
+            raise UserError("data.corpus.source", got, "at least one that has text")
         self.tally.say("merging")
         files = [PartFiles(part_path(self.folder, i), counts.documents) for i, counts in enumerate(parts)]
         with room_in(self.folder):

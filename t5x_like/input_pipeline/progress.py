@@ -1,4 +1,4 @@
-"""How far the preparation of a corpus is, for whoever shows it. Knows numbers only; must not know how they are shown."""
+"""How far the preparation of a corpus is, for whoever shows it. Knows numbers; must not know how they are shown."""
 
 from __future__ import annotations
 

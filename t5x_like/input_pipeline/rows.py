@@ -170,9 +170,9 @@ class DocumentRows:
         begin, stop = int(split.offsets[document]), int(split.offsets[document + 1])
         start = begin + part * self._length
         end = min(start + self._length, stop)
-        ends = self._eos_id is not None and end == stop and end - start < self._length
-        text = np.empty(end - start + ends, np.int32)
+        eos_id = self._eos_id if end == stop and end - start < self._length else None
+        text = np.empty(end - start + (eos_id is not None), np.int32)
         text[: end - start] = split.tokens[start:end]
-        if ends:
-            text[-1] = self._eos_id
+        if eos_id is not None:
+            text[-1] = eos_id
         return Piece(document, part, [text])

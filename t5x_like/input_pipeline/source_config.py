@@ -168,7 +168,7 @@ class PackageText:
 
 @dataclass(frozen=True)
 class PythonGenerator:
-    """Documents that a function of a corpus file yields: ``source=PythonGenerator(__file__)`` beside ``def documents()``.
+    """Documents that a function of a corpus file yields: ``PythonGenerator(__file__)`` beside ``def documents()``.
 
     The function is called with no arguments and yields strings, the same ones in the same order each time. The file
     is run only if the user chose it, by a run file that names it: never because a ``config.json`` does.

@@ -82,7 +82,8 @@ class JsonTokenizer:
         self.sentinel_ids = self._find_sentinels(sentinels)
         self.vocab_size = max([self._file_size - 1, *self.sentinel_ids]) + 1
         hidden = [*added, self.pad_id, eos_id, *self.sentinel_ids, *([] if self.mask_id is None else [self.mask_id])]
-        self.special_ids = tuple(dict.fromkeys([self.pad_id, eos_id, self.unk_id, *hidden]))
+        holes = sorted({*range(self._file_size)}.difference(self._vocabulary.values()))
+        self.special_ids = tuple(dict.fromkeys([self.pad_id, eos_id, self.unk_id, *hidden, *holes]))
         self._hidden = np.zeros(self.vocab_size, bool)
         self._hidden[[identifier for identifier in hidden if identifier != unknown]] = True
         decisive = repr((self.pad_id, eos_id, self.mask_id, self.sentinel_ids))

@@ -69,8 +69,9 @@ class SentencePieceTokenizer:
         self.pad_id = pad_id if pad_id >= 0 else self.eos_id
         self.mask_id = self._find(MASK_PIECE)
         hidden = [*self.sentinel_ids, *self._find_symbols(), *([] if self.mask_id is None else [self.mask_id])]
-        self.special_ids = tuple(dict.fromkeys([self.pad_id, self.eos_id, self.unk_id, *hidden]))
-        # Of these, texts are made of the unknown id alone (and of padding and EOS never, as SentencePiece sees to).
+        silent = [i for i in range(self._pieces) if self._processor.is_control(i) or self._processor.is_unused(i)]
+        self.special_ids = tuple(dict.fromkeys([self.pad_id, self.eos_id, self.unk_id, *hidden, *silent]))
+        # Those that SentencePiece does make of texts, except for the unknown id, which documents may hold.
         self._hidden = np.zeros(self.vocab_size, bool)
         self._hidden[hidden] = True
         decisive = repr((beyond, sorted(hidden)))
@@ -128,10 +129,7 @@ class SentencePieceTokenizer:
         return np.concatenate(self._encode_all(self._cut(text), threads=1)).tolist()
 
     def _encode_all(self, chunks: list[str], threads: int) -> list[np.ndarray]:
-        try:
-            return self._processor.encode(chunks, num_threads=threads, out_type="numpy")
-        except (ValueError, RuntimeError):  # before 0.2.2
-            return [np.array(ids, np.int32) for ids in self._processor.encode(chunks, num_threads=threads)]
+        return self._processor.encode(chunks, num_threads=threads, out_type="numpy")
 
     def _spell(self, identifier: int) -> np.ndarray:
         """Ids of the letters of a piece that documents must not be cut into, as they are inside a text."""

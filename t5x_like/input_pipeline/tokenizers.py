@@ -134,17 +134,19 @@ def tokenizer_config(
     return config
 
 
-def config_of_file(path: str) -> TokenizerConfig:
+def config_of_file(path: str, symbols: Sequence[str] = ()) -> TokenizerConfig:
     """What a config would say of a vocabulary file: ``bytes``, a ``.json`` or else a SentencePiece model.
 
     It has the sentinels that the file holds; those of a model that holds none lie beyond it, as in published T5's.
+    Which pieces of a SentencePiece model are ``symbols``, it cannot tell.
     """
     if path == "bytes":
         return Bytes()
-    config = HuggingFaceTokenizer(path) if path.endswith(".json") else SentencePiece(0, sentinels=0, path=path)
+    json = path.endswith(".json")
+    config = HuggingFaceTokenizer(path) if json else SentencePiece(0, sentinels=0, symbols=tuple(symbols), path=path)
     opened = open_tokenizer(config)
     held = next(i for i in itertools.count() if opened.find(sentinel_piece(i)) is None)
-    return replace(config, sentinels=held or (SentencePiece.sentinels if isinstance(config, SentencePiece) else 0))
+    return replace(config, sentinels=held or (0 if json else SentencePiece.sentinels))
 
 
 def open_tokenizer(config: TokenizerConfig) -> Tokenizer:

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from t5x_like.core.config import to_plain
 from t5x_like.core.errors import UserError
@@ -110,7 +111,7 @@ class _Worker:
         if part is not None:
             self._send(part)
 
-    def answers(self) -> Iterator[tuple[str, object]]:
+    def answers(self) -> Iterator[tuple[str, Any]]:
         """Yields (kind, value) of what it has said since, and ("died", exit code) if it has ended."""
         data = os.read(self.output.fileno(), _READ_BYTES)
         *lines, self._buffer = (self._buffer + data).split(b"\n")
@@ -147,7 +148,7 @@ def _started(work: Work, count: int) -> Iterator[list[_Worker]]:
             worker.end()
 
 
-def _error_of(kind: str, value, part: Part) -> Exception:
+def _error_of(kind: str, value: Any, part: Part) -> Exception:
     if kind in ("error", "bad"):
         return (BadDocument if kind == "bad" else UserError)(*value)
     where = ", ".join(unit.file for unit in part.units[:1]) + (", ..." if len(part.units) > 1 else "")

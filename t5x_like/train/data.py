@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import DataConfig, corpora
 from t5x_like.input_pipeline.pipeline import Batches
-from t5x_like.input_pipeline.prepare import Progress, prepare
+from t5x_like.input_pipeline.prepare import prepare
+from t5x_like.input_pipeline.progress import Show
 from t5x_like.input_pipeline.sources import source_digest
 from t5x_like.input_pipeline.streaming import StreamingBatches, require_streamable
 from t5x_like.input_pipeline.token_cache import TokenCache, TokenSplit
@@ -26,33 +27,45 @@ class Data:
       fingerprint: equal exactly where the tokens of every corpus are.
       train: what is trained on; streamed if ``data.streaming``.
       held_out: what is measured on; None where the corpus keeps nothing back.
-      held_out_split: held-out documents of the first corpus that has some.
+      caches: the token cache of each corpus, by name; empty for a stream.
     """
 
     tokenizer: Tokenizer
     fingerprint: str
     train: Batches | StreamingBatches
     held_out: Batches | StreamingBatches | None
-    held_out_split: TokenSplit | None
+    caches: dict[str, TokenCache]
+
+    @property
+    def held_out_split(self) -> TokenSplit | None:
+        """Held-out documents of the first corpus that has some."""
+        found = (cache.split("heldout") for cache in self.caches.values() if cache.manifest["heldout"])
+        return next(found, None)
 
     @classmethod
-    def open(cls, run: Run, progress: Callable[[Progress], None] | None = None) -> Data:
-        """Prepares what has not been prepared. Raises UserError as ``prepare`` and ``Batches`` do."""
+    def open(cls, run: Run, show: Show | None = None, note: Callable[[str], None] | None = None) -> Data:
+        """Prepares what has not been prepared. Raises UserError as ``prepare`` and ``Batches`` do.
+
+        Args:
+          run: the config.
+          show: gets the progress of preparing.
+          note: gets a line when a tokenizer is trained.
+        """
         data = run.data
         if data.streaming:
             return cls._open_stream(run)
-        config = tokenizer_config(data.corpus, data.cache)
+        config = tokenizer_config(data.corpus, data.cache, note)
         tokenizer = open_tokenizer(config)
         check_vocabulary(tokenizer, run.model.vocab_size)
         caches = {
-            corpus.name: prepare(corpus, config, data.cache, progress, data.prepare_processes)
+            corpus.name: prepare(corpus, config, data.cache, show, data.prepare_processes)
             for corpus in corpora(data.corpus)
         }
         common = (tokenizer, run.objective, data, run.model.shape, run.train.batch_size)
         train = Batches({name: cache.split("train") for name, cache in caches.items()}, *common, run.train.seed)
         kept = {c.name: caches[c.name].split("heldout") for c in corpora(data.corpus) if c.heldout}
         held_out = Batches(kept, *common, 0, shuffle=False) if kept else None
-        return cls(tokenizer, _fingerprint(caches), train, held_out, next(iter(kept.values()), None))
+        return cls(tokenizer, _fingerprint(caches), train, held_out, caches)
 
     @classmethod
     def _open_stream(cls, run: Run) -> Data:
@@ -69,7 +82,7 @@ class Data:
             corpus, tokenizer, run.objective, data, run.model.shape, run.train.batch_size, run.train.seed
         )
         fingerprint = hashlib.sha256((source_digest(corpus.source) + tokenizer.fingerprint).encode()).hexdigest()
-        return cls(tokenizer, fingerprint, made, made if corpus.heldout else None, None)
+        return cls(tokenizer, fingerprint, made, made if corpus.heldout else None, {})
 
     def check(self, steps: int) -> None:
         """Raises UserError if the text is used up, by limits of its own, before so many steps."""

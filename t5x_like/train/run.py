@@ -19,11 +19,11 @@ from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import to_plain
 from t5x_like.core.errors import UserError
 from t5x_like.evaluate.heldout import evaluate
-from t5x_like.input_pipeline.prepare import Progress as Prepared
 from t5x_like.models.counts import parameter_count, train_flops
 from t5x_like.plan.chips import peak_flops
 from t5x_like.report.clock import Clock
 from t5x_like.report.console import Console, Opening, short
+from t5x_like.report.preparing import Preparing
 from t5x_like.report.writers import METRICS, Reporter, read_metrics
 from t5x_like.sharding.mesh import Placement, make_placement, use
 from t5x_like.sharding.processes import join_processes
@@ -81,7 +81,8 @@ def train(run: Run, directory: str | Path) -> Outcome:
     open_directory(directory, run)
     console = Console(run.train.steps, process_index=jax.process_index())
     with Checkpoints(directory / CHECKPOINTS, run.checkpoint) as checkpoints, contextlib.ExitStack() as opened:
-        data = Data.open(run, _say_prepared(console))
+        with Preparing(silent=jax.process_index() > 0) as preparing:
+            data = Data.open(run, preparing, console.note)
         data.check(run.train.steps)
         if run.data.streaming:
             console.note(
@@ -247,7 +248,3 @@ def _devices() -> str:
     device, count = jax.devices()[0], jax.device_count()
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return f"{count} x {device.device_kind}{processes}"
-
-
-def _say_prepared(console: Console) -> Callable[[Prepared], None]:
-    return lambda p: console.note(f"preparing the corpus: {p.documents:,} documents, {short(p.tokens)} tokens")

@@ -49,7 +49,7 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
     path = "data.corpus.source.paths"
     return {
         "missing corpus": ([f"{path}=/no/such/folder"], [f"{path}: nothing at '/no/such/folder'", "allowed: a file"]),
-        "empty file": ([f"{path}={folder}/empty.txt"], [f"{folder}/empty.txt: an empty file", "UTF-8 text"]),
+        "empty file": ([f"{path}={folder}/empty.txt"], [f"{folder}/empty.txt: an empty file", "one document or more"]),
         "not UTF-8": ([f"{path}={folder}/latin.txt"], [f"{folder}/latin.txt: not UTF-8 at byte 3", "iconv"]),
         "vocabulary": (["model.vocab_size=100"], ["model.vocab_size: 100, but the tokenizer", "259 or more", "=384"]),
         "no tokenizer": (

@@ -50,6 +50,9 @@ def test_a_trained_model_can_be_used_as_it_says(tmp_path, capsys):
     config = eval(line.split("tokenizer=")[1])  # noqa: S307
     assert isinstance(config, SentencePiece) and config.symbols == ("[NLU]", "[a,b]") and config.vocab_size == 392
     assert open_tokenizer(config).fingerprint == tokenizer.fingerprint
+    assert main(["tokenizer", "show", str(output), "--symbols", "[NLU]", "--symbols", "[a,b]"]) == 0
+    shown = capsys.readouterr().out
+    assert tokenizer.fingerprint in shown and f"  special {tokenizer.find('[NLU]'):>9}  [NLU]\n" in shown
     text = texts()[3]
     assert tokenizer.decode(tokenizer.encode(text)) == text and len(tokenizer.encode(text)) < len(text) / 2
 

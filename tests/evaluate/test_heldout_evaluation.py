@@ -68,7 +68,7 @@ def test_all_rows_count_once_however_they_are_batched(opened, devices):
     data, *_ = opened
     rows = data.held_out.examples_per_epoch
     assert rows > BATCH and rows % BATCH  # the last batch is not full
-    split = data.cache.split("heldout")
+    split = data.held_out_split
     wanted = one_by_one(opened)
     assert wanted["targets"] == len(split.tokens) + len(split)  # every token and an EOS per document
     if len(jax.devices()) < devices:

@@ -1,5 +1,8 @@
-"""Preparing with several processes, killed and resumed, two at once, on a full disk: always the same bits or nothing."""
+"""Preparing with several processes, killed and resumed, two at once, on a full disk: the same bits or nothing."""
 
+import csv
+import gzip
+import json
 import os
 import random
 import resource
@@ -15,9 +18,10 @@ import pytest
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline import parts, workers
-from t5x_like.input_pipeline.config import Bytes, Corpus, JsonLines, TextFiles
+from t5x_like.input_pipeline.config import Bytes, Corpus, Csv, JsonLines, Parquet, Source, TextFiles
 from t5x_like.input_pipeline.prepare import prepare
-from t5x_like.input_pipeline.tokenizers import ByteTokenizer
+from t5x_like.input_pipeline.sources import read_documents
+from t5x_like.input_pipeline.tokenizers import open_tokenizer, tokenizer_config
 
 FILES, FILE_BYTES = 12, 400_000  # four parts of three files
 SCRIPT = """
@@ -219,6 +223,39 @@ def test_the_first_bad_document_of_the_corpus_is_told(tmp_path):
         with pytest.raises(UserError, match=r"2\.jsonl"):
             prepare(corpus, Bytes(), str(tmp_path / "cache"), processes=processes)
     assert not [path for path in (tmp_path / "cache" / "corpora").iterdir() if path.is_dir()]
+
+
+def write_texts(folder: Path, kind: str, texts: list[str]) -> Source:
+    """Three files of one format."""
+    folder.mkdir()
+    for number in range(3):
+        share = texts[number::3]
+        lines = [json.dumps({"text": text}) + "\n" for text in share]
+        if kind == "jsonl.gz":
+            (folder / f"{number}.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode()))
+        elif kind == "csv":
+            with (folder / f"{number}.csv").open("w", newline="") as file:
+                csv.writer(file).writerows([["number", "text"], *([str(i), text] for i, text in enumerate(share))])
+        elif kind == "parquet":
+            pyarrow = pytest.importorskip("pyarrow")
+            pytest.importorskip("pyarrow.parquet").write_table(
+                pyarrow.table({"text": share}), folder / f"{number}.parquet", row_group_size=2
+            )
+    return {"jsonl.gz": JsonLines, "csv": Csv, "parquet": Parquet}[kind]((str(folder),))
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "csv", "parquet"])
+def test_sources_and_tokenizers_reach_the_workers(tmp_path, texts, corpus, cache, kind, monkeypatch):
+    monkeypatch.setattr(parts, "_SMALLEST_PART", 1)
+    source = write_texts(tmp_path / "files", kind, texts)
+    config = tokenizer_config(corpus, cache)
+    many = Corpus("many", source, Bytes(), "none", "made up", 0.0)
+    seen = []
+    made = prepare(many, config, str(tmp_path), seen.append, processes=2)
+    decode = open_tokenizer(config).decode
+    split = made.split("train")
+    assert [decode(split.document(i).tolist()) for i in range(len(split))] == list(read_documents(source))
+    assert seen[-1].documents == len(texts) == len(split) and seen[-1].done == seen[-1].total > 0
 
 
 @pytest.fixture

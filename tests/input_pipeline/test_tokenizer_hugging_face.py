@@ -241,7 +241,8 @@ def test_a_vocabulary_with_holes_has_its_greatest_id(file, tmp_path):
     assert tokenizer.vocab_size == 503 and tokenizer.sentinel_ids == (502, 501)
     assert tokenizer.word_starts.shape == (503,) and not tokenizer.word_starts[450]
     assert tokenizer.piece(450) == "<id 450>" and tokenizer.decode([450]) == "<id 450>"
-    assert tokenizer.find("late") == 500
+    assert tokenizer.find("late") == 500 and 500 not in tokenizer.special_ids
+    assert {450, 499} <= set(tokenizer.special_ids), "no text is made of them"
 
 
 def test_what_cannot_be_used_is_explained(file, tmp_path, monkeypatch):

@@ -56,8 +56,8 @@ def foreign(tmp_path_factory, texts):
         if not path.exists():
             model = io.BytesIO()
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(texts), model_writer=model, eos_id=1, bos_id=-1, hard_vocab_limit=False,
-                minloglevel=2, **({"vocab_size": 100, "pad_id": 0, "unk_id": 2} | options),
+                sentence_iterator=iter(texts), model_writer=model, eos_id=1, hard_vocab_limit=False, minloglevel=2,
+                **({"vocab_size": 100, "pad_id": 0, "unk_id": 2, "bos_id": -1} | options),
             )  # fmt: skip
             path.write_bytes(model.getvalue())
         return SentencePieceTokenizer(path, sentinels)
@@ -148,6 +148,11 @@ def test_sentinels_beyond_a_model_that_has_none_are_those_of_t5(foreign):
 def test_a_model_without_padding_pads_with_its_eos(foreign):
     tokenizer = foreign("unpadded", pad_id=-1, unk_id=0, byte_fallback=True, vocab_size=330)
     assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.unk_id, tokenizer.special_ids) == (1, 1, 0, (1, 0))
+
+
+def test_ids_that_no_text_is_made_of_are_special(foreign):
+    tokenizer = foreign("control", bos_id=3, control_symbols=["<turn>"])
+    assert set(tokenizer.special_ids) == {0, 1, 2, 3, tokenizer.find("<turn>")}
 
 
 # Documents
