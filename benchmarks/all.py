@@ -1,4 +1,4 @@
-"""The quick benchmarks one after the other, as ``make bench`` runs them: the train step, the installation.
+"""The quick benchmarks one after the other, as ``make bench`` runs them: train step, input, installation.
 
     python benchmarks/all.py [--json FILE]
 
@@ -17,7 +17,11 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-QUICK = (("step.py", "--starts", "1", "--rounds", "9", "--steps", "1"), ("install.py",))
+QUICK = (
+    ("step.py", "--starts", "1", "--rounds", "9", "--steps", "1"),
+    ("input.py", "--megabytes", "20", "--documents", "2e7", "--rounds", "3"),
+    ("install.py",),
+)
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from t5x_like.input_pipeline.splits import SPLIT_NAMES, Division, SplitName
 
 _CHUNK_DOCUMENTS = 2**20  # at a time: 24 MB
 _BUCKET_DOCUMENTS = 2**21  # whose hashes are sorted at a time: about 200 MB with what sorting needs
+_WRITE_TOKENS = 2**20  # at a time, or the whole of a longer run of documents
 _ENTRY = np.dtype([("hash", "<u8", (2,)), ("index", "<i8")])
 _DROPPED = 2  # beside 0 for train and 1 for heldout, as in SPLIT_NAMES
 
@@ -127,8 +128,11 @@ def mark_copies(parts: Sequence[PartFiles], folder: Path) -> Marks:
 
 
 def _without_copies(entries: np.ndarray, marks: Marks) -> np.ndarray:
-    """The entries sorted by hash, without those that have an earlier one's; these are marked."""
-    entries = entries[np.lexsort((entries["index"], entries["hash"][:, 1], entries["hash"][:, 0]))]
+    """The entries sorted by hash, without those that have an earlier one's; these are marked.
+
+    Entries with the same hash are given in the order of the corpus, which the sort keeps.
+    """
+    entries = entries[np.lexsort((entries["hash"][:, 1], entries["hash"][:, 0]))]
     copies = np.zeros(len(entries), bool)
     copies[1:] = (entries["hash"][1:] == entries["hash"][:-1]).all(1)
     marks.set(entries["index"][copies])
@@ -160,12 +164,13 @@ def merge(
             labels[copies.get(chunk.index, len(labels))] = _DROPPED
         lengths = chunk.documents["length"]
         ends = np.cumsum(lengths)
-        borders = np.flatnonzero(np.diff(labels)) + 1
-        starts, stops = [0, *borders.tolist()], [*borders.tolist(), len(labels)]
-        for start, stop in zip(starts, stops, strict=True):  # documents in a row of one kind are written at once
-            if labels[start] != _DROPPED:
-                name = SPLIT_NAMES[labels[start]]
-                cache.write(name, tokens[ends[start] - lengths[start] : ends[stop - 1]], lengths[start:stop])
+        borders = np.flatnonzero(np.diff(labels)) + 1  # documents in a row of one kind are copied at once
+        starts, stops = np.r_[0, borders], np.r_[borders, len(labels)]
+        for kind, name in enumerate(SPLIT_NAMES):
+            runs = labels[starts] == kind
+            firsts = (ends[starts] - lengths[starts])[runs].tolist()
+            pieces = (tokens[first:end] for first, end in zip(firsts, ends[stops - 1][runs].tolist(), strict=True))
+            cache.write(name, pieces, lengths[labels == kind])
 
 
 class CacheWriter:
@@ -184,13 +189,25 @@ class CacheWriter:
         for name in SPLIT_NAMES:
             self._files[f"{name}.offsets"].write(np.zeros(1, "<i8").data)
 
-    def write(self, name: SplitName, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        """Adds documents that lie end to end in ``tokens`` to a split."""
+    def write(self, name: SplitName, tokens: Iterable[np.ndarray], lengths: np.ndarray) -> None:
+        """Adds documents of these lengths, which lie end to end in the arrays of ``tokens``, to a split."""
         counts = self._counts[name]
-        self._files[f"{name}.tokens"].write(np.ascontiguousarray(tokens, self._dtype).data)
         self._files[f"{name}.offsets"].write((counts[1] + np.cumsum(lengths)).astype("<i8").data)
         counts[0] += len(lengths)
-        counts[1] += len(tokens)
+        pieces, size = [], 0
+        for piece in tokens:
+            pieces.append(piece)
+            size += len(piece)
+            if size >= _WRITE_TOKENS:
+                self._write_tokens(name, pieces)
+                pieces, size = [], 0
+        if pieces:
+            self._write_tokens(name, pieces)
+
+    def _write_tokens(self, name: SplitName, pieces: list[np.ndarray]) -> None:
+        joined = (np.concatenate(pieces) if len(pieces) > 1 else pieces[0]).astype(self._dtype, copy=False)
+        self._files[f"{name}.tokens"].write(joined.data)
+        self._counts[name][1] += len(joined)
 
     def finish(self, manifest: dict) -> dict:
         """Closes all files and writes the manifest, which gets ``splits``; returns it."""

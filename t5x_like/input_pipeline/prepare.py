@@ -231,7 +231,7 @@ class _Build:
             if seen.only is not None and self.corpus.heldout > 0.0:
                 for name, text in zip(SPLIT_NAMES, self._split_only(seen.only), strict=False):
                     ids = self.tokenizer.encode_batch([text])[0].astype(dtype)
-                    cache.write(name, ids, np.asarray([len(ids)]))
+                    cache.write(name, [ids], np.asarray([len(ids)]))
             else:
                 merge(files, dtype, copies, division_of(self.corpus.heldout, seen.least, seen.greatest), cache)
             cache.finish(self._manifest(dtype, counts, copies.count() if copies is not None else 0))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from t5x_like.input_pipeline.progress import Progress
 
 FASTEST, SLOWEST, GROWTH = 1.0, 60.0, 0.1  # seconds between plain lines: 10% of the time so far, within these bounds
-_BAR = 30  # columns
+_BAR = 20  # columns
 
 
 class Preparing:
@@ -70,12 +70,12 @@ class Preparing:
         if self._doing == "waiting" != progress.doing:  # what the other process did is no measure of our speed
             self._began = now
         self._doing = progress.doing
-        text = self._text(progress, now)
+        parts = self._parts(progress, now)
         if self._terminal:
-            self._show(progress, text)
+            self._show(progress, parts)
         else:
             self._next = now + min(SLOWEST, max(FASTEST, GROWTH * (now - self._began)))
-            print(text, file=self._out, flush=True)
+            print("  ".join(text for _, text in parts), file=self._out, flush=True)
 
     def close(self) -> None:
         """Ends the live line, leaving it as last shown."""
@@ -83,35 +83,39 @@ class Preparing:
             self._live.stop()
             self._live = None
 
-    def _text(self, progress: Progress, now: float) -> str:
+    def _parts(self, progress: Progress, now: float) -> list[tuple[int, str]]:
+        """(importance, text) in the order shown; a narrow terminal leaves the least important (highest) out."""
+        parts = [(0, f"preparing {progress.name}:")]
         if progress.doing == "waiting":
-            return f"preparing {progress.name}: waiting for another process that does it"
-        parts = [f"preparing {progress.name}:"]
+            return [(0, f"preparing {progress.name}: waiting for another process that does it")]
         if progress.total:
-            parts.append(f"{math.floor(100 * progress.done / progress.total):>3}%")
-        parts += [f"{progress.documents:,} documents", f"{short(progress.tokens)} tokens"]
+            parts.append((1, f"{math.floor(100 * progress.done / progress.total):>3}%"))
+        parts += [(5, f"{progress.documents:,} documents"), (3, f"{short(progress.tokens)} tokens")]
         seconds, done = now - self._began, progress.done - progress.resumed
         if progress.doing == "merging":
-            parts.append("merging")
+            parts.append((2, "merging"))
         elif done > 0 and seconds > 0 and progress.total:
             left = seconds * (progress.total - progress.done) / done
-            parts += [f"{done / seconds / 1e6:.1f} MB/s", f"{duration(left)} left"]
+            parts += [(4, f"{done / seconds / 1e6:.1f} MB/s"), (2, f"{duration(left)} left")]
         if progress.resumed and progress.total:
-            parts.append(f"(going on from {progress.resumed / progress.total:.0%})")
-        return "  ".join(parts)
+            parts.append((6, f"(going on from {progress.resumed / progress.total:.0%})"))
+        return parts
 
-    def _show(self, progress: Progress, text: str) -> None:
+    def _show(self, progress: Progress, parts: list[tuple[int, str]]) -> None:
         from rich.console import Console
         from rich.live import Live
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
-        line = Table.grid(padding=(0, 2))
-        bar = ProgressBar(total=progress.total or None, completed=progress.done, width=_BAR, pulse=not progress.total)
-        line.add_row(bar, Text(text, no_wrap=True))
         if self._live is None:
             # No thread of its own: it would take time from what it shows.
-            self._live = Live(line, console=Console(file=self._out, force_terminal=True), auto_refresh=False)
+            self._live = Live(console=Console(file=self._out, force_terminal=True), auto_refresh=False)
             self._live.start()
+        room = self._live.console.width - _BAR - 2
+        while len(parts) > 1 and sum(len(text) + 2 for _, text in parts) > room:
+            parts.remove(max(parts))
+        line = Table.grid(padding=(0, 2))
+        bar = ProgressBar(total=progress.total or None, completed=progress.done, width=_BAR, pulse=not progress.total)
+        line.add_row(bar, *(Text(text, no_wrap=True) for _, text in parts))
         self._live.update(line, refresh=True)

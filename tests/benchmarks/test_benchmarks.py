@@ -30,7 +30,20 @@ def test_the_step_benchmark_shows_agreement_and_writes_every_point(tmp_path):
     assert by_name["tokens/s, ours / plain, unrolled"]["goal"] == ">= 1.6"
 
 
-@pytest.mark.parametrize("script", ["step.py", "install.py", "all.py"])
+@pytest.mark.slow
+def test_the_input_benchmark_runs_and_its_contenders_read_the_same_rows(tmp_path):
+    file = tmp_path / "points.json"
+    command = [sys.executable, str(BENCHMARKS / "input.py"), "--smoke", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    goals = {point["point"]: point["goal"] for point in json.loads(file.read_text())}
+    assert goals["cached and packed, M tokens per CPU s"] == ">= 5"
+    assert goals["packed / Grain's first fit from RAM"] == ">= 4"
+    assert goals["order of 100,000 documents, packed, MB of memory of its own"] == "<= 1000"
+    assert "Grain's best fit, from RAM" in done.stdout and "UL2, joined" in done.stdout
+
+
+@pytest.mark.parametrize("script", ["step.py", "input.py", "install.py", "all.py"])
 def test_every_benchmark_says_how_it_is_run(script):
     command = [sys.executable, str(BENCHMARKS / script), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

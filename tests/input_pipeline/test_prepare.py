@@ -232,6 +232,18 @@ def test_a_finished_part_is_not_tokenized_again(tmp_path, text_folder, monkeypat
     assert not list(made.path.parent.glob(".*"))
 
 
+def test_parts_with_other_borders_are_not_taken(tmp_path, text_folder, monkeypatch):
+    """What a kill and an update of this library in between would do."""
+    whole = prepare(byte_corpus(text_folder), Bytes(), str(tmp_path / "whole"))
+    for size in (1, 3000):
+        with monkeypatch.context() as patch:
+            patch.setattr(parts, "_SMALLEST_PART", size)
+            patch.setattr(module, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+            with pytest.raises(KeyboardInterrupt):
+                prepare(byte_corpus(text_folder), Bytes(), str(tmp_path / "cache"))
+    assert prepare(byte_corpus(text_folder), Bytes(), str(tmp_path / "cache")).fingerprint == whole.fingerprint
+
+
 def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path, text_folder):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match="data.cache"):

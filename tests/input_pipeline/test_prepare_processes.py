@@ -118,7 +118,7 @@ def test_killed_at_every_stage_and_gone_on_with(tmp_path, folder, expected, proc
         reached = wait_for(stage, process)
         helpers = children(process.pid) if reached else []
         process.kill()
-        process.communicate()
+        process.communicate(timeout=30)  # which ends when the workers have closed their output too
         assert reached or stage is stages[-1], "merging may be over before it is seen"
         deadline = time.monotonic() + 5
         while any(map(alive, helpers)) and time.monotonic() < deadline:
@@ -212,16 +212,16 @@ def test_a_full_disk(tmp_path, folder, expected, processes, megabytes):
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_the_first_bad_document_of_the_corpus_is_told(tmp_path):
-    for number in range(6):
-        lines = ['{"text": "' + "x" * 990 + '"}\n'] * 1100
-        if number in (2, 3, 5):
-            lines[-1 if number == 2 else 0] = '{"txt": "bad"}\n'
-        (tmp_path / f"{number}.jsonl").write_text("".join(lines))
+@pytest.mark.parametrize("processes", [1, 3])
+def test_the_first_bad_document_of_the_corpus_is_told(tmp_path, processes, monkeypatch):
+    """Even where one of a later part is found before it."""
+    monkeypatch.setattr(parts, "_SMALLEST_PART", 1)
+    good, bad = '{"text": "good"}\n', '{"txt": "bad"}\n'
+    for number, content in enumerate([good, good, good * 100_000 + bad, bad, good, bad]):
+        (tmp_path / f"{number}.jsonl").write_text(content)
     corpus = Corpus("json", JsonLines((str(tmp_path),)), Bytes(), "none", "made up")
-    for processes in (1, 3):
-        with pytest.raises(UserError, match=r"2\.jsonl"):
-            prepare(corpus, Bytes(), str(tmp_path / "cache"), processes=processes)
+    with pytest.raises(UserError, match=r"2\.jsonl"):
+        prepare(corpus, Bytes(), str(tmp_path / "cache"), processes=processes)
     assert not [path for path in (tmp_path / "cache" / "corpora").iterdir() if path.is_dir()]
 
 

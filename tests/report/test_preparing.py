@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 
+import pytest
+
 from t5x_like.input_pipeline.progress import Progress, Tally
 from t5x_like.report.preparing import Preparing
 
@@ -77,15 +79,18 @@ def test_one_corpus_after_the_other():
     assert [line.split()[1] for line in out.getvalue().splitlines()] == ["one:", "two:"]
 
 
-def test_a_terminal_has_one_line_that_changes():
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_terminal_has_one_line_that_changes(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
     shown, out, time = pipe(live=True)
     with shown:
-        for done in range(0, 101, 10):
-            shown(Progress(done, done, done, 100, 0, "tokenizing", "texts"))
+        for done in range(0, 100_000_001, 9_999_999):
+            shown(Progress(done // 10_000, done, done, 100_000_000, 0, "tokenizing", "texts"))
             time.seconds += 1
     text = out.getvalue()
-    assert text.count("\n") < 5 and "100 documents" in text and "\x1b" in text
-    assert "\u2501" in text, "a bar"
+    assert text.count("\n") < 5 and "\x1b" in text and "\u2501" in text, "one line, with a bar"
+    assert "100M tokens" in text and "5s left" in text and "\u2026" not in text, "what matters is not cut off"
+    assert ("9,999 documents" in text) == (columns == 120)
 
 
 def test_a_silent_one_shows_nothing_but_keeps_the_last():
