@@ -31,7 +31,7 @@ def test_the_step_benchmark_shows_agreement_and_writes_every_point(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_input_benchmark_runs_and_its_contenders_read_the_same_rows(tmp_path):
+def test_the_input_benchmark_runs_and_writes_every_point(tmp_path):
     file = tmp_path / "points.json"
     command = [sys.executable, str(BENCHMARKS / "input.py"), "--smoke", "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True)
