@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def make_corpus(folder: Path, megabytes: float) -> Corpus:
-    """Text files of about 4 MB each in ``folder``; every repetition is numbered, so that no two documents are equal."""
+    """Text files of about 4 MB each in ``folder``; every repetition is numbered, so that documents differ."""
     import importlib.util
 
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
@@ -300,7 +300,9 @@ def memory(folder: Path, documents: int) -> list[Point]:
 
 
 def memory_part(folder: str) -> None:
-    """Plans, then opens again, reads some batches, and tells the most memory this process has had."""
+    """Plans, then opens again, reads some batches; tells the most memory this process has had on the way."""
+    import threading
+
     from t5x_like.input_pipeline.config import Bytes
     from t5x_like.input_pipeline.disk import map_array
     from t5x_like.input_pipeline.tokenizers import ByteTokenizer
@@ -309,7 +311,14 @@ def memory_part(folder: str) -> None:
     tokens, offsets = map_array(path / "train.tokens", "<u2"), map_array(path / "train.offsets", "<i8")
     split = TokenSplit("train", tokens, offsets, path)
     corpus = Corpus("text", TextFiles(("nowhere",)), Bytes(), "none", "simulated")
-    seconds, own = [], 0.0
+    seconds, own, done = [], [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            own[0] = max(own[0], _status("RssAnon"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     for _ in range(2):
         start = time.perf_counter()
         data = DataConfig(corpus, LENGTH, packing="best_fit")
@@ -317,8 +326,9 @@ def memory_part(folder: str) -> None:
         seconds.append(time.perf_counter() - start)
         for step in range(20):
             made.batch(step * 1000)
-        own = max(own, _status("RssAnon"))
-    print(json.dumps({"planned": seconds[0], "opened": seconds[1], "own": own, "all": _status("VmHWM")}))
+    done.set()
+    watcher.join()
+    print(json.dumps({"planned": seconds[0], "opened": seconds[1], "own": own[0], "all": _status("VmHWM")}))
 
 
 def _status(name: str) -> float:

@@ -77,6 +77,8 @@ def eval(options: argparse.Namespace) -> int:  # noqa: A001, named after its com
 
     opened = open_run(Path(options.run), options.step, options.assignments)
     found = evaluate(*opened.held_out())
+    if not found:
+        raise UserError("data.corpus.heldout", "no target in what is held out", "a larger share, or more text")
     if jax.process_index():
         return 0
     print(f"{options.run} at step {opened.step:,}")

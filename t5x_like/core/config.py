@@ -9,6 +9,7 @@ chose to run.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import math
@@ -170,7 +171,7 @@ def _structure_dataclass(hint: type, value: Any, where: str) -> Any:
         raise UserError(where, f"got {value!r}", f"the fields of {hint.__name__}")
     if value.get(TYPE_KEY, hint.__name__) != hint.__name__:
         raise UserError(where, f"got {value[TYPE_KEY]!r}", hint.__name__)
-    hints = typing.get_type_hints(hint)
+    hints = _type_hints(hint)
     known = [f.name for f in dataclasses.fields(hint) if f.init]
     prefix = f"{where}." if where else ""
     if unknown := [k for k in value if k not in known and k != TYPE_KEY]:
@@ -183,6 +184,11 @@ def _structure_dataclass(hint: type, value: Any, where: str) -> Any:
     if missing:
         raise UserError(prefix + missing[0], "is missing and has no default", describe_type(hints[missing[0]]))
     return hint(**{k: structure(hints[k], v, prefix + k) for k, v in value.items() if k != TYPE_KEY})
+
+
+@functools.cache  # thousands of one kind go to worker processes: most of the time it takes to read them
+def _type_hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _structure_union(hint: Any, args: tuple, value: Any, where: str) -> Any:

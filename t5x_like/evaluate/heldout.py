@@ -28,7 +28,7 @@ def evaluate(
       stop: asked before each batch.
 
     Returns:
-      loss (nats per target), perplexity, accuracy, targets (how many).
+      loss (nats per target), perplexity, accuracy, targets (how many); empty if not one target has a weight.
     """
     total = LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields))
     for batch in batches:
@@ -36,7 +36,9 @@ def evaluate(
             return None
         total = step(params, total, batch)
     sums = {name: float(value) for name, value in jax.device_get(total)._asdict().items()}
-    weight = max(sums["weight"], 1.0)
+    weight = sums["weight"]
+    if not weight:
+        return {}
     loss = sums["nll"] / weight
     return {
         "loss": loss,

@@ -16,12 +16,13 @@ from t5x_like.core.config import from_json, to_plain
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Corpus, TokenizerConfig
 from t5x_like.input_pipeline.parts import (
-    BadDocument,
+    ERROR_KINDS,
     Counts,
     Part,
     Work,
     finished_part,
     part_path,
+    plain_error,
     tokenize_part,
 )
 from t5x_like.input_pipeline.prepare import TokenCache, prepare_by
@@ -53,19 +54,25 @@ def prepare_with_beam(
         for left in folder.glob("*.error"):
             left.unlink()
         pipeline([json.dumps(to_plain(part)) for part in parts], json.dumps(to_plain(work)))
-        for noted in sorted(folder.glob("*.error")):
-            kind, *fields = json.loads(noted.read_text())
-            raise (BadDocument if kind == "bad" else UserError)(*fields)
-        finished = {}
+        finished: dict[int, Counts] = {}
+        missing: list[int] = []
         for part in parts:
+            # A part may be finished and have an error too: Beam tries again, or twice at once.
             counts = finished_part(folder, part.number, part.identity)
             if counts is None:
-                raise UserError(
-                    "data.cache", f"part {part.number} is not in {folder}, where Beam's workers should have put it",
-                    "a folder that all workers share", "set data.cache or $T5X_LIKE_CACHE",
-                )  # fmt: skip
-            finished[part.number] = counts
-            tally.advance(part.number, counts.documents, counts.tokens, part.size)
+                missing.append(part.number)
+            else:
+                finished[part.number] = counts
+                tally.advance(part.number, counts.documents, counts.tokens, part.size)
+        for number in missing:
+            if (noted := _error_path(folder, number)).is_file():
+                kind, fields = json.loads(noted.read_text())
+                raise ERROR_KINDS[kind](*fields)
+        if missing:
+            raise UserError(
+                "data.cache", f"part {missing[0]} is not in {folder}, where Beam's workers should have put it",
+                "a folder that all workers share", "set data.cache or $T5X_LIKE_CACHE",
+            )  # fmt: skip
         return finished
 
     return prepare_by(tokenize, corpus, tokenizer, cache, progress)
@@ -104,10 +111,12 @@ def _tokenize(part_json: str, work_json: str) -> int:
     try:
         tokenize_part(work, part, _tokenizer(work_json), lambda *_: None)
     except UserError as error:
-        note = ("bad" if isinstance(error, BadDocument) else "error", error.where, error.got, error.allowed)
-        path = part_path(Path(work.folder), part.number).with_suffix(".error")
-        path.write_text(json.dumps((*note, error.suggestion)))
+        _error_path(Path(work.folder), part.number).write_text(json.dumps(plain_error(error)))
     return part.number
+
+
+def _error_path(folder: Path, number: int) -> Path:
+    return part_path(folder, number).with_suffix(".error")
 
 
 @functools.lru_cache(maxsize=1)

@@ -216,8 +216,8 @@ class Proportional:
         where = "data.corpus.parts.rate"
         if self.maximum < 0:
             raise UserError(f"{where}.maximum", str(self.maximum), "0 (no limit) or more tokens")
-        if not self.temperature > 0.0:
-            raise UserError(f"{where}.temperature", str(self.temperature), "a number above 0", "1.0")
+        if not self.temperature >= 0.05:  # below, sizes to its power are beyond what a float holds
+            raise UserError(f"{where}.temperature", str(self.temperature), "0.05 or more", "1.0")
 
 
 Rate = float | RateSchedule | Proportional
@@ -229,8 +229,10 @@ class Part:
 
     Attributes:
       corpus: a corpus, or a mixture of its own.
-      rate: how many rows it gives for every row of a part with rate 1; only the proportions of rates count.
-      epochs: at most so many passes over it; its share then goes to the others. 0 is no limit.
+      rate: how many rows it gives for every row of a part with rate 1; only the proportions of rates count. A part of
+        rate 0 is as if it were not there.
+      epochs: at most so many passes over it; its share then goes to all others, in proportion to their rates. 0 is no
+        limit. Batches that are skipped count as taken.
       tokens: at most so many tokens of it, likewise.
     """
 
@@ -267,26 +269,26 @@ class Mixture:
         _require_name("data.corpus.name", self.name)
         if not self.parts:
             raise UserError("data.corpus.parts", "none", "one part or more")
+        if not self.active:
+            raise UserError("data.corpus.parts.rate", "0 for every part", "a number above 0 for one of them")
         names = [corpus.name for corpus in corpora(self)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise UserError("data.corpus.parts", f"two corpora of the name {twice[0]!r}", "a name for each")
-        if all(isinstance(part.rate, float | int) and part.rate == 0 for part in self.parts):
-            raise UserError("data.corpus.parts.rate", "0 for every part", "a number above 0 for one of them")
 
     @property
-    def heldout(self) -> float:
-        """The largest share that one of its corpora holds out."""
-        return max(corpus.heldout for corpus in corpora(self))
+    def active(self) -> tuple[Part, ...]:
+        """The parts whose rate is not the number 0."""
+        return tuple(part for part in self.parts if part.rate != 0)
 
 
 def corpora(corpus: Corpus | Mixture) -> tuple[Corpus, ...]:
-    """Every corpus of a mixture in order, with the mixture's vocabulary; of a corpus itself."""
+    """Every corpus of a mixture's active parts in order, with the mixture's vocabulary; a corpus itself."""
 
     def walk(node: Corpus | Mixture) -> Iterator[Corpus]:
         if isinstance(node, Corpus):
             yield node
         else:
-            for part in node.parts:
+            for part in node.active:
                 yield from walk(part.corpus)
 
     return tuple(replace(each, tokenizer=corpus.tokenizer) for each in walk(corpus))
@@ -309,8 +311,9 @@ class DataConfig:
       read_threads: threads that build batches ahead of the training step; 0: built when asked for.
       worker_processes: processes that build batches instead of threads; each takes about 200 MB.
       prefetch_batches: how many batches threads or each process keep ready.
-      streaming: documents are read and tokenized as they come, with no token cache: for sources too large to prepare.
-        What a batch holds then depends on the number of processes, and going on means reading again up to the step.
+      streaming: documents are read and tokenized as they come, by the training thread, with no token cache: for sources
+        too large to prepare. What a batch holds then depends on the number of processes, and going on means reading
+        again up to the step.
     """
 
     corpus: Corpus | Mixture
@@ -338,6 +341,8 @@ class DataConfig:
         self.skipped()
         if self.streaming and (isinstance(self.corpus, Mixture) or self.skip):
             raise UserError("data.streaming", "with a mixture or data.skip", "one corpus, and no data.skip")
+        if self.streaming and self.packing == "best_fit":
+            raise UserError("data.packing", "best_fit with data.streaming", "first_fit, concatenate or none")
 
     def skipped(self) -> tuple[tuple[int, int], ...]:
         """``skip`` as (first, one past the last) of each range, ascending, ranges that touch joined."""
@@ -358,8 +363,16 @@ class DataConfig:
 
 
 def cache_folder(cache: str = "") -> Path:
-    """The folder of caches: ``cache`` if given, else ``$T5X_LIKE_CACHE``, else ``~/.cache/t5x-like``."""
-    return Path(cache or os.environ.get("T5X_LIKE_CACHE", "") or "~/.cache/t5x-like").expanduser()
+    """The folder of caches: ``cache`` if given, else ``$T5X_LIKE_CACHE``, else ``~/.cache/t5x-like``.
+
+    Raises:
+      UserError: it is an address of remote storage.
+    """
+    folder = cache or os.environ.get("T5X_LIKE_CACHE", "") or "~/.cache/t5x-like"
+    if "://" in folder:  # Path would make of gs://bucket/x a folder gs: here
+        allowed = "a local or mounted folder: the token cache is read by memory map"
+        raise UserError("data.cache" if cache else "$T5X_LIKE_CACHE", repr(folder), allowed)
+    return Path(folder).expanduser()
 
 
 def _require_name(where: str, name: str) -> None:

@@ -10,7 +10,10 @@ import errno
 import hashlib
 import mmap
 import os
+import re
+import secrets
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +23,28 @@ from t5x_like.core.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BUFFER_BYTES = 2**20
+
+
+def temporary_name(prefix: str) -> str:
+    """A new name for a file or folder that is not whole yet; it begins with a full stop."""
+    return f".{prefix}-{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def is_left_behind(name: str) -> bool:
+    """Whether ``name`` is a ``temporary_name`` of a process of this host that has ended, or of this very process.
+
+    Of another host's processes nothing is known: its files may be in use.
+    """
+    match = re.fullmatch(rf"\..*-{_host()}-(\d+)-[0-9a-f]{{8}}(\..*)?", name)
+    if not match or int(match[1]) == os.getpid():  # in a container the next process often has the number of the last
+        return match is not None
+    try:
+        os.kill(int(match[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it is somebody else's, and alive
+        return False
+    return False
 
 
 class HashedFile:
@@ -103,6 +128,10 @@ def map_array(path: Path, dtype: str) -> np.ndarray:
         return np.frombuffer(mapped, dtype)
     except (OSError, ValueError) as error:
         raise UserError(str(path), f"cannot be read: {error}", "the file as it was when the run began") from None
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
 
 
 def _explain(error: OSError, folder: Path) -> UserError:

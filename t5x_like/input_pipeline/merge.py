@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from t5x_like.input_pipeline.disk import HashedFile
+from t5x_like.input_pipeline.disk import HashedFile, temporary_name
 from t5x_like.input_pipeline.parts import DOCUMENT
 from t5x_like.input_pipeline.splits import SPLIT_NAMES, Division, SplitName
 
@@ -45,13 +44,11 @@ class Chunk:
 
     Attributes:
       part: where they lie.
-      first: number of the first one within its part.
       index: number of the first one among all documents.
       documents: (n,) of type ``DOCUMENT``.
     """
 
     part: PartFiles
-    first: int
     index: int
     documents: np.ndarray
 
@@ -84,12 +81,10 @@ class Survey:
     """What must be known of all documents that are kept before they can be divided.
 
     Attributes:
-      documents: how many.
       least, greatest: of their hashed shares.
-      only: where ``documents`` is 1, the ``splits.text_hash`` of that one.
+      only: where it is one document, the ``splits.text_hash`` of it.
     """
 
-    documents: int
     least: float
     greatest: float
     only: bytes | None
@@ -109,19 +104,22 @@ def mark_copies(parts: Sequence[PartFiles], folder: Path) -> Marks:
     marks = Marks(total)
     count = max(1, -(-total // _BUCKET_DOCUMENTS))
     limits = np.asarray([(number << 64) // count for number in range(1, count)], np.uint64)
-    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".copies-"))
+    temporary = folder / temporary_name("copies")
+    temporary.mkdir()
+    buckets = [temporary / str(number) for number in range(count)]
     try:
         for chunk in _chunks(parts):
             entries = np.empty(len(chunk.documents), _ENTRY)
             entries["hash"] = chunk.documents["hash"]
             entries["index"] = chunk.index + np.arange(len(entries))
             entries = _without_copies(entries, marks)  # here already, so that one text cannot fill its bucket
-            for bucket, part in enumerate(np.split(entries, np.searchsorted(entries["hash"][:, 0], limits))):
-                with (temporary / str(bucket)).open("ab") as file:
+            divided = np.split(entries, np.searchsorted(entries["hash"][:, 0], limits))
+            for bucket, part in zip(buckets, divided, strict=True):
+                with bucket.open("ab") as file:
                     file.write(part.tobytes())
-        for file in temporary.iterdir():
-            _without_copies(np.fromfile(file, _ENTRY), marks)
-            file.unlink()
+        for bucket in buckets if total else ():  # not what lies there: a file system may put files of its own there
+            _without_copies(np.fromfile(bucket, _ENTRY), marks)
+            bucket.unlink()
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return marks
@@ -149,7 +147,7 @@ def survey(parts: Sequence[PartFiles], copies: Marks | None) -> Survey:
             only = chunk.documents["hash"][np.argmax(kept)].tobytes()
             count += int(kept.sum())
             least, greatest = min(least, shares[kept].min()), max(greatest, shares[kept].max())
-    return Survey(count, float(least), float(greatest), only if count == 1 else None)
+    return Survey(float(least), float(greatest), only if count == 1 else None)
 
 
 def merge(
@@ -209,8 +207,8 @@ class CacheWriter:
         self._files[f"{name}.tokens"].write(joined.data)
         self._counts[name][1] += len(joined)
 
-    def finish(self, manifest: dict) -> dict:
-        """Closes all files and writes the manifest, which gets ``splits``; returns it."""
+    def finish(self, manifest: dict) -> None:
+        """Closes all files and writes the manifest, which gets ``splits``."""
         files = {name: file.close(durable=True) for name, file in self._files.items()}
         splits = {
             name: {
@@ -220,11 +218,9 @@ class CacheWriter:
             }
             for name in SPLIT_NAMES
         }
-        manifest = {**manifest, "splits": splits}
         file = HashedFile(self._folder / "manifest.json")
-        file.write(json.dumps(manifest, indent=2).encode())
+        file.write(json.dumps({**manifest, "splits": splits}, indent=2).encode())
         file.close(durable=True)
-        return manifest
 
     def abandon(self) -> None:
         """Closes all files, whole or not."""
@@ -239,7 +235,7 @@ def _chunks(parts: Sequence[PartFiles]) -> Iterator[Chunk]:
         for first in range(0, part.documents, _CHUNK_DOCUMENTS):
             count = min(_CHUNK_DOCUMENTS, part.documents - first)
             documents = np.fromfile(path, DOCUMENT, count, offset=first * DOCUMENT.itemsize)
-            yield Chunk(part, first, index, documents)
+            yield Chunk(part, index, documents)
             index += count
 
 

@@ -1,8 +1,8 @@
 """Which source each row of a batch is drawn from: rates to an exact plan, any step at once.
 
 Steps fall into blocks. In a block each source gets a whole number of rows, by systematic sampling of the rates: the
-numbers of rows so far stay within one of what the rates say, and are counted, not drawn. Inside a block rows are spread
-evenly, with a jitter. Knows names, rates and counts only; no text.
+numbers of rows so far stay within a few of what the rates say, and are counted, not drawn. Inside a block rows are
+spread evenly, with a jitter. Knows names, rates and counts only; no text.
 """
 
 from __future__ import annotations
@@ -35,21 +35,18 @@ def shares(corpus: Corpus | Mixture, tokens: Mapping[str, int]) -> tuple[Rates, 
 
     Returns:
       a function from (n,) steps to (n, corpora) shares, in the order of ``config.corpora``; and whether it is constant.
-      It raises ``UserError`` at a step where all rates of a mixture are 0.
+      Where all rates of a mixture are 0, so are its shares.
     """
     if isinstance(corpus, Corpus):
         return lambda steps: np.ones((len(steps), 1)), True
-    inner = [shares(part.corpus, tokens) for part in corpus.parts]
-    constant = all(c for _, c in inner) and not any(isinstance(part.rate, RateSchedule) for part in corpus.parts)
+    parts = corpus.active
+    inner = [shares(part.corpus, tokens) for part in parts]
+    constant = all(c for _, c in inner) and not any(isinstance(part.rate, RateSchedule) for part in parts)
 
     def at(steps: np.ndarray) -> np.ndarray:
-        rates = np.stack([_rate(part, steps, tokens) for part in corpus.parts], axis=1)
-        totals = rates.sum(axis=1, keepdims=True)
-        if (totals <= 0).any():
-            step = int(steps[np.argmin(totals[:, 0])])
-            raise UserError("data.corpus.parts.rate", f"all 0 in {corpus.name!r} at step {step}", "one above 0")
-        parts = [rates[:, i : i + 1] / totals * inside(steps) for i, (inside, _) in enumerate(inner)]
-        return np.concatenate(parts, axis=1)
+        rates = np.stack([_rate(part, steps, tokens) for part in parts], axis=1)
+        rates = rates / np.maximum(rates.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+        return np.concatenate([rates[:, i : i + 1] * inside(steps) for i, (inside, _) in enumerate(inner)], axis=1)
 
     return at, constant
 
@@ -59,7 +56,7 @@ def limits(corpus: Corpus | Mixture) -> list[tuple[float, int]]:
     if isinstance(corpus, Corpus):
         return [(0.0, 0)]
     found: list[tuple[float, int]] = []
-    for part in corpus.parts:
+    for part in corpus.active:
         found += [(part.epochs, part.tokens)] if isinstance(part.corpus, Corpus) else limits(part.corpus)
     return found
 
@@ -78,7 +75,7 @@ def _rate(part: Part, steps: np.ndarray, tokens: Mapping[str, int]) -> np.ndarra
 def _names(corpus: Corpus | Mixture) -> list[str]:
     if isinstance(corpus, Corpus):
         return [corpus.name]
-    return [name for part in corpus.parts for name in _names(part.corpus)]
+    return [name for part in corpus.active for name in _names(part.corpus)]
 
 
 class Interleaving:
@@ -104,8 +101,11 @@ class Interleaving:
     ):
         self._rates, self._names, self._batch_size = rates, names, batch_size
         self._most = np.asarray([_NO_LIMIT if limit is None else limit for limit in most], np.int64)
-        self._block_steps = max(1, _ROWS_PER_BLOCK // batch_size) if constant else 1
+        # Rows are spread over a block, so blocks are short where a source may come to its end, or rates change.
+        unlimited = all(limit is None for limit in most)
+        self._block_steps = max(1, _ROWS_PER_BLOCK // batch_size) if constant and unlimited else 1
         self._block_rows = self._block_steps * batch_size
+        self._is_trivial = len(names) == 1 and constant and unlimited
         self._random = ExampleRandom(seed, len(names))
         self._totals = [np.zeros(len(names), np.int64)]  # draws before each chunk of blocks, as far as known
         self._lock = threading.Lock()
@@ -118,7 +118,7 @@ class Interleaving:
         Raises:
           UserError: every source is used up before this step.
         """
-        if len(self._names) == 1 and self._most[0] == _NO_LIMIT:
+        if self._is_trivial:
             draws = step * self._batch_size + np.arange(self._batch_size)
             return np.zeros(self._batch_size, np.int64), draws
         block, inside = divmod(step, self._block_steps)
@@ -130,7 +130,7 @@ class Interleaving:
 
     def drawn(self, step: int) -> np.ndarray:
         """(sources,) int64: draws from each source in all steps before ``step``. Raises ``UserError`` as ``rows``."""
-        if len(self._names) == 1 and self._most[0] == _NO_LIMIT:
+        if self._is_trivial:
             return np.asarray([step * self._batch_size])
         block, inside = divmod(step, self._block_steps)
         before = self._before(block)
@@ -144,8 +144,8 @@ class Interleaving:
     def _used_up(self, step: int) -> UserError:
         return UserError(
             "data.corpus.parts",
-            f"{', '.join(dict.fromkeys(self._names))}: used up before the end of step {step:,}",
-            "a part without epochs and tokens, or fewer train.steps",
+            f"{', '.join(dict.fromkeys(self._names))}: used up, or at a rate of 0, before the end of step {step:,}",
+            "a part without epochs and tokens and with a rate above 0, or fewer train.steps",
         )
 
     def _before(self, block: int) -> np.ndarray:

@@ -13,6 +13,8 @@ import numpy as np
 
 from t5x_like.core.errors import UserError
 
+# Bump when any batch of any run would change; a run goes on only under the rules that it was begun with.
+ORDER_VERSION = 1
 _ROUNDS = 6
 _MULTIPLIER = np.uint64(0xBF58476D1CE4E5B9)  # the mixing constants of SplitMix64
 _SECOND_MULTIPLIER = np.uint64(0x94D049BB133111EB)

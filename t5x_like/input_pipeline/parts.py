@@ -16,9 +16,8 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,9 +25,10 @@ import numpy as np
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Filters, Source, TokenizerConfig
-from t5x_like.input_pipeline.disk import HashedFile, room_in
+from t5x_like.input_pipeline.disk import HashedFile, room_in, temporary_name
 from t5x_like.input_pipeline.filters import dropped_by
-from t5x_like.input_pipeline.sources import Unit, read_unit
+from t5x_like.input_pipeline.sources import File, Unit, read_unit, source_files
+from t5x_like.input_pipeline.sources.files import list_files
 from t5x_like.input_pipeline.splits import text_hash
 from t5x_like.input_pipeline.token_cache import file_digest, token_type
 from t5x_like.input_pipeline.tokenizers import Tokenizer, open_tokenizer
@@ -83,10 +83,12 @@ class Part:
     Attributes:
       number: 0 for the first part of the corpus.
       units: what is read, in order.
+      stamp: ``stamp_of`` its files when the work was planned.
     """
 
     number: int
     units: tuple[Unit, ...]
+    stamp: str = ""
 
     @property
     def size(self) -> int:
@@ -95,9 +97,10 @@ class Part:
 
     @property
     def identity(self) -> str:
-        """A digest of what it reads, so that a part of other borders is not taken for it."""
+        """A digest of what it reads, so that a part of other borders, or of files that were other ones in between, is
+        not taken for it."""
         lines = (f"{unit.file}\0{unit.start}\0{unit.stop}\0{unit.size}" for unit in self.units)
-        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+        return hashlib.sha256("\n".join([self.stamp, *lines]).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclass
@@ -106,7 +109,7 @@ class Counts:
 
     Attributes:
       documents, tokens, text_bytes: of what was tokenized; UTF-8 bytes.
-      empty: documents of white space only.
+      empty: documents of white space only, or of characters only that the tokenizer drops.
       dropped: by the name of the filter's rule.
       bad: documents that cannot be read, by the kind of message: ``count``, and ``first``, the first message.
     """
@@ -138,6 +141,20 @@ class BadDocument(UserError):
     """A document that cannot be read, in a corpus that shall not skip those."""
 
 
+class SourceChanged(UserError):
+    """What was tokenized is not one state of the source."""
+
+
+# The errors of users that one process tells another, the most particular first.
+ERROR_KINDS: dict[str, type[UserError]] = {"bad": BadDocument, "changed": SourceChanged, "error": UserError}
+
+
+def plain_error(error: UserError) -> tuple[str, list[str]]:
+    """The kind of an error, a key of ``ERROR_KINDS``, and what it is made of; both go to JSON."""
+    kind = next(name for name, kind in ERROR_KINDS.items() if isinstance(error, kind))
+    return kind, [error.where, error.got, error.allowed, error.suggestion]
+
+
 # Called now and then with what was done so far of a part: documents, tokens, bytes of the source.
 Report = Callable[[int, int, int], None]
 
@@ -157,6 +174,19 @@ def cut_into_parts(units: Sequence[Unit]) -> list[Part]:
     return [*parts, Part(len(parts), tuple(group))] if group else parts
 
 
+def stamp_of(units: Sequence[Unit], files: Mapping[str, File]) -> str:
+    """A digest of size and stamp of the files that are read; of all files if a unit is of no single one.
+
+    Args:
+      units: what is read.
+      files: of the source, by their addresses.
+    """
+    addresses = dict.fromkeys(unit.file for unit in units)
+    wanted = addresses if all(address in files for address in addresses) else files
+    lines = (f"{files[address].size} {files[address].stamp}" for address in wanted)
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
 def read_part(source: Source, part: Part, done: Callable[[int], None] | None = None) -> Iterator[str | UserError]:
     """Yields the documents of a part in order, or the error in place of one that cannot be read.
 
@@ -171,8 +201,9 @@ def read_part(source: Source, part: Part, done: Callable[[int], None] | None = N
 
 
 def tokenize_part(work: Work, part: Part, tokenizer: Tokenizer, report: Report, threads: bool = False) -> Counts:
-    """Tokenizes a part into its files; see ``tokenize_documents``."""
+    """Tokenizes a part into its files; see ``tokenize_documents``. Raises ``SourceChanged`` too."""
     read = 0
+    _require_unchanged(work.source, part)
 
     def done(size: int) -> None:
         nonlocal read
@@ -181,12 +212,13 @@ def tokenize_part(work: Work, part: Part, tokenizer: Tokenizer, report: Report, 
     return tokenize_documents(
         work, part.number, part.identity, read_part(work.source, part, done), tokenizer,
         lambda documents, tokens, text: report(documents, tokens, max(read, min(text, part.size))), threads,
+        lambda: _require_unchanged(work.source, part),
     )  # fmt: skip
 
 
 def tokenize_documents(
     work: Work, number: int, identity: str, items: Iterable[str | UserError], tokenizer: Tokenizer, report: Report,
-    threads: bool = False,
+    threads: bool = False, check: Callable[[], None] = lambda: None,
 ) -> Counts:  # fmt: skip
     """Tokenizes documents into the files of part ``number``, which appear whole.
 
@@ -197,6 +229,7 @@ def tokenize_documents(
       tokenizer: ``work.open_tokenizer()``.
       report: called every half second.
       threads: let the tokenizer use all cores.
+      check: called when all has been read; what it raises leaves the part unfinished.
 
     Returns:
       What became of them, as the part's JSON file has it too.
@@ -207,11 +240,12 @@ def tokenize_documents(
     counts = Counts()
     spoken = time.monotonic()
     with _Writer(Path(work.folder), number, tokenizer.vocab_size) as writer:
-        for texts in _groups(_kept(items, work, counts)):
+        for texts in _groups(kept_documents(items, work, counts)):
             writer.write(texts, tokenizer.encode_batch(texts, 0 if threads else 1), counts)
             if time.monotonic() - spoken >= _REPORT_SECONDS:
                 report(counts.documents, counts.tokens, counts.text_bytes)
                 spoken = time.monotonic()
+        check()
         writer.finish(identity, counts)
     return counts
 
@@ -236,8 +270,8 @@ def part_path(folder: Path, number: int) -> Path:
     return folder / f"{number:06}"
 
 
-def _kept(items: Iterable[str | UserError], work: Work, counts: Counts) -> Iterator[str]:
-    """The documents to tokenize; the others are counted."""
+def kept_documents(items: Iterable[str | UserError], work: Work, counts: Counts) -> Iterator[str]:
+    """The documents to tokenize; the others are counted, or the error of one is raised."""
     filtered = work.filters != Filters()
     for item in items:
         if isinstance(item, UserError):
@@ -250,6 +284,20 @@ def _kept(items: Iterable[str | UserError], work: Work, counts: Counts) -> Itera
             counts.dropped[rule] = counts.dropped.get(rule, 0) + 1
         else:
             yield item
+
+
+def _require_unchanged(source: Source, part: Part) -> None:
+    addresses = dict.fromkeys(unit.file for unit in part.units)
+    if all(map(os.path.isfile, addresses)):  # without a look at the other files, of which there may be a million
+        files = {address: list_files((address,), ())[0] for address in addresses}
+    else:
+        files = {file.address: file for file in source_files(source)}
+    if stamp_of(part.units, files) != part.stamp:
+        raise source_changed()
+
+
+def source_changed() -> SourceChanged:
+    return SourceChanged("data.corpus.source", "a file has changed while it was read", "", "run again")
 
 
 def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -271,7 +319,7 @@ class _Writer:
         self._folder, self._final = folder, part_path(folder, number)
         self._dtype, self._vocab_size = token_type(vocab_size), vocab_size
         self._files: dict[str, HashedFile] = {}
-        self._temporary = folder / f".{number:06}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._temporary = folder / temporary_name(f"{number:06}")
 
     def __enter__(self) -> _Writer:
         with room_in(self._folder):
@@ -283,8 +331,15 @@ class _Writer:
         ids = np.concatenate(encoded)
         if len(ids) and not 0 <= ids.min() <= ids.max() < self._vocab_size:
             raise RuntimeError(f"the tokenizer gave ids from {ids.min()} to {ids.max()} of {self._vocab_size}")
+        lengths = np.asarray([len(each) for each in encoded])
+        if not lengths.all():  # normalization left nothing of a document
+            texts = [text for text, length in zip(texts, lengths, strict=True) if length]
+            counts.empty += len(lengths) - len(texts)
+            lengths = lengths[lengths > 0]
+            if not texts:
+                return
         documents = np.empty(len(texts), DOCUMENT)
-        documents["length"] = [len(each) for each in encoded]
+        documents["length"] = lengths
         data = [text.encode("utf-8", "surrogatepass") for text in texts]
         documents["hash"] = np.frombuffer(b"".join(map(text_hash, data)), ">u8").reshape(-1, 2)
         with room_in(self._folder):

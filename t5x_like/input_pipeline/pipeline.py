@@ -86,7 +86,7 @@ class Batches:
         self.seed = checked_seed(seed)[0]
         self.capacity = objective.capacity(data, shape)
         self._objective, self._tokenizer = objective, tokenizer
-        kinds = objective.streams()
+        kinds = [(rate, kind) for rate, kind in objective.streams() if rate > 0]
         names = [corpus.name for corpus in corpora(data.corpus) if corpus.name in splits]
         self.streams = [
             Stream(
@@ -109,16 +109,32 @@ class Batches:
         at, constant = shares(corpus, {name: len(split.tokens) for name, split in splits.items()})
         most: list[int | None] = []
         for first, (epochs, tokens) in zip(range(0, len(self.streams), len(self._kinds)), limits(corpus), strict=True):
-            streams = self.streams[first : first + len(self._kinds)]
-            # A corpus's passes are shared out among its objectives in proportion to the text each takes.
-            weights = self._kinds * [stream.rows.tokens / stream.rows.count for stream in streams]
-            for stream, share in zip(streams, weights / weights.sum(), strict=True):
-                passes = [epochs] * (epochs > 0) + [tokens / stream.rows.tokens] * (tokens > 0)
-                most.append(int(min(passes) * share * stream.rows.count) if passes else None)
+            most += self._most(self.streams[first : first + len(self._kinds)], epochs, tokens)
         return Interleaving(
             lambda steps: (at(steps)[:, :, None] * self._kinds).reshape(len(steps), -1),
             constant, most, [stream.name for stream in self.streams], self.batch_size, self.seed,
         )  # fmt: skip
+
+    def _most(self, streams: list[Stream], epochs: float, tokens: int) -> list[int | None]:
+        """Rows that each stream of one corpus gives at most: its passes are shared out among its objectives in
+        proportion to the text that each takes."""
+        if not epochs and not tokens:
+            return [None] * len(streams)
+        weights = self._kinds * [stream.rows.tokens / stream.rows.count for stream in streams]
+        weights = weights / weights.sum()
+        most = np.full(len(streams), np.iinfo(np.int64).max)
+        if epochs:  # rounded so that the rows of all together are right
+            rows = np.cumsum(epochs * weights * [stream.rows.count for stream in streams])
+            most = np.diff(np.round(rows), prepend=0.0).astype(np.int64)
+        if tokens:
+            most = np.minimum(most, [s.draws_within(int(tokens * w)) for s, w in zip(streams, weights, strict=True)])
+        if not most.sum():
+            raise UserError(
+                "data.corpus.parts",
+                f"{streams[0].name!r}: {epochs or tokens} {'epochs' if epochs else 'tokens'} are less than one row",
+                "a larger limit, or rate=0 to leave it out",
+            )
+        return most.tolist()
 
     @property
     def examples_per_epoch(self) -> int:
@@ -127,8 +143,17 @@ class Batches:
 
     @property
     def tokens_left_out(self) -> int:
-        """Raw tokens of the split that an epoch passes over, because too few are left for an example."""
-        return max(stream.rows.left_out for stream in self.streams)
+        """Raw tokens of all corpora that an epoch passes over, because too few of a document are left for an example;
+        by the objective that leaves out most."""
+        found: dict[str, int] = {}
+        for stream in self.streams:
+            found[stream.name] = max(found.get(stream.name, 0), stream.rows.left_out)
+        return sum(found.values())
+
+    def check(self, steps: int) -> None:
+        """Raises ``UserError`` if the text is used up, by limits of its own, before so many steps."""
+        if steps:
+            self._interleaving.drawn(self._data_step(steps - 1) + 1)
 
     @property
     def feature_names(self) -> tuple[str, ...]:

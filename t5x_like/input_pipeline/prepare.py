@@ -12,27 +12,32 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from t5x_like.core.config import to_plain
+from t5x_like.core.config import structure, to_plain
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Corpus, PythonGenerator, TokenizerConfig, cache_folder
-from t5x_like.input_pipeline.disk import publish, room_in
+from t5x_like.input_pipeline.disk import is_left_behind, publish, room_in, temporary_name
 from t5x_like.input_pipeline.locks import held_lock
 from t5x_like.input_pipeline.merge import CacheWriter, PartFiles, mark_copies, merge, survey
 from t5x_like.input_pipeline.parts import (
+    DOCUMENT,
     BadDocument,
     Counts,
     Part,
+    SourceChanged,
     Work,
     cut_into_parts,
     finished_part,
+    kept_documents,
     part_path,
+    source_changed,
+    stamp_of,
     tokenize_documents,
     tokenize_part,
 )
@@ -100,6 +105,7 @@ def prepare_by(
     tokenize: TokenizeParts, corpus: Corpus, tokenizer: TokenizerConfig, cache: str, progress: Show | None
 ) -> TokenCache:
     """``prepare`` with another way to tokenize parts."""
+    corpus = structure(Corpus, to_plain(corpus), "data.corpus")  # 0 and 0.0 of a number field are one corpus
     opened = open_tokenizer(tokenizer)
     files, digest = source_files(corpus.source), source_digest(corpus.source)
     key = (
@@ -108,15 +114,20 @@ def prepare_by(
     )  # fmt: skip
     name = f"{corpus.name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
     path = cache_folder(cache) / "corpora" / name
+    work = path.with_name(f".{name}.work")
     if not (path / "manifest.json").is_file():
-        tally = Tally(corpus.name, progress)
+        tally = Tally(corpus.name, progress, _note_unfinished(work, corpus.name))
         with held_lock(path.with_name(f"{name}.lock"), lambda: tally.say("waiting")) as alone:
             if not (path / "manifest.json").is_file():
                 if path.exists():  # a rename brings the folder whole: somebody has been in it
                     open_cache(path)
-                build = _Build(corpus, tokenizer, opened, digest, files, path, tally)
+                build = _Build(corpus, tokenizer, opened, files, path, work, tally)
                 with build.work_folder(alone):
                     build.run(tokenize)
+    if work.is_dir():  # of a process that was killed between its last two deeds
+        with contextlib.suppress(UserError), held_lock(path.with_name(f"{name}.lock")) as alone:
+            if alone:
+                shutil.rmtree(work, ignore_errors=True)
     return open_cache(path)
 
 
@@ -127,22 +138,19 @@ class _Build:
     Attributes:
       corpus: what is prepared.
       config, tokenizer: the vocabulary, and the same opened.
-      digest, files: of the source when it began.
+      files: of the source when it began.
       path: where the cache will be.
+      folder: the work folder.
       tally: shows how far it is.
     """
 
     corpus: Corpus
     config: TokenizerConfig
     tokenizer: Tokenizer
-    digest: str
     files: list[File]
     path: Path
+    folder: Path
     tally: Tally
-
-    @property
-    def folder(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.work")
 
     @contextlib.contextmanager
     def work_folder(self, alone: bool) -> Iterator[None]:
@@ -153,14 +161,16 @@ class _Build:
         """
         with room_in(self.path.parent):
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(".*") if alone else ():  # by a process that was killed
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            for left in self.folder.glob(".*") if alone else ():
+                if is_left_behind(left.name):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
         try:
             yield
         except BaseException as error:
             if isinstance(error, Exception) and (self.path / "manifest.json").is_file():
                 return  # where there are no locks: another process was first, and has taken the folder away
-            if isinstance(error, BadDocument | _SourceChanged) or not any(self.folder.glob("*.json")):
+            useless = isinstance(error, BadDocument | SourceChanged) or not any(self.folder.glob("*.json"))
+            if alone and useless:
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -170,14 +180,14 @@ class _Build:
         source = self.corpus.source
         work = Work(
             source, self.config, self.tokenizer.fingerprint, self.corpus.filters,
-            self.corpus.bad_documents == "skip", str(self.folder),
+            self.corpus.bad_documents == "skip", str(self.folder.absolute()),
         )  # fmt: skip
         if isinstance(source, PythonGenerator):
             parts = list(self._tokenize_generated(work))
         else:
             parts = self._tokenize_files(work, tokenize)
-        if source_files(source) != self.files and source_digest(source) != self.digest:
-            raise _SourceChanged("data.corpus.source", "a file has changed while it was read", "", "run again")
+        if source_files(source) != self.files:
+            raise source_changed()
         total = Counts()
         for counts in parts:
             total.add(counts)
@@ -192,7 +202,11 @@ class _Build:
             self._merge(files, total)
 
     def _tokenize_files(self, work: Work, tokenize: TokenizeParts) -> list[Counts]:
-        parts = cut_into_parts(source_units(work.source))
+        files = {file.address: file for file in self.files}
+        parts = [
+            dataclasses.replace(part, stamp=stamp_of(part.units, files))
+            for part in cut_into_parts(source_units(work.source))
+        ]
         self.tally.expect(sum(part.size for part in parts))
         finished: dict[int, Counts] = {}
         for part in parts:
@@ -216,22 +230,35 @@ class _Build:
                 report(counts.documents, counts.tokens, 0)
             else:
                 self.tally.resume(number, counts.documents, counts.tokens, 0)
-                for _ in documents:  # what comes after them is wanted
-                    pass
+                self._pass_over(work, number, documents)
             yield counts
+
+    def _pass_over(self, work: Work, number: int, documents: Iterator[str | UserError]) -> None:
+        """Reads the documents of a finished part, to come to those after it."""
+        hashes = iter(np.fromfile(part_path(self.folder, number).with_suffix(".documents"), DOCUMENT)["hash"])
+        wanted = next(hashes, None)
+        for text in kept_documents(documents, work, Counts()):
+            if wanted is not None and text_hash(text.encode("utf-8", "surrogatepass")) == wanted.tobytes():
+                wanted = next(hashes, None)
+            elif len(self.tokenizer.encode_batch([text])[0]):  # documents of no tokens are not recorded
+                raise _other_documents(work, number)
+        if wanted is not None:
+            raise _other_documents(work, number)
 
     def _merge(self, files: list[PartFiles], counts: Counts) -> None:
         """Makes the cache from finished parts."""
         copies = mark_copies(files, self.folder) if self.corpus.deduplicate else None
         seen = survey(files, copies)
         dtype = token_type(self.tokenizer.vocab_size)
-        folder = Path(tempfile.mkdtemp(dir=self.folder, prefix=".cache-"))
+        folder = self.folder / temporary_name("cache")
+        folder.mkdir()
         cache = CacheWriter(folder, dtype)
         try:
             if seen.only is not None and self.corpus.heldout > 0.0:
                 for name, text in zip(SPLIT_NAMES, self._split_only(seen.only), strict=False):
                     ids = self.tokenizer.encode_batch([text])[0].astype(dtype)
-                    cache.write(name, [ids], np.asarray([len(ids)]))
+                    if len(ids):
+                        cache.write(name, [ids], np.asarray([len(ids)]))
             else:
                 merge(files, dtype, copies, division_of(self.corpus.heldout, seen.least, seen.greatest), cache)
             cache.finish(self._manifest(dtype, counts, copies.count() if copies is not None else 0))
@@ -272,8 +299,23 @@ class _Build:
         raise UserError("data.corpus.source", "gave other documents the second time", "the same ones each time")
 
 
-class _SourceChanged(UserError):
-    """What was tokenized is not one state of the source."""
+def _other_documents(work: Work, number: int) -> SourceChanged:
+    return SourceChanged(
+        "data.corpus.source",
+        f"{describe_source(work.source)} gave other documents in part {number} than before preparing was stopped",
+        "a function that yields the same documents in the same order each time",
+        "sort what it reads; run again: preparing begins anew",
+    )
+
+
+def _note_unfinished(work: Path, name: str) -> str:
+    """Says which other states of a corpus have work folders: nobody goes on with them unless that state comes back."""
+    pattern = re.compile(rf"\.{re.escape(name)}-[0-9a-f]{{16}}\.work")
+    others = sorted(path for path in work.parent.glob(".*.work") if pattern.fullmatch(path.name) and path != work)
+    if not others:
+        return ""
+    of = "another state of it was" if len(others) == 1 else f"{len(others)} other states of it were"
+    return f"{of} begun and not finished; to make room remove {', '.join(map(str, others))}"
 
 
 def _tokenize_here(work: Work, part: Part, tokenizer: Tokenizer, tally: Tally, threads: bool) -> Counts:

@@ -2,9 +2,9 @@
 
 Reads JSON lines from standard input: a ``parts.Work``, then one ``parts.Part`` after the other. Answers with JSON lines
 on standard output: {"report": [documents, tokens, bytes]} now and then, {"counts": {...}} when a part is finished,
-{"error": [where, got, allowed, suggestion]} for a user's mistake ("bad" if it is a document that cannot be read),
-{"fault": "traceback"} for one of ours. Ends when
-standard input does: at once, and so with the process that started it, however that one ends. Must not import JAX.
+{"error": [where, got, allowed, suggestion]} for a user's mistake (or another key of ``parts.ERROR_KINDS``),
+{"fault": "traceback"} for one of ours. Ends when standard input does: at once, and so with the process that started it,
+however that one ends. Must not import JAX.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TextIO
 
 from t5x_like.core.config import from_json
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.parts import BadDocument, Part, Work, tokenize_part
+from t5x_like.input_pipeline.parts import Part, Work, plain_error, tokenize_part
 
 
 def main() -> None:
@@ -43,8 +43,7 @@ def main() -> None:
             )
             _answer(answers, "counts", vars(counts))
         except UserError as error:
-            kind = "bad" if isinstance(error, BadDocument) else "error"
-            _answer(answers, kind, (error.where, error.got, error.allowed, error.suggestion))
+            _answer(answers, *plain_error(error))
         except Exception:
             _answer(answers, "fault", traceback.format_exc())
 

@@ -22,6 +22,7 @@ class Progress:
       resumed: bytes of ``done`` that an earlier process had done before it was stopped.
       doing: what it is about: waiting for another process that prepares the same, tokenizing, merging.
       name: of the corpus.
+      note: what the user should know before it begins; empty if nothing.
     """
 
     documents: int
@@ -31,6 +32,7 @@ class Progress:
     resumed: int = 0
     doing: Doing = "tokenizing"
     name: str = ""
+    note: str = ""
 
 
 Show = Callable[[Progress], None]
@@ -42,10 +44,11 @@ class Tally:
     Args:
       name: of the corpus.
       show: gets the sums; None shows nothing.
+      note: given with them, as in ``Progress``.
     """
 
-    def __init__(self, name: str, show: Show | None):
-        self._name, self._show = name, show
+    def __init__(self, name: str, show: Show | None, note: str = ""):
+        self._name, self._show, self._note = name, show, note
         self._parts: dict[int, tuple[int, int, int]] = {}
         self._total = self._resumed = 0
         self._next = 0.0
@@ -70,4 +73,5 @@ class Tally:
         self._next = time.monotonic() + _SHOW_SECONDS
         if self._show is not None:
             documents, tokens, done = (sum(part[i] for part in self._parts.values()) for i in range(3))
-            self._show(Progress(documents, tokens, done, self._total, self._resumed, doing, self._name))
+            progress = Progress(documents, tokens, done, self._total, self._resumed, doing, self._name, self._note)
+            self._show(progress)

@@ -80,6 +80,8 @@ def row_table(
     Raises:
       UserError: the table of a large split cannot be written.
     """
+    if not len(split):
+        return RowTable(np.zeros(1, np.uint64), np.zeros(0, np.uint32), np.zeros(0, np.uint16), 0, 0)
     windows = _windows(split, length, minimum, with_eos, packing)
     dtypes = _dtypes(split, length)
     # In a shared cache that cannot be written, too, the table is this process's own.

@@ -75,6 +75,7 @@ class JoinedRows:
         self._split, self._eos_id, self._length, self._reserved = split, eos_id, length, reserved
         self._added = 0 if eos_id is None else 1 + reserved  # places of a document beyond its tokens
         self._total = int(split.offsets[-1]) + self._added * len(split)
+        minimum = 1 if reserved else minimum  # which of the places left out held tokens would change with the shift
         rest = self._total % length
         self.left_out = rest if rest < minimum else 0
         self.tokens = self._total - self.left_out - reserved * len(split)

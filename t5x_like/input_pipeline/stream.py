@@ -108,6 +108,19 @@ class Stream:
             self._counted = draws, tokens
             return tokens
 
+    def draws_within(self, tokens: int) -> int:
+        """The most rows that can be drawn without exceeding so many raw tokens."""
+        epoch, left = divmod(tokens, self.rows.tokens)
+        draws = epoch * self.rows.count
+        order, shift = self._epoch_order(epoch)
+        for first in range(0, self.rows.count, _COUNTED_TOGETHER):
+            positions = np.arange(first, min(first + _COUNTED_TOGETHER, self.rows.count))
+            taken = np.cumsum(self.rows.lengths(positions if order is None else order(positions), shift))
+            if taken[-1] > left:
+                return draws + first + int(np.searchsorted(taken, left, side="right"))
+            left -= int(taken[-1])
+        return draws + self.rows.count
+
     def _cut(self, split: TokenSplit, data: DataConfig, shape: Shape, capacity: tuple[int, ...]) -> Rows:
         objective = self.objective
         eos_id = None if objective.joins_documents else self._tokenizer.eos_id

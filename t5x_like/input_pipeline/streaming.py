@@ -18,6 +18,7 @@ from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Bytes, Corpus, DataConfig, Shape
 from t5x_like.input_pipeline.example import Example, Objective
 from t5x_like.input_pipeline.features import Batch, feature_names, make_batch
+from t5x_like.input_pipeline.filters import dropped_by
 from t5x_like.input_pipeline.order import ExampleRandom, checked_seed
 from t5x_like.input_pipeline.pipeline import Seen, process_rows
 from t5x_like.input_pipeline.sources import read_documents
@@ -62,7 +63,8 @@ class StreamingBatches:
         self.capacity = objective.capacity(data, shape)
         self._corpus, self._tokenizer, self._objective = corpus, tokenizer, objective
         self._seed = checked_seed(seed)[0]
-        self._tokens = self._passes = 0
+        self._tokens = 0  # in the rows given out
+        self._pass_tokens = 0  # of one pass over this process's documents; 0 until that is known
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -70,12 +72,21 @@ class StreamingBatches:
         return feature_names(self.shape, self._objective.extras(self.shape))
 
     def seen(self, step: int) -> dict[str, Seen]:
-        """What this process has read so far, a little ahead of ``step``: tokens, and whole passes over the source."""
-        return {self._corpus.name: Seen(self._tokens, float(self._passes))}
+        """Tokens in the rows that this process has given out so far, whatever ``step`` is, and the passes over its
+        documents that these are; 0 before the end of the first."""
+        return {self._corpus.name: Seen(self._tokens, self.epoch_of(step))}
 
     def epoch_of(self, step: int) -> float:
-        """Whole passes over the source so far; how long one is, is not known."""
-        return float(self._passes)
+        """Passes over this process's documents so far, whatever ``step`` is; 0 before the end of the first."""
+        return self._tokens / self._pass_tokens if self._pass_tokens else 0.0
+
+    @property
+    def tokens_left_out(self) -> int:
+        """Not known of a stream."""
+        return 0
+
+    def check(self, steps: int) -> None:
+        """Nothing can be said of steps to come."""
 
     def reader(
         self, start_step: int = 0, process_index: int = 0, process_count: int = 1, stop_step: int | None = None
@@ -85,9 +96,15 @@ class StreamingBatches:
         Each process takes every ``process_count``-th document. Args as of ``pipeline.Batches.reader``.
         """
         rows = process_rows(self.batch_size, process_index, process_count)
-        local = rows.stop - rows.start
+        if start_step < 0 or (stop_step is not None and stop_step < start_step):
+            raise UserError("step", f"reading from {start_step} to {stop_step}", "0 <= start_step <= stop_step")
+        return self._read(start_step, process_index, process_count, stop_step, rows.stop - rows.start)
+
+    def _read(
+        self, start_step: int, process_index: int, process_count: int, stop_step: int | None, local: int
+    ) -> Iterator[tuple[int, Batch]]:
         random = ExampleRandom(_EXAMPLES, self._seed, process_index, process_count)
-        self._tokens = self._passes = 0
+        self._tokens = self._pass_tokens = 0
         made = self._rows(lambda: self._documents(process_index, process_count, repeat=True), random)
         steps = range(start_step, sys.maxsize if stop_step is None else stop_step)
         # What is passed over is never laid out; the examples themselves cannot be, as packing goes by their lengths.
@@ -113,23 +130,28 @@ class StreamingBatches:
     def _documents(self, index: int, count: int, repeat: bool, heldout: bool = False) -> Iterator[np.ndarray]:
         """Ids of the training or held-out documents of one process's share, again and again if ``repeat``."""
         corpus, eos_id = self._corpus, self._tokenizer.eos_id
+        least = 1 if self.data.packing == "concatenate" else self._objective.minimum_length
         while True:
-            found = 0
+            found = tokens = 0
             for text in read_documents(corpus.source, corpus.bad_documents):
+                if dropped_by(corpus.filters, text):
+                    continue
                 if (hashed_share(text) < corpus.heldout) == heldout:
                     if found % count == index:
                         ids = np.asarray(self._tokenizer.encode_batch([text])[0], np.int32)
                         ids = ids if self._objective.joins_documents else np.append(ids, np.int32(eos_id))
-                        self._tokens += len(ids) * (not heldout)
+                        tokens += len(ids) * (len(ids) >= least)
                         yield ids
                     found += 1
             if not repeat:
                 return
-            if found <= index:
+            if not tokens:
                 raise UserError(
-                    "data.streaming", f"{found} documents to train on", f"{count} or more, one for each process"
+                    "data.streaming",
+                    f"{found} documents to train on, none for process {index} that is long enough for an example",
+                    f"{count} documents or more, one for each process, of {least} tokens or more",
                 )
-            self._passes += 1
+            self._pass_tokens = tokens
 
     def _rows(
         self, documents: Callable[[], Iterator[np.ndarray]], random: ExampleRandom, shuffle: bool = True
@@ -145,6 +167,7 @@ class StreamingBatches:
         numbers = itertools.count()
 
         def example(tokens: np.ndarray) -> Example:
+            self._tokens += len(tokens) * shuffle  # not those held out
             return objective.example(tokens, random.at(0, next(numbers)), self._tokenizer)
 
         if data.packing == "concatenate":
@@ -166,8 +189,6 @@ class StreamingBatches:
             for piece in pieces:
                 yield [example(piece)]
             return
-        if data.packing == "best_fit":
-            raise UserError("data.packing", "best_fit with data.streaming", "first_fit, concatenate or none")
         yield from self._first_fit(pieces, example)
 
     def _first_fit(self, pieces: Any, example: Callable[[np.ndarray], Example]) -> Iterator[list[Example]]:
@@ -199,7 +220,9 @@ class StreamingBatches:
 
 
 def require_streamable(corpus: Corpus) -> None:
-    """Raises ``UserError`` for a vocabulary that would have to be trained, which takes a pass over all text."""
+    """Raises ``UserError`` for what takes a pass over all text: a vocabulary to be trained, copies to be found."""
+    if corpus.deduplicate:
+        raise UserError("data.corpus.deduplicate", "true, with data.streaming", "false, or a prepared corpus")
     if not isinstance(corpus.tokenizer, Bytes) and not corpus.tokenizer.path:
         raise UserError(
             "data.corpus.tokenizer.path",

@@ -96,12 +96,17 @@ class TokenCache:
             raise UserError("split", repr(name), ", ".join(SPLIT_NAMES))
         recorded = self.manifest["splits"][name]
         if not recorded["documents"]:
-            raise UserError(
-                "data.corpus.heldout", f"the {name} split of {self.manifest['name']} is empty", "a share above 0"
-            )
+            raise self._empty(name)
         tokens = map_array(self.path / f"{name}.tokens", self.manifest["dtype"])
         offsets = map_array(self.path / f"{name}.offsets", "<i8")
         return TokenSplit(name, tokens, offsets, self.path)
+
+    def _empty(self, name: SplitName) -> UserError:
+        got = f"the {name} split of {self.manifest['name']} is empty"
+        if not self.manifest["heldout"]:
+            return UserError("data.corpus.heldout", got, "a share above 0")
+        got += f": it is one document, with no white space in its last {self.manifest['heldout']:.4g} to divide it at"
+        return UserError("data.corpus.heldout", got, "two documents or more, or 0", "data.corpus.heldout=0")
 
     def left_out(self) -> list[str]:
         """What of the corpus is not in the cache, a line for each reason; empty if all of it is."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from t5x_like.core.config import structure, to_plain
 from t5x_like.core.errors import UserError
 from t5x_like.core.paths import write_atomically
 from t5x_like.input_pipeline.config import Corpus, Mixture, SentencePiece, SentencePieceModel, cache_folder, corpora
@@ -108,6 +109,7 @@ def trained_model_path(
     config = corpus.tokenizer
     if not isinstance(config, SentencePiece):
         raise TypeError("only SentencePiece models are trained")
+    corpus = structure(type(corpus), to_plain(corpus), "data.corpus")  # 0 and 0.0 of a number field are one corpus
     texts_of = [
         (source_digest(each.source), repr(each.source), repr(each.filters), each.bad_documents, each.heldout)
         for each in corpora(corpus)

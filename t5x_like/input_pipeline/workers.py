@@ -18,7 +18,7 @@ from typing import Any
 
 from t5x_like.core.config import to_plain
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.parts import BadDocument, Counts, Part, Work
+from t5x_like.input_pipeline.parts import ERROR_KINDS, Counts, Part, Work
 
 # Called with what was done so far of a part: part, documents, tokens, bytes of the source.
 Report = Callable[[Part, int, int, int], None]
@@ -149,8 +149,8 @@ def _started(work: Work, count: int) -> Iterator[list[_Worker]]:
 
 
 def _error_of(kind: str, value: Any, part: Part) -> Exception:
-    if kind in ("error", "bad"):
-        return (BadDocument if kind == "bad" else UserError)(*value)
+    if kind in ERROR_KINDS:
+        return ERROR_KINDS[kind](*value)
     where = ", ".join(unit.file for unit in part.units[:1]) + (", ..." if len(part.units) > 1 else "")
     if kind == "fault":
         return RuntimeError(f"part {part.number} ({where}) could not be tokenized:\n{value}")

@@ -7,6 +7,7 @@ mask ``ops.masks.Ordered``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
 from t5x_like.core.errors import UserError
@@ -87,5 +88,7 @@ class PermutationLM(Objective):
         return Example(inputs, targets, weights, positions, order)
 
     def _slots(self, length: int) -> int:
-        # A share of 1 / 49 of 49 tokens is 1, though not in floating point. The first of the order is never predicted.
-        return max(0, min(int(length * self.predicted + 1e-6), length - 1))
+        # In whole numbers: a share of 1 / 49 of 49 tokens is 1, and the slots of a row's documents are together no more
+        # than those of their sum. The first of the order is never predicted.
+        share = Fraction(self.predicted).limit_denominator(10**6)
+        return max(0, min(length * share.numerator // share.denominator, length - 1))

@@ -47,7 +47,7 @@ class Preparing:
         self.last: Progress | None = None
         self._live: Live | None = None
         self._name = self._doing = ""
-        self._began = self._resumed = 0.0
+        self._began = 0.0
         self._next = -math.inf  # when the next line may be shown
 
     def __enter__(self) -> Preparing:
@@ -64,7 +64,9 @@ class Preparing:
         if progress.name != self._name:
             self.close()
             self._name, self._doing = progress.name, ""
-            self._began, self._resumed, self._next = now, progress.resumed, -math.inf
+            self._began, self._next = now, -math.inf
+            if progress.note:
+                print(f"preparing {progress.name}: {progress.note}", file=self._out, flush=True)
         if now < self._next and progress.doing == self._doing:
             return
         if self._doing == "waiting" != progress.doing:  # what the other process did is no measure of our speed

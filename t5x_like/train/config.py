@@ -149,4 +149,6 @@ FREE_TO_CHANGE = (
 
 def free_to_change(field: str) -> bool:
     """Whether a run that goes on from a checkpoint may have another value of this dotted field."""
+    if field.startswith("data.corpus.") and field.rsplit(".", 1)[1] in ("licence", "origin"):
+        return True
     return any(field == free or field.startswith(f"{free}.") for free in FREE_TO_CHANGE)

@@ -84,10 +84,6 @@ class Data:
         fingerprint = hashlib.sha256((source_digest(corpus.source) + tokenizer.fingerprint).encode()).hexdigest()
         return cls(tokenizer, fingerprint, made, made if corpus.heldout else None, {})
 
-    def check(self, steps: int) -> None:
-        """Raises UserError if the text is used up, by limits of its own, before so many steps."""
-        self.train.seen(steps)
-
 
 def check_skipped(before: DataConfig, now: DataConfig, step: int) -> None:
     """Raises UserError unless the batches of the first ``step`` steps are the same with both ``data.skip``."""

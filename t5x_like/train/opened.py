@@ -42,7 +42,8 @@ class OpenedRun:
         if batches is None:
             raise UserError("data.corpus.heldout", "is 0: nothing was kept back to measure on", "a share above 0")
         share = local_share(self.placement, self.run.train.batch_size)
-        host = batches.heldout_batches(None, *share)
+        limit = self.run.train.evaluate_batches if self.run.data.streaming else None  # a stream may never end
+        host = batches.heldout_batches(limit, *share)
         return (
             compile_steps(self.setup, self.placement)[1],
             self.params,

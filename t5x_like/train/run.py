@@ -19,6 +19,7 @@ from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import to_plain
 from t5x_like.core.errors import UserError
 from t5x_like.evaluate.heldout import evaluate
+from t5x_like.input_pipeline.order import ORDER_VERSION
 from t5x_like.models.counts import parameter_count, train_flops
 from t5x_like.plan.chips import peak_flops
 from t5x_like.report.clock import Clock
@@ -83,7 +84,7 @@ def train(run: Run, directory: str | Path) -> Outcome:
     with Checkpoints(directory / CHECKPOINTS, run.checkpoint) as checkpoints, contextlib.ExitStack() as opened:
         with Preparing(silent=jax.process_index() > 0) as preparing:
             data = Data.open(run, preparing, console.note)
-        data.check(run.train.steps)
+        data.train.check(run.train.steps)
         if run.data.streaming:
             console.note(
                 "streaming: batches are the same again only with as many processes, and going on reads all that came "
@@ -148,6 +149,20 @@ class Job:
                 "the same files as before",
                 "another directory, or the old corpus",
             )
+        if metadata["data"]["order"] != ORDER_VERSION:
+            raise UserError(
+                str(self.directory),
+                f"its batches were ordered by rules {metadata['data']['order']}, those of this version are "
+                f"{ORDER_VERSION}",
+                "the version of t5x-like that it was begun with",
+            )
+        if self.run.data.streaming and metadata["data"]["processes"] != jax.process_count():
+            raise UserError(
+                "data.streaming",
+                f"{jax.process_count()} processes go on with a run of {metadata['data']['processes']}, whose batches "
+                "would not be the same",
+                "as many processes",
+            )
         before = dataclasses.replace(self.run.data, skip=tuple(metadata["config"]["data"]["skip"]))
         check_skipped(before, self.run.data, int(metadata["step"]))
         self.console.note(f"going on from step {metadata['step']:,}")
@@ -198,7 +213,10 @@ class Job:
         host = self.data.held_out.heldout_batches(self.run.train.evaluate_batches or None, *share)
         alone = jax.process_count() == 1  # several processes must leave at the same step: the loop sees to that
         asked = (lambda: self.stop.wanted(0)) if alone else (lambda: False)
-        return evaluate(evaluation_step, params, (to_devices(self.placement, b, share) for b in host), asked)
+        found = evaluate(evaluation_step, params, (to_devices(self.placement, b, share) for b in host), asked)
+        if found == {}:
+            self.console.note("WARNING: not one target in what is held out: nothing is measured")
+        return found
 
     def data_metrics(self, feed: Feed, done: int) -> dict[str, float]:
         """Tokens and epochs of each corpus in the first ``done`` batches; how full those of this start were."""
@@ -215,6 +233,8 @@ class Job:
             "seed": self.run.train.seed,
             "data": {
                 "step": done,
+                "order": ORDER_VERSION,
+                "processes": jax.process_count(),
                 "epoch": self.data.train.epoch_of(done),
                 "seen": {name: seen._asdict() for name, seen in self.data.train.seen(done).items()},
                 "fingerprint": self.data.fingerprint,
@@ -241,7 +261,9 @@ def _opening(run: Run, setup: Setup, first: int, directory: Path) -> Opening:
 def _data_seen(data: Data, done: int) -> str:
     """Tokens and epochs of each corpus, in words."""
     seen = data.train.seen(done).items()
-    return ", ".join(f"{short(s.tokens)} tokens of {name} ({s.epochs:.2f} epochs)" for name, s in seen)
+    words = ", ".join(f"{short(s.tokens)} tokens of {name} ({s.epochs:.2f} epochs)" for name, s in seen)
+    left_out = data.train.tokens_left_out
+    return words + (f", {left_out:,} too short for an example" if left_out else "")
 
 
 def _devices() -> str:

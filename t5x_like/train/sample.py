@@ -34,6 +34,8 @@ def sample(
       tokens: about how long the passage is, at most half of what the model was trained on.
     """
     passage = _passage(split, tokenizer, max(8, min(tokens, max(run.lengths()) // 2)))
+    if len(passage) < 2:
+        return {}
     if run.model.shape == "decoder-only" and not run.objective.inputs_end_in_eos:
         return _continued(run, structure, params, tokenizer, passage)
     _, objective = run.objective.streams()[0]
@@ -103,6 +105,8 @@ def _marked(tokenizer: Tokenizer, pairs: Sequence[tuple[int, bool]]) -> str:
 
 
 def _continued(run: Run, structure, params: Tree, tokenizer: Tokenizer, passage: list[int]) -> dict[str, str]:
+    mode = getattr(run.objective.streams()[0][1], "mode", "")
+    passage = ([found] if (found := tokenizer.find(mode) if mode else None) is not None else []) + passage
     half = len(passage) // 2
     sampling = Sampling(max_new_tokens=half, temperature=0.8, top_p=0.9)
     written = generate(

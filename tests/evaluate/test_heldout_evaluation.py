@@ -116,7 +116,6 @@ def test_nothing_is_read_back_before_the_last_batch(monkeypatch):
 
 
 def test_a_split_without_targets_and_a_hopeless_model_are_no_errors():
-    empty = evaluate(lambda params, total, batch: total, None, [1.0])
-    assert empty == {"loss": 0.0, "perplexity": 1.0, "accuracy": 0.0, "targets": 0.0}
+    assert evaluate(lambda params, total, batch: total, None, [1.0]) == {}, "nothing measured is no perfect score"
     bad = evaluate(lambda p, total, batch: total._replace(nll=total.nll + 1e4, weight=total.weight + 1), None, [1.0])
     assert bad["loss"] == 1e4 and math.isfinite(bad["perplexity"])

@@ -46,6 +46,14 @@ def test_the_cache_folder(monkeypatch, tmp_path):
     assert cache_folder().name == "t5x-like" and cache_folder("~/x").is_absolute()
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_a_cache_folder_on_remote_storage_is_refused(monkeypatch, given):
+    monkeypatch.setenv("T5X_LIKE_CACHE", "gs://bucket/x")
+    with pytest.raises(UserError, match="mounted folder") as caught:
+        cache_folder("gs://bucket/y" if given else "")
+    assert caught.value.where == ("data.cache" if given else "$T5X_LIKE_CACHE")
+
+
 def test_configs_and_objectives_import_nothing_heavy():
     program = (
         "import sys\n"

@@ -60,9 +60,19 @@ def test_rates_that_change_with_the_step():
     node = Mixture("m", (Part(A, 1.0), Part(B, RateSchedule((10, 20), (0.0, 3.0)))), Bytes())
     assert [at(node, step)[1] for step in (0, 10, 15, 20, 99)] == pytest.approx([0, 0, 0.6, 0.75, 0.75])
     assert not shares(node, {})[1]
-    node = Mixture("m", (Part(A, RateSchedule((0, 9), (1.0, 0.0))),), Bytes())
-    with pytest.raises(UserError, match="all 0 in 'm' at step 9"):
-        at(node, 9)
+    fading = Mixture("m", (Part(A, RateSchedule((0, 9), (1.0, 0.0))),), Bytes())
+    plan = Interleaving(shares(fading, {})[0], False, [None], ["a"], 4, 0)
+    assert plan.drawn(9).tolist() == [36]
+    with pytest.raises(UserError, match="a: used up, or at a rate of 0, before the end of step 9"):
+        plan.rows(9)
+    within = Mixture("o", (Part(fading, RateSchedule((0, 9), (1.0, 0.0))), Part(B)), Bytes())
+    assert at(within, 9) == [0.0, 1.0] and at(within, 0) == [0.5, 0.5]
+
+
+def test_a_part_of_rate_0_is_as_if_it_were_not_there():
+    node = Mixture("m", (Part(A), Part(B, 0.0), Part(C)), Bytes())
+    assert [each.name for each in corpora(node)] == ["a", "c"] and at(node) == [0.5, 0.5]
+    assert len(limits(node)) == 2
 
 
 _rates = st.lists(st.floats(0.001, 1.0), min_size=1, max_size=6)
@@ -113,9 +123,12 @@ def test_a_schedule_is_followed_step_by_step():
 def test_what_is_used_up_gives_its_share_to_the_others():
     plan = Interleaving(constant([0.5, 0.5]), True, [100, None], ["a", "b"], 10, 0)
     assert plan.drawn(10_000).tolist() == [100, 99_900]
+    # A source comes to its end at its own rate: 300 rows at 0.9 of 16 a step are gone after 21 steps, not before 20.
+    soon = Interleaving(constant([0.9, 0.1]), True, [300, None], ["a", "b"], 16, 0)
+    assert soon.drawn(10)[0] == pytest.approx(144, abs=2) and soon.drawn(20)[0] < 300 == soon.drawn(22)[0]
     ends = Interleaving(constant([0.5, 0.5]), True, [100, 300], ["a", "b"], 10, 0)
     assert ends.drawn(40).tolist() == [100, 300]
-    with pytest.raises(UserError, match="a, b: used up before the end of step"):
+    with pytest.raises(UserError, match="a, b: used up, or at a rate of 0, before the end of step"):
         ends.drawn(5000)
 
 
@@ -136,7 +149,7 @@ def test_a_mixture_goes_to_json_and_back_and_its_parts_can_be_set():
     assert from_json(DataConfig, to_json(data)) == data
     assert flatten(data)["corpus.parts.1.corpus.parts.0.rate.maximum"] == 10
     changed = override(data, ["corpus.parts.1.rate=3", "corpus.parts.1.corpus.parts.0.corpus.heldout=0.5"])
-    assert changed.corpus.parts[1].rate == 3.0 and changed.corpus.heldout == 0.5
+    assert changed.corpus.parts[1].rate == 3.0 and corpora(changed.corpus)[1].heldout == 0.5
     with pytest.raises(UserError, match="no such field"):
         override(data, ["corpus.parts.7.rate=3"])
     assert data.skipped() == ((5, 9), (20, 30))
@@ -158,5 +171,7 @@ def test_mistakes_in_mixtures():
         RateSchedule((5, 5), (1.0, 1.0))
     with pytest.raises(UserError, match="temperature"):
         Proportional(temperature=0.0)
+    with pytest.raises(UserError, match="best_fit with data.streaming"):
+        dataclasses.replace(DataConfig(A, 32), streaming=True, packing="best_fit")
     with pytest.raises(UserError, match="streaming"):
         dataclasses.replace(DataConfig(A, 32), streaming=True, skip=("1:2",))

@@ -1,5 +1,6 @@
 """The token cache: right, whole or absent, noticed when stale."""
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -12,12 +13,23 @@ import sys
 import numpy as np
 import pytest
 
+from t5x_like.core.config import from_json, to_json
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline import parts, splits
+from t5x_like.input_pipeline import disk, parts, splits
 from t5x_like.input_pipeline import prepare as module
-from t5x_like.input_pipeline.config import Bytes, Corpus, Filters, JsonLines, PythonGenerator, SentencePiece, TextFiles
+from t5x_like.input_pipeline.config import (
+    Bytes,
+    Corpus,
+    Filters,
+    HuggingFaceDataset,
+    JsonLines,
+    PythonGenerator,
+    SentencePiece,
+    TextFiles,
+)
 from t5x_like.input_pipeline.disk import publish
 from t5x_like.input_pipeline.prepare import prepare
+from t5x_like.input_pipeline.sources import source_files, source_units
 from t5x_like.input_pipeline.splits import documents_of_split
 from t5x_like.input_pipeline.token_cache import TokenSplit, open_cache
 from t5x_like.input_pipeline.tokenizers import ByteTokenizer, open_tokenizer, tokenizer_config
@@ -162,6 +174,97 @@ def test_a_file_that_changes_while_it_is_read_makes_no_cache(tmp_path, texts):
     assert "something else" in texts_of(prepare(corpus, Bytes(), str(tmp_path / "cache")), "train", "heldout")
 
 
+def interrupted(corpus, cache, patch) -> None:
+    """Prepares, killed when all parts are finished."""
+    with patch.context() as here:
+        here.setattr(module, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(corpus, Bytes(), str(cache))
+
+
+def test_a_part_of_other_content_is_not_kept_when_the_files_change_back(tmp_path, monkeypatch):
+    """Branch one, branch other, branch one, with a kill in between: sizes and digest are the first ones again."""
+    monkeypatch.setattr(parts, "_SMALLEST_PART", 1)
+    (tmp_path / "texts").mkdir()
+    contents = {"0.txt": "one here", "1.txt": "one there"}
+    for name, content in contents.items():
+        (tmp_path / "texts" / name).write_text(content)
+        os.utime(tmp_path / "texts" / name, ns=(10**18, 10**18))
+    corpus = byte_corpus(tmp_path / "texts", 0.0)
+    read = parts.read_unit
+
+    def other_branch(source, unit):
+        (tmp_path / "texts" / "1.txt").write_text("two there")  # when its stamp has been looked at
+        yield from read(source, unit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "read_unit", other_branch)
+        with pytest.raises(UserError, match="changed while"):
+            prepare(corpus, Bytes(), str(tmp_path / "cache"))
+    (tmp_path / "texts" / "1.txt").write_text(contents["1.txt"])
+    interrupted(corpus, tmp_path / "cache", monkeypatch)
+    (work,) = (tmp_path / "cache" / "corpora").glob(".*.work")
+    stamps = [json.loads(path.read_text())["identity"] for path in sorted(work.glob("*.json"))]
+    os.utime(tmp_path / "texts" / "1.txt", ns=(2 * 10**18, 2 * 10**18))
+    interrupted(corpus, tmp_path / "cache", monkeypatch)
+    again = [json.loads(path.read_text())["identity"] for path in sorted(work.glob("*.json"))]
+    assert again[0] == stamps[0] and again[1] != stamps[1], "the part whose file was written since is made again"
+    assert texts_of(prepare(corpus, Bytes(), str(tmp_path / "cache"))) == list(contents.values())
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_part_whose_file_changes_is_never_finished(tmp_path, monkeypatch, moment):
+    (tmp_path / "a.txt").write_text("one text")
+    source = TextFiles((str(tmp_path / "a.txt"),))
+    (part,) = parts.cut_into_parts(source_units(source))
+    part = dataclasses.replace(part, stamp=parts.stamp_of(part.units, {f.address: f for f in source_files(source)}))
+    work = parts.Work(source, Bytes(), ByteTokenizer().fingerprint, Filters(), False, str(tmp_path / "work"))
+    (tmp_path / "work").mkdir()
+
+    def change():
+        (tmp_path / "a.txt").write_text("other on")
+        os.utime(tmp_path / "a.txt", ns=(10**18, 10**18))
+
+    encode = ByteTokenizer.encode_batch
+    monkeypatch.setattr(ByteTokenizer, "encode_batch", lambda *given: (change(), encode(*given))[1])
+    if moment == "before":
+        change()
+        monkeypatch.setattr(parts, "read_unit", None)
+    with pytest.raises(parts.SourceChanged, match="changed while"):
+        parts.tokenize_part(work, part, ByteTokenizer(), lambda *_: None)
+    assert not list((tmp_path / "work").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["remote", "folder"])
+def test_files_that_are_no_local_ones_are_looked_at_too(tmp_path, kind, monkeypatch):
+    """Addresses of fsspec, and a data set whose units are of a folder and not of one file."""
+    if kind == "remote":
+        fsspec = pytest.importorskip("fsspec")
+        fsspec.filesystem("memory").pipe("/looked/a.txt", b"one text")
+        source = TextFiles(("memory://looked",))
+        change = lambda: fsspec.filesystem("memory").pipe("/looked/a.txt", b"other on")  # noqa: E731
+    else:
+        pytest.importorskip("datasets").Dataset.from_dict({"text": ["one text"]}).save_to_disk(str(tmp_path / "set"))
+        source = HuggingFaceDataset(str(tmp_path / "set"))
+        change = lambda: os.utime(next((tmp_path / "set").glob("*.arrow")), ns=(10**18, 10**18))  # noqa: E731
+    corpus = Corpus("c", source, Bytes(), "none", "made up", 0.0)
+    assert texts_of(prepare(corpus, Bytes(), str(tmp_path))) == ["one text"]
+    encode = ByteTokenizer.encode_batch
+    monkeypatch.setattr(ByteTokenizer, "encode_batch", lambda *given: (change(), encode(*given))[1])
+    files = source_files(source)
+    monkeypatch.setattr(module, "source_files", lambda _: files)  # the parts notice it by themselves
+    with pytest.raises(parts.SourceChanged):
+        prepare(dataclasses.replace(corpus, name="d"), Bytes(), str(tmp_path))
+
+
+def test_a_number_written_without_its_point_is_the_same_corpus(tmp_path, text_folder):
+    filters = Filters(max_mean_word_length=10)
+    corpus = byte_corpus(text_folder, 0, filters=filters)
+    through_json = from_json(Corpus, to_json(corpus))
+    assert repr(through_json) != repr(corpus)
+    assert prepare(corpus, Bytes(), str(tmp_path)).path == prepare(through_json, Bytes(), str(tmp_path)).path
+
+
 def test_the_fingerprint_does_not_depend_on_the_machine(tmp_path, text_folder):
     first, second = (prepare(byte_corpus(text_folder), Bytes(), str(tmp_path / name)) for name in "ab")
     assert first.path != second.path and first.fingerprint == second.fingerprint
@@ -203,6 +306,56 @@ def test_a_cache_of_an_older_format_is_made_anew(tmp_path, text_folder, monkeypa
         old = prepare(byte_corpus(text_folder), Bytes(), str(tmp_path))
     new = prepare(byte_corpus(text_folder), Bytes(), str(tmp_path))
     assert new.path != old.path and new.manifest["format"] == 2
+
+
+def test_what_a_kill_after_the_last_rename_leaves_is_removed(tmp_path, text_folder):
+    made = prepare(byte_corpus(text_folder), Bytes(), str(tmp_path))
+    work = made.path.with_name(f".{made.path.name}.work")
+    work.mkdir()
+    (work / "000000.tokens").write_bytes(b"ids")
+    prepare(byte_corpus(text_folder), Bytes(), str(tmp_path))
+    assert not work.exists()
+
+
+def test_unfinished_work_of_other_states_is_told(tmp_path, text_folder):
+    corpora, seen = tmp_path / "corpora", []
+    for name in (".bytes-0123456789abcdef.work", ".bytes-other-0123456789abcdef.work", ".bytes-x.work"):
+        (corpora / name).mkdir(parents=True)
+    prepare(byte_corpus(text_folder), Bytes(), str(tmp_path), seen.append)
+    assert seen[0].note.startswith("another state of it was begun and not finished")
+    assert seen[0].note.endswith(str(corpora / ".bytes-0123456789abcdef.work")) and len(list(corpora.glob(".*"))) == 3
+
+
+def test_only_what_is_left_behind_is_swept(tmp_path, text_folder, monkeypatch):
+    """By a process of this host that has ended; never what another host, or a process that lives, may be writing."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    name = disk.temporary_name("000000")
+    assert disk.is_left_behind(name) and str(os.getpid()) in name
+    host = name.split("-")[1]
+    swept = [f".000000-{host}-{ended.pid}-01234567.tokens", f".cache-{host}-{ended.pid}-01234567"]
+    kept = [f".000000-{host}-{os.getppid()}-01234567.tokens", f".000000-elsewhere-{ended.pid}-01234567.tokens"]
+    assert [disk.is_left_behind(name) for name in swept + kept] == [True, True, False, False]
+    with monkeypatch.context() as patch:
+        patch.setattr(disk.socket, "gethostname", lambda: "my-host.of.domain")
+        assert disk.is_left_behind(disk.temporary_name("cache") + ".tokens")
+    interrupted(byte_corpus(text_folder), tmp_path, monkeypatch)
+    (work,) = (tmp_path / "corpora").glob(".*.work")
+    for each in swept + kept:
+        (work / each).touch()
+    interrupted(byte_corpus(text_folder), tmp_path, monkeypatch)
+    left = {path.name for path in work.glob(".*")}
+    assert left.issuperset(kept) and not left.intersection(swept)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_error_removes_the_work_folder_only_where_nobody_else_is_in_it(tmp_path, text_folder, alone, monkeypatch):
+    monkeypatch.setattr(module, "held_lock", lambda *_: contextlib.nullcontext(alone))
+    monkeypatch.setattr(ByteTokenizer, "vocab_size", 100)
+    (tmp_path / "corpora").mkdir()
+    with pytest.raises(RuntimeError, match="of 100"):
+        prepare(byte_corpus(text_folder), Bytes(), str(tmp_path))
+    assert bool(list((tmp_path / "corpora").glob(".*.work"))) == (not alone)
 
 
 def test_a_damaged_part_is_tokenized_again(tmp_path, text_folder, monkeypatch):
@@ -302,6 +455,20 @@ def test_empty_documents_are_counted(tmp_path):
     assert texts_of(made) == ["a", "b"] and made.left_out() == ["2 empty"]
 
 
+def test_documents_of_which_the_tokenizer_leaves_nothing_are_empty(tmp_path, monkeypatch):
+    encode = ByteTokenizer.encode
+
+    def normalized(self, texts, threads=0):
+        return [np.asarray(encode(self, text.replace("\u200b", "")), np.int32) for text in texts]
+
+    monkeypatch.setattr(ByteTokenizer, "encode_batch", normalized)
+    made = prepare(lines_corpus(tmp_path / "a.jsonl", ["a", "\u200b", " ", "b"]), Bytes(), str(tmp_path))
+    assert texts_of(made) == ["a", "b"] and made.left_out() == ["2 empty"]
+    assert made.manifest["counts"]["text_bytes"] == 2 and made.split("train").lengths.tolist() == [1, 1]
+    with pytest.raises(UserError, match="no documents"):
+        prepare(lines_corpus(tmp_path / "a.jsonl", ["\u200b"]), Bytes(), str(tmp_path))
+
+
 def test_filters_drop_and_count(tmp_path):
     corpus = lines_corpus(tmp_path / "a.jsonl", ["a b", "abc" * 20, "12345 678", "a"], filters=Filters(2, 30, 0.5))
     made = prepare(corpus, Bytes(), str(tmp_path))
@@ -333,6 +500,37 @@ def test_an_empty_heldout_split_says_so(tmp_path, text_folder):
         prepare(byte_corpus(text_folder, 0.0), Bytes(), str(tmp_path)).split("heldout")
 
 
+def test_one_document_that_cannot_be_divided_says_so(tmp_path):
+    made = prepare(lines_corpus(tmp_path / "a.jsonl", ["oneword"], 0.1), Bytes(), str(tmp_path))
+    with pytest.raises(UserError, match=r"one document, with no white space in its last 0.1") as caught:
+        made.split("heldout")
+    assert caught.value.suggestion == "data.corpus.heldout=0"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_a_line_of_100_megabytes_takes_bounded_memory(tmp_path, corpus, cache, texts, kind):
+    config = Bytes() if kind == "bytes" else tokenizer_config(corpus, cache)
+    text = "\n".join(texts).encode()
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": (text * (10**8 // len(text) + 1)).decode()}) + "\n")
+    script = (
+        "import resource, sys\n"
+        "from t5x_like.core.config import from_json\n"
+        "from t5x_like.input_pipeline.config import Corpus\n"
+        "from t5x_like.input_pipeline.prepare import prepare\n"
+        "corpus = from_json(Corpus, sys.argv[1])\n"
+        "made = prepare(corpus, corpus.tokenizer, sys.argv[2])\n"
+        "print(made.manifest['counts']['text_bytes'], len(made.split('train').tokens))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    long = Corpus("long", JsonLines((str(tmp_path / "a.jsonl"),)), config, "none", "made up", 0.0)
+    command = [sys.executable, "-c", script, to_json(long), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    size, tokens, kilobytes = map(int, done.stdout.split())
+    assert size > 10**8 and 10**7 < tokens <= size and kilobytes < 1.5e6
+
+
 def test_documents_of_a_function(tmp_path, monkeypatch):
     script = tmp_path / "corpus.py"
     script.write_text("def documents():\n    for i in range(100):\n        yield f'document {i}'\n")
@@ -357,6 +555,29 @@ def test_documents_of_a_function(tmp_path, monkeypatch):
     made = prepare(corpus, Bytes(), str(tmp_path / "cache"), processes=3)
     assert made.fingerprint == whole.fingerprint
     assert len(calls) == 11, "the three parts that were finished are not tokenized again"
+
+
+@pytest.mark.parametrize("change", ["order", "other", "fewer", "more"])
+def test_a_function_that_yields_something_else_when_gone_on_with(tmp_path, monkeypatch, change):
+    (tmp_path / "list.json").write_text(json.dumps(first := [f"document {i}" for i in range(38)]))
+    script = tmp_path / "corpus.py"
+    script.write_text(
+        "import json, pathlib\n"
+        "def documents():\n    yield from json.loads(pathlib.Path(__file__).with_name('list.json').read_text())\n"
+    )
+    from t5x_like.input_pipeline.recipes import mark
+
+    mark(script)
+    corpus = Corpus("generated", PythonGenerator(str(script)), Bytes(), "none", "made up", 0.0)
+    monkeypatch.setattr(module, "_GENERATED_PART_CHARACTERS", 100)
+    interrupted(corpus, tmp_path / "cache", monkeypatch)
+    others = {"order": first[::-1], "other": [*first[:5], "document x", *first[6:]], "fewer": first[:35],
+              "more": [*first[:36], "new", *first[36:]]}  # fmt: skip
+    (tmp_path / "list.json").write_text(json.dumps(others[change]))
+    with pytest.raises(UserError, match="other documents") as caught:
+        prepare(corpus, Bytes(), str(tmp_path / "cache"))
+    assert "in the same order" in caught.value.allowed
+    assert texts_of(prepare(corpus, Bytes(), str(tmp_path / "cache"))) == others[change], "it begins anew"
 
 
 def test_splits_pickle_as_their_place(tmp_path, text_folder):

@@ -4,12 +4,14 @@ import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline import beam, parts
 from t5x_like.input_pipeline.beam import prepare_with_beam
-from t5x_like.input_pipeline.config import Bytes, Corpus, TextFiles
+from t5x_like.input_pipeline.config import Bytes, Corpus, JsonLines, TextFiles
 
 HAS_BEAM = importlib.util.find_spec("apache_beam") is not None
 needs_beam = pytest.mark.skipif(not HAS_BEAM, reason="could not import 'apache_beam': pip install 't5x-like[beam]'")
@@ -44,6 +46,54 @@ def main(folder, cache, *options):
 if __name__ == "__main__":
     main(*sys.argv[1:])
 """
+
+
+@pytest.fixture
+def without_runner(monkeypatch):
+    """Runs the parts here, one after the other, and then what it is given with the work folder."""
+
+    def put(after) -> None:
+        def run(parts, work):
+            for part in parts:
+                beam._tokenize(part, work)
+            after(Path(json.loads(work)["folder"]))
+
+        monkeypatch.setattr(beam, "_pipeline", lambda options: run)
+
+    return put
+
+
+def lines_corpus(folder, contents) -> Corpus:
+    folder.mkdir()
+    for number, content in enumerate(contents):
+        (folder / f"{number}.jsonl").write_text(content)
+    return Corpus("c", JsonLines((str(folder),)), Bytes(), "none", "made up", 0.0)
+
+
+def test_an_error_of_a_part_that_another_try_has_finished_is_none(tmp_path, without_runner, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def note(folder):
+        seen.append(folder)
+        beam._error_path(folder, 0).write_text(json.dumps(["error", ["data.cache", "no room", "", ""]]))
+
+    without_runner(note)
+    corpus = lines_corpus(tmp_path / "lines", ['{"text": "good"}\n'])
+    assert len(prepare_with_beam(corpus, Bytes(), "cache").split("train")) == 1
+    assert seen[0].is_absolute(), "workers have another current folder"
+
+
+def test_the_first_error_of_the_corpus_is_told(tmp_path, without_runner, monkeypatch):
+    monkeypatch.setattr(parts, "_SMALLEST_PART", 1)
+    corpus = lines_corpus(tmp_path / "lines", ['{"text": "good"}\n', '{"txt": 1}\n', '{"txt": 1}\n'])
+    without_runner(lambda folder: None)
+    with pytest.raises(UserError, match=r"1\.jsonl"):
+        prepare_with_beam(corpus, Bytes(), str(tmp_path))
+    (tmp_path / "lines" / "1.jsonl").write_text('{"text": "good"}\n')
+    without_runner(lambda folder: [path.unlink() for path in folder.glob("*.error")])
+    with pytest.raises(UserError, match=r"part 2 is not in"):
+        prepare_with_beam(corpus, Bytes(), str(tmp_path))
 
 
 @needs_beam

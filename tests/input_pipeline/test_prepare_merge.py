@@ -99,6 +99,24 @@ def test_a_division_leaves_neither_side_empty(heldout, shares):
     assert [division.holds_out(share, index) for index, share in enumerate(shares)] == [heldout > 0, False]
 
 
+def test_foreign_files_among_the_hashes_do_no_harm(tmp_path, monkeypatch):
+    """Network file systems keep a file that is open and removed under a name of their own."""
+    documents = np.zeros(3, parts.DOCUMENT)
+    documents["hash"] = [(1, 2), (1, 3), (1, 2)]
+    documents.tofile(tmp_path / "000000.documents")
+    monkeypatch.setattr(merge, "_BUCKET_DOCUMENTS", 1)
+    make = Path.mkdir
+
+    def with_foreign_file(self, *given, **options):
+        make(self, *given, **options)
+        np.full(2, 1, np.dtype(("<i8", 3))).tofile(self / ".nfs0001")  # as two copies, the second of them document 1
+
+    monkeypatch.setattr(Path, "mkdir", with_foreign_file)
+    marks = merge.mark_copies([merge.PartFiles(tmp_path / "000000", 3)], tmp_path)
+    assert marks.get(0, 3).tolist() == [False, False, True]
+    assert merge.mark_copies([], tmp_path).count() == 0
+
+
 def test_a_half_hash_alone_makes_no_copy(tmp_path):
     documents = np.zeros(4, parts.DOCUMENT)
     documents["hash"] = [(1, 2), (1, 3), (1, 2), (2, 2)]

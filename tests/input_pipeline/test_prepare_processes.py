@@ -132,7 +132,7 @@ def test_killed_at_every_stage_and_gone_on_with(tmp_path, folder, expected, proc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, 2, 3])
 def test_killed_at_random_moments(tmp_path, folder, expected, processes):
     draw = random.Random(processes)
     for _ in range(12):

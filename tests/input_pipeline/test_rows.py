@@ -68,6 +68,9 @@ def test_what_is_too_short_for_an_example_is_left_out_and_counted():
     split = split_of([1, 25, 1])
     rows = DocumentRows(split, 24, 2, None)
     assert rows.left_out == 3 and rows.tokens == 24 and rows.lengths(np.arange(1), 0).tolist() == [24]
+    reserved = JoinedRows(split, 15, 2, 1, 1)
+    assert sum(map(len, sum(every_row(reserved), []))) == reserved.tokens == 30 and reserved.left_out == 0
+    assert DocumentRows(split_of([]), 5, 1, None).count == 0
     joined = JoinedRows(split, 13, 2, None)
     assert joined.left_out == 1 and joined.count == 2 and joined.tokens == 26
 

@@ -10,7 +10,7 @@ import pytest
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Csv, JsonLines, TextFiles
 from t5x_like.input_pipeline.sources import read_documents, read_unit, source_digest, source_files, source_units
-from t5x_like.input_pipeline.sources.files import BrokenFile, list_files, open_file
+from t5x_like.input_pipeline.sources.files import BrokenFile, folder_files, list_files, open_file
 
 LINES = "".join(f"line {number} of a text é\n" for number in range(40_000))
 
@@ -54,6 +54,52 @@ def test_a_folder_that_may_not_be_listed_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("os.scandir", refuse)
     with pytest.raises(UserError, match="cannot be read: Permission denied"):
         source_units(TextFiles((str(tmp_path),)))
+
+
+def test_folders_and_globs_agree_on_hidden_names(memory, tmp_path):
+    for name in ("a.txt", ".b.txt", ".c/d.txt", "e/f.txt", "e/.g.txt"):
+        memory.pipe_file(f"/data/{name}", b"x")
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_text("x")
+    for place in (str(tmp_path), "memory:/", f"file://{tmp_path}"):
+
+        def found(path, place=place):
+            return [file.address.partition("/data/")[2] for file in list_files((f"{place}/{path}",), ("*.txt",))]
+
+        assert found("data") == found("data/**/*.txt") == ["a.txt", "e/f.txt"], place
+        assert found("data/.c/*") == found("data/.c") == [".c/d.txt"] and found("data/.*.txt") == [".b.txt"]
+    assert [file.name for file in folder_files(f"{tmp_path}/data")] == ["a.txt"]
+    assert [file.name for file in folder_files("memory://data")] == ["a.txt"]
+
+
+@pytest.mark.parametrize("pattern", ["t*/keep/*.txt", "tes?s/keep/*.txt", "test[s]/keep/*.txt", "tests/k[e]ep/*"])
+def test_only_names_below_the_first_wildcard_are_excluded(memory, tmp_path, pattern):
+    (tmp_path / "tests/keep").mkdir(parents=True)
+    (tmp_path / "tests/keep/a.txt").write_text("x")
+    memory.pipe_file("/tests/keep/a.txt", b"x")
+    for place in (str(tmp_path), f"file://{tmp_path}", "memory:/"):
+        if pattern.startswith("tests/"):
+            assert len(list_files((f"{place}/{pattern}",), (), ("tests",))) == 1, "above it, by the user's choice"
+            continue
+        with pytest.raises(UserError, match="nothing at"):
+            list_files((f"{place}/{pattern}",), (), ("tests",))
+
+
+def test_links(tmp_path):
+    (tmp_path / "data/real").mkdir(parents=True)
+    (tmp_path / "data/real/a.txt").write_text("x")
+    (tmp_path / "data/folder").symlink_to("real")
+    (tmp_path / "data/b.txt").symlink_to("real/a.txt")
+
+    def found(path):
+        return [file.address.removeprefix(f"{tmp_path}/data/") for file in list_files((str(path),), ("*.txt",))]
+
+    assert found(tmp_path / "data") == ["b.txt", "real/a.txt"]
+    assert found(tmp_path / "data/**/*.txt") == ["b.txt", "folder/a.txt", "real/a.txt"]
+    (tmp_path / "data/lost.txt").symlink_to("nowhere")
+    for path in ("data", "data/*"):
+        with pytest.raises(UserError, match="lost.txt: cannot be read: No such file"):
+            found(tmp_path / path)
 
 
 def zstandard_of(data: bytes) -> bytes:
@@ -150,6 +196,60 @@ def test_remote_files_are_known_by_what_their_system_says(memory):
     assert source_digest(source) == before
     memory.pipe_file("/data/a.txt", b"two")
     assert source_digest(source) != before, "the same size, another time"
+
+
+def test_a_listing_that_was_kept_is_made_anew(memory, monkeypatch):
+    kept = {}
+    find = type(memory).find
+
+    def found(self, path, **rest):
+        return kept.setdefault(path, find(self, path, **rest))
+
+    monkeypatch.setattr(type(memory), "find", found)
+    monkeypatch.setattr(type(memory), "invalidate_cache", lambda self, path=None: kept.clear())
+    memory.pipe_file("/data/a.txt", b"one")
+    source = TextFiles(("memory://data",))
+    before, of_then = source_digest(source), dict(kept)
+    memory.pipe_file("/data/a.txt", b"two")
+    kept.update(of_then)  # as if another machine had written it
+    assert of_then and source_digest(source) != before
+
+
+def test_stamps_are_never_empty(memory, monkeypatch):
+    memory.pipe_file("/a.txt", b"one")
+
+    def stamp(**told):
+        information = {"name": "/a.txt", "size": 3, "type": "file", **told}
+        monkeypatch.setattr(type(memory), "info", lambda self, path, **rest: information)
+        return list_files(("memory://a.txt",), ())[0].stamp
+
+    assert stamp(sha="abc") == "abc" and stamp(blob_id="def") == "def" and stamp(mtime=0) == "0"
+    assert len(stamp()) == 64 and stamp() != stamp(generation=2), "the key that fsspec makes of all that is told"
+    monkeypatch.setattr(type(memory), "ukey", lambda self, path: "")
+    with pytest.raises(UserError, match="a.txt: its file system .* does not tell when it has changed"):
+        stamp()
+
+
+def test_files_of_an_archive_change_with_it(tmp_path):
+    import zipfile
+
+    pytest.importorskip("fsspec")
+    source = TextFiles((f"zip://::file://{tmp_path}/a.zip",))
+    digests = []
+    for content, time in (("one", 1), ("two", 1), ("two", 2), ("two", 2)):
+        with zipfile.ZipFile(tmp_path / "new", "w") as file:
+            file.writestr(zipfile.ZipInfo("x/a.txt"), content)
+        (tmp_path / "new").rename(tmp_path / "a.zip")
+        os.utime(tmp_path / "a.zip", (time, time))
+        digests.append(source_digest(source))
+        assert list(read_documents(source)) == [content], "the archive of now"
+    assert len(set(digests)) == 3 and digests[2] == digests[3]
+    (tmp_path / "a.zip").write_bytes(b"no archive")
+    with pytest.raises(UserError, match="cannot be listed: BadZipFile"):
+        source_files(source)
+    (tmp_path / "a.zip").unlink()
+    with pytest.raises(UserError, match="nothing at"):
+        source_files(source)
 
 
 def test_chained_addresses(tmp_path):

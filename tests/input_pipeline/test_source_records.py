@@ -376,6 +376,43 @@ class TestTfds:
         source = TfdsBuilder(f"file://{folder}", "train[199:202]")
         assert list(read_documents(source)) == [f"document {i} é" for i in (199, 200, 201)]
 
+    def test_a_remote_array_record_file_is_one_unit(self, folder, monkeypatch):
+        """It is copied for each unit."""
+        pytest.importorskip("fsspec")
+        monkeypatch.setattr("t5x_like.input_pipeline.sources.files.UNIT_BYTES", 2000)
+        source = TfdsBuilder(f"file://{folder}", "train[1:]")
+        assert len(source_units(source)) == 2 < len(source_units(TfdsBuilder(str(folder), "train[1:]")))
+        assert list(read_documents(source)) == [f"document {i} é" for i in range(1, 300)]
+
+    @pytest.mark.parametrize("way", ["nested", "snake", "legacy", "json"])
+    @pytest.mark.parametrize("place", ["", "file://"])
+    def test_no_class_outside_tfds_is_loaded(self, folder, monkeypatch, tmp_path, way, place):
+        (tmp_path / "feature_of_nobody.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        name = "feature_of_nobody.Feature"
+        description = json.loads((folder / "features.json").read_text())
+        parts = description["featuresDict"]["features"]["parts"]["featuresDict"]["features"]
+        legacy = {
+            "type": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+            "content": {"a": {"type": name}},
+        }
+        inner = {"a": {"type": name, "content": {}}}
+        if way == "nested":
+            parts["title"]["pythonClassName"] = name
+        elif way == "snake":
+            parts["title"]["python_class_name"] = name
+            del parts["title"]["pythonClassName"]
+        elif way == "legacy":
+            legacy["content"]["a"]["content"] = {}
+            description = legacy
+        else:
+            del description["featuresDict"]
+            description["jsonFeature"] = {"json": json.dumps(inner)}
+        (folder / "features.json").write_text(json.dumps(description))
+        with pytest.raises(UserError, match="features.json: names feature_of_nobody.Feature, whose code would be run"):
+            source_units(TfdsBuilder(f"{place}{folder}"))
+        assert not (tmp_path / "imported").exists()
+
     def test_tfds_is_optional_and_only_units_need_it(self, folder, monkeypatch):
         source = TfdsBuilder(str(folder))
         units = source_units(source)

@@ -68,6 +68,9 @@ class TestCsv:
         file.write_text("")
         assert read_all(Csv((str(tmp_path),))) == [], "in a folder"
         assert read_all(Csv((str(file),))) == [f"{file}: an empty file"]
+        file.write_text("id,text\n")
+        assert read_all(Csv((str(tmp_path),))) == [], "in a folder"
+        assert read_all(Csv((str(file),))) == [f"{file}: no rows"]
         file.unlink()
         rows = "text\n" + "".join(f"{number * 7919 % 1_000_003}\n" for number in range(20_000))
         packed = gzip.compress(rows.encode())
@@ -144,12 +147,33 @@ class TestParquet:
             list(read_documents(Parquet((str(tmp_path),))))
         assert read_all(Parquet((str(tmp_path),), "number")) == [f"{file}: column 'number' holds int64"]
 
+    @pytest.mark.parametrize("large", [False, True])
+    def test_two_columns_of_one_name(self, tmp_path, monkeypatch, large):
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        if large:
+            monkeypatch.setattr("t5x_like.input_pipeline.sources.files.UNIT_BYTES", 100)
+        table = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], ["text", "text"])
+        parquet.write_table(table, tmp_path / "a.parquet")
+        assert read_all(Parquet((str(tmp_path),))) == [f"{tmp_path}/a.parquet: 2 columns are named 'text'"]
+
+    def test_checksums_that_the_writer_stored_are_compared(self, tmp_path):
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        table = pyarrow.table({"text": ["one", "twotwotwo"]})
+        parquet.write_table(table, tmp_path / "a.parquet", write_page_checksum=True, **plain)
+        assert read_all(Parquet((str(tmp_path),))) == ["one", "twotwotwo"]
+        content = (tmp_path / "a.parquet").read_bytes()
+        assert content.count(b"twotwotwo") == 1
+        (tmp_path / "a.parquet").write_bytes(content.replace(b"twotwotwo", b"twotwotwi"))
+        (error,) = read_all(Parquet((str(tmp_path),)))
+        assert "broken Parquet data" in error and "after row 0" in error
+
     def test_files_without_rows(self, tmp_path, write):
         import pyarrow
 
         file = write("a.parquet", text=pyarrow.array([], pyarrow.string()))
         assert read_all(Parquet((str(tmp_path),))) == []
-        assert read_all(Parquet((str(file),))) == [f"{file}: an empty file"]
+        assert read_all(Parquet((str(file),))) == [f"{file}: no rows"]
 
     @pytest.mark.parametrize("large", [False, True])
     def test_files_that_were_cut(self, tmp_path, write, monkeypatch, large):

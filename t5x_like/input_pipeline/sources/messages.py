@@ -5,6 +5,7 @@ Knows nothing of files and formats but their names.
 
 from __future__ import annotations
 
+import os.path
 from pathlib import Path
 
 from t5x_like.core.errors import UserError, nearest
@@ -50,11 +51,16 @@ def no_column(where: str, kind: str, field: str, known: list[str]) -> UserError:
     return UserError(where, f"no {kind} {field!r}", ", ".join(known), nearest(field, known))
 
 
-def empty_file(file: str) -> UserError:
-    """A file without anything in it that was named by the user."""
-    return UserError(file, "an empty file", "one document or more", "remove it, or leave it out of data.corpus.source")
+def empty_file(file: str, got: str = "an empty file") -> UserError:
+    """A file without anything in it that was named by the user; ``got``: or with no more than names of columns."""
+    return UserError(file, got, "one document or more", "remove it, or leave it out of data.corpus.source")
 
 
 def is_named(file: str, paths: tuple[str, ...]) -> bool:
     """Whether one of ``paths``, as a user wrote them, is this very file."""
-    return any(file in (path, str(Path(path).expanduser())) for path in paths)
+    return any(file in (path, local_path(path)) for path in paths)
+
+
+def local_path(path: str) -> str:
+    """``path`` with its ``~`` replaced, if it is that of a user there is, and without slashes that say nothing."""
+    return str(Path(os.path.expanduser(path)))

@@ -23,12 +23,12 @@ from t5x_like.input_pipeline.sources.files import (
     Unit,
     cut,
     is_large,
-    is_remote,
     open_plain,
     unpack_gzip,
 )
 from t5x_like.input_pipeline.sources.json_lines import json_error, json_text
 from t5x_like.input_pipeline.sources.messages import broken_file, no_column, not_utf8
+from t5x_like.input_pipeline.sources.remote import is_remote
 from t5x_like.input_pipeline.sources.tf_example import feature_bytes, feature_names
 
 ARRAY_RECORD_PATTERNS = ("*.array_record*", "*.arrayrecord")

@@ -51,7 +51,7 @@ def read_text(source: TextFiles | PackageText, unit: Unit) -> Iterator[str | Use
     if isinstance(source, PackageText) or source.documents == "file":
         yield _whole_file(source, unit)
     elif source.documents == "line":
-        yield from _read_lines(unit)
+        yield from (line for _, line in Lines(unit).filled())
     else:
         yield from _read_paragraphs(unit)
 
@@ -72,6 +72,18 @@ class Lines:
         """A line in words, numbered within the whole file, from 1."""
         before = _count_line_ends(self._unit.file, self._first_byte) if self._first_byte else 0
         return f"line {before + number + 1}"
+
+    def filled(self) -> Iterator[tuple[int, str | UserError]]:
+        """Each line that is not empty, with its number; in place of one, or of all that follow, why it is not read."""
+        try:
+            for first, block in self:
+                for number, line in enumerate(block, first):
+                    if line is None:
+                        yield number, not_utf8(self._unit.file, self.place(number))
+                    elif line and not line.isspace():
+                        yield number, line
+        except BrokenFile as error:
+            yield self.count, broken_file(self._unit.file, error, f"after {self.place(self.count - 1)}")
 
     def __iter__(self) -> Iterator[tuple[int, list[str | None]]]:
         with open_file(self._unit.file) as stream:
@@ -162,19 +174,6 @@ def _whole_file(source: TextFiles | PackageText, unit: Unit) -> str | UserError:
     if not text.strip() and isinstance(source, TextFiles) and is_named(unit.file, source.paths):
         return empty_file(unit.file)
     return text.removeprefix("\ufeff").replace("\r\n", "\n")
-
-
-def _read_lines(unit: Unit) -> Iterator[str | UserError]:
-    lines = Lines(unit)
-    try:
-        for first, block in lines:
-            for number, line in enumerate(block, first):
-                if line is None:
-                    yield not_utf8(unit.file, lines.place(number))
-                elif line and not line.isspace():
-                    yield line
-    except BrokenFile as error:
-        yield broken_file(unit.file, error, f"after {lines.place(lines.count - 1)}")
 
 
 def _read_paragraphs(unit: Unit) -> Iterator[str | UserError]:

@@ -17,12 +17,17 @@ import numpy as np
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.source_config import TfdsBuilder
-from t5x_like.input_pipeline.sources.files import File, Unit, cut, folder_files, is_remote, open_plain
-from t5x_like.input_pipeline.sources.messages import missing_package, no_column
+from t5x_like.input_pipeline.sources.files import File, Unit, cut, folder_files, open_plain
+from t5x_like.input_pipeline.sources.messages import local_path, missing_package, no_column
 from t5x_like.input_pipeline.sources.records import read_array_record, read_tf_record
+from t5x_like.input_pipeline.sources.remote import is_remote
 
 _WHERE = "data.corpus.source"
 _DESCRIPTIONS = ("dataset_info.json", "features.json")
+# TFDS imports the module of each class that features.json names. In these there is nothing but TFDS.
+_TFDS_FEATURES = "tensorflow_datasets.core.features."
+# Where it names one: as written today, as protocol buffers allow it to be written, and as older versions wrote it.
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 
 def tfds_files(source: TfdsBuilder) -> list[File]:
@@ -45,7 +50,8 @@ def tfds_units(source: TfdsBuilder, files: list[File]) -> list[Unit]:
     """Ranges of records of the split's files.
 
     Raises:
-      UserError: TFDS is missing, no such split or feature, a feature that is no plain text, another file format.
+      UserError: TFDS is missing, no such split or feature, a feature that is no plain text or that is no class of
+        TFDS, another file format.
     """
     file_format = _file_format(source)
     info = _builder(source, files).info
@@ -63,8 +69,10 @@ def tfds_units(source: TfdsBuilder, files: list[File]) -> list[Unit]:
             raise UserError(f"{_WHERE}.directory", f"{_folder(source)} has no {name}", "every file of the split")
         file = by_name[name]
         size = file.size * part.take // max(1, part.examples_in_shard)
-        # A TFRecord file has no index: its second half takes as long to find as to read.
-        stretches = cut(part.take, size if file_format == "array_record" else 0, part.skip)
+        # A TFRecord file has no index: its second half takes as long to find as to read. A remote ArrayRecord file has
+        # to be copied to be read.
+        can_be_cut = file_format == "array_record" and not is_remote(file.address)
+        stretches = cut(part.take, size if can_be_cut else 0, part.skip)
         units += [Unit(file.address, start, stop, size // len(stretches)) for start, stop in stretches]
     return units
 
@@ -76,7 +84,7 @@ def read_tfds(source: TfdsBuilder, unit: Unit) -> Iterator[str | UserError]:
 
 
 def _folder(source: TfdsBuilder) -> str:
-    return source.directory.rstrip("/") if is_remote(source.directory) else str(Path(source.directory).expanduser())
+    return source.directory.rstrip("/") if is_remote(source.directory) else local_path(source.directory)
 
 
 def _file_format(source: TfdsBuilder) -> str:
@@ -102,6 +110,7 @@ def _builder(source: TfdsBuilder, files: list[File]) -> Any:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise missing_package("a TFDS folder", error, "tfds") from None
+    _check_classes(files)
     try:
         if not is_remote(source.directory):
             return tfds.builder_from_directory(_folder(source))
@@ -118,6 +127,45 @@ def _builder(source: TfdsBuilder, files: list[File]) -> Any:
             "a data set that TFDS prepared, with its features.json",
             "prepare it again with file_format='array_record'",
         ) from None
+
+
+def _check_classes(files: list[File]) -> None:
+    """Raises ``UserError`` if features.json names classes outside TFDS: their code is run to load them."""
+    for file in files:
+        if file.name != "features.json":
+            continue
+        try:
+            with open_plain(file.address) as stream:
+                foreign = sorted(_foreign_classes(json.loads(stream.read())))
+        except (ValueError, RecursionError) as error:
+            raise UserError(file.address, f"is not JSON: {error}", "the file that TFDS wrote") from None
+        if foreign:
+            raise UserError(
+                file.address,
+                f"names {', '.join(foreign)}, whose code would be run",
+                f"features of TFDS itself, {_TFDS_FEATURES}*",
+                "prepare the data set again with the text in a tfds.features.Text()",
+            )
+
+
+def _foreign_classes(description: Any) -> Iterator[str]:
+    """Names of classes that are not of TFDS, at any depth; also in JSON within strings, as older versions wrote it."""
+    if isinstance(description, dict):
+        for key in _CLASS_KEYS:
+            name = description.get(key)
+            if isinstance(name, str) and not name.startswith(_TFDS_FEATURES):
+                yield name
+        description = list(description.values())
+    elif isinstance(description, str) and description.lstrip()[:1] in ("{", "["):
+        try:
+            description = json.loads(description)
+        except ValueError:  # a description in words
+            return
+        yield from _foreign_classes(description)
+        return
+    if isinstance(description, list):
+        for each in description:
+            yield from _foreign_classes(each)
 
 
 def _check_feature(source: TfdsBuilder, features: Any) -> None:
