@@ -5,7 +5,6 @@ import gzip
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -25,6 +24,9 @@ from t5x_like.input_pipeline.tokenizers import open_tokenizer, tokenizer_config
 
 FILES, FILE_BYTES = 12, 400_000  # four parts of three files
 SCRIPT = """
+import os, resource
+if "FILE_BYTES" in os.environ:  # of the largest file that it may write
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["FILE_BYTES"]),) * 2)
 import sys, time
 from t5x_like.input_pipeline.config import Bytes, Corpus, TextFiles
 from t5x_like.input_pipeline.prepare import prepare
@@ -183,10 +185,7 @@ def test_the_one_that_waits_says_so(tmp_path, text_folder):
 
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path, folder, expected, processes):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
-
-    said = run(folder, tmp_path, processes, preexec_fn=limit)
+    said = run(folder, tmp_path, processes, env=os.environ | {"FILE_BYTES": str(2**20)})
     assert "UserError: data.cache: no room in" in said and "MB free" in said and "is kept" in said
     assert not list((tmp_path / "corpora").glob("killed-*/manifest.json"))
     assert run(folder, tmp_path, processes) == expected
