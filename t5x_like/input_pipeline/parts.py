@@ -31,6 +31,7 @@ from t5x_like.input_pipeline.sources import File, Unit, read_unit, source_files
 from t5x_like.input_pipeline.sources.files import list_files
 from t5x_like.input_pipeline.splits import text_hash
 from t5x_like.input_pipeline.token_cache import file_digest, token_type
+from t5x_like.input_pipeline.tokenizer_text import groups_of
 from t5x_like.input_pipeline.tokenizers import Tokenizer, open_tokenizer
 
 # What is known of a document besides its tokens: how many, and ``splits.text_hash`` as two big-endian halves.
@@ -240,7 +241,7 @@ def tokenize_documents(
     counts = Counts()
     spoken = time.monotonic()
     with _Writer(Path(work.folder), number, tokenizer.vocab_size) as writer:
-        for texts in _groups(kept_documents(items, work, counts)):
+        for texts in groups_of(kept_documents(items, work, counts), _GROUP_CHARACTERS):
             writer.write(texts, tokenizer.encode_batch(texts, 0 if threads else 1), counts)
             if time.monotonic() - spoken >= _REPORT_SECONDS:
                 report(counts.documents, counts.tokens, counts.text_bytes)
@@ -298,18 +299,6 @@ def _require_unchanged(source: Source, part: Part) -> None:
 
 def source_changed() -> SourceChanged:
     return SourceChanged("data.corpus.source", "a file has changed while it was read", "", "run again")
-
-
-def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
-    group, size = [], 0
-    for text in texts:
-        group.append(text)
-        size += len(text)
-        if size >= _GROUP_CHARACTERS:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 class _Writer:

@@ -44,7 +44,7 @@ def main() -> None:
             _answer(answers, "counts", vars(counts))
         except UserError as error:
             _answer(answers, *plain_error(error))
-        except Exception:
+        except Exception:  # a fault of ours: the parent ends, and shows where it was
             _answer(answers, "fault", traceback.format_exc())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from t5x_like.input_pipeline.tokenizer_text import (
     cut_text,
     encode_around,
     encode_documents,
+    groups_of,
     sentinel_piece,
     word_starts,
 )
@@ -127,7 +128,7 @@ class JsonTokenizer:
     def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[np.ndarray]:
         def encode(chunks: list[str]) -> list[np.ndarray]:
             # The library has no number of cores to set; what it is given at once, it spreads over all.
-            groups = _groups(chunks, 1 if threads == 1 else _AT_ONCE)
+            groups = groups_of(chunks, 1 if threads == 1 else _AT_ONCE)
             encoded = (self._of_documents.encode_batch_fast(group, add_special_tokens=False) for group in groups)
             return [np.array(each.ids, np.int32) for group in encoded for each in group]
 
@@ -203,18 +204,6 @@ class JsonTokenizer:
         last = self._file_size + found.count(None)
         missing = iter(range(last - 1, self._file_size - 1, -1))
         return tuple(next(missing) if identifier is None else identifier for identifier in found)
-
-
-def _groups(chunks: list[str], characters: int) -> Iterator[list[str]]:
-    group, size = [], 0
-    for chunk in chunks:
-        group.append(chunk)
-        size += len(chunk)
-        if size >= characters:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

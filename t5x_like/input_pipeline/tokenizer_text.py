@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -64,6 +64,19 @@ def cut_text(text: str, wanted: int, most: int, resume: Callable[[str, int], int
     if start < len(text) or not chunks:
         chunks.append(text[start:])
     return chunks
+
+
+def groups_of(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
+    """``texts`` in order, in groups of ``characters`` or more, the last one of fewer: what is encoded at a time."""
+    group, size = [], 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if size >= characters:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def encode_documents(

@@ -54,7 +54,7 @@ def test_it_says_where_rows_come_from(kind, capsys):
     run = mixture_run(kind)
     out = printed(capsys, run_file(run), "--step", "3", "--rows", "8")
     train = Data.open(run).train
-    sources, seen = train.sources_of(3), train.seen(3)  # type: ignore[union-attr]
+    sources, seen = train.sources_of(3), train.seen(3)
     assert {name for name, _ in sources} == {"tiny", "other"}
     assert re.findall(r"^row \d · (\w+) · ", out, re.M) == [name for name, _ in sources]
     cells = {line.split()[0]: line.split()[1:] for line in out.splitlines()[4:6]}

@@ -27,7 +27,7 @@ def test_it_makes_the_cache_and_says_what_is_in_it(tmp_path, capsys):
     run = fresh_run(tmp_path, filters=Filters(min_characters=10**6), deduplicate=True)
     assert main(["prepare", run_file(run), "data.corpus.filters.min_characters=0", "--processes", "2"]) == 0
     out = capsys.readouterr().out
-    path = re.search(r"cache +[\d.]+ MB in (\S+)", out)[1]  # type: ignore[index]
+    path = re.search(r"cache +[\d.]+ MB in (\S+)", out)[1]
     manifest = open_cache(tmp_path / path).manifest
     for name, split in manifest["splits"].items():
         assert re.search(rf"{name} +{split['documents']:,} documents +{split['tokens']:,} tokens", out)

@@ -269,7 +269,7 @@ def test_ul2_mixes_seven_denoisers_evenly(shape):
     objective.check(TOKENIZER, data, shape)
     streams = objective.streams()
     assert [rate for rate, _ in streams] == [1.0] * 7
-    assert [each.mode for _, each in streams] == ["[NLU]"] * 2 + ["[S2S]"] + ["[NLG]"] * 4  # type: ignore[attr-defined]
+    assert [each.mode for _, each in streams] == ["[NLU]"] * 2 + ["[S2S]"] + ["[NLG]"] * 4
     assert objective.capacity(data, shape) == ((512, 512) if shape == "encoder-decoder" else (512,))
     for _, each in streams:
         assert each.streams() == ((1.0, each),)

@@ -132,7 +132,7 @@ def test_fields_out_of_range():
         (lambda: SpanCorruption(mean_span_length=0.5), "objective.mean_span_length"),
         (lambda: FillInTheMiddle(1.5), "objective.rate"),
         (lambda: FillInTheMiddle(spm_rate=-0.1), "objective.spm_rate"),
-        (lambda: FillInTheMiddle(loss_on="suffix"), "objective.loss_on"),  # type: ignore[arg-type]
+        (lambda: FillInTheMiddle(loss_on="suffix"), "objective.loss_on"),
         (lambda: UL2(()), "objective.denoisers"),
         (lambda: UL2(rates=(1.0,)), "objective.rates: 1 for 7"),
         (lambda: UL2((PrefixLM(),), (0.0,)), "objective.rates"),

@@ -37,7 +37,7 @@ def read_generator(source: PythonGenerator) -> Iterator[str | UserError]:
         function = getattr(load_module(file), source.function, None)
         if not callable(function):
             raise UserError(str(file), f"has no function {source.function}()", f"def {source.function}(): yield ...")
-        for count, text in enumerate(function(), 1):  # type: ignore[arg-type, var-annotated]
+        for count, text in enumerate(function(), 1):  # type: ignore[arg-type, var-annotated]  # it may return anything; told below
             where = f"{file}, document {count} of {source.function}()"
             if not isinstance(text, str):
                 yield UserError(where, f"a {type(text).__name__}", "a string")
@@ -45,7 +45,7 @@ def read_generator(source: PythonGenerator) -> Iterator[str | UserError]:
                 yield text if is_whole(text) else half_character(where, "it")
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # whatever a function of the user's raises
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
         place = f"line {lines[-1]}, " if lines else ""
         got = f"{source.function}() failed after {count} documents: {place}{type(error).__name__}: {error}"

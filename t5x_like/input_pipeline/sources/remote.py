@@ -175,7 +175,7 @@ class RemoteFile(io.RawIOBase):
             return function(*arguments)
         except UserError:
             raise
-        except Exception as error:
+        except Exception as error:  # each file system raises its own
             raise cannot_be_read(self._address, error) from error
 
     def readable(self) -> bool:

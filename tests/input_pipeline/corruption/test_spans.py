@@ -168,11 +168,11 @@ class Always:
 def test_independent_noise_beyond_its_limits_leaves_the_end_of_the_text_alone():
     tokens = np.arange(2000, 2100)
     runs, longest = iid_limits(100, 0.15)
-    inputs, targets = iid_denoising(tokens, Always(0.0, 0.9), 0.15, SENTINELS, EOS)  # type: ignore[arg-type]
+    inputs, targets = iid_denoising(tokens, Always(0.0, 0.9), 0.15, SENTINELS, EOS)
     gaps = spans_of(targets)
     assert len(gaps) == runs and filled(inputs, gaps) == tokens.tolist()
     assert inputs.tolist()[-1 - 100 + 2 * runs : -1] == list(range(2000 + 2 * runs, 2100))
-    inputs, targets = iid_denoising(tokens, Always(0.0), 0.15, SENTINELS, EOS)  # type: ignore[arg-type]
+    inputs, targets = iid_denoising(tokens, Always(0.0), 0.15, SENTINELS, EOS)
     assert len(targets) == longest and inputs.tolist() == [1000, *range(2000 + longest - 2, 2100), EOS]
     assert filled(inputs, spans_of(targets)) == tokens.tolist()
 
