@@ -167,12 +167,14 @@ class _Build:
         try:
             yield
         except BaseException as error:
-            if isinstance(error, Exception) and (self.path / "manifest.json").is_file():
-                return  # where there are no locks: another process was first, and has taken the folder away
+            # Where there are no locks, another process was first and took the folder away under this one, which may
+            # have gone on writing into it while that happened.
+            overtaken = isinstance(error, Exception) and (self.path / "manifest.json").is_file()
             useless = isinstance(error, BadDocument | SourceChanged) or not any(self.folder.glob("*.json"))
             if alone and useless:
                 shutil.rmtree(self.folder, ignore_errors=True)
-            raise
+            if not overtaken:
+                raise
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def run(self, tokenize: TokenizeParts) -> None:

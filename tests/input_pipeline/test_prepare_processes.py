@@ -18,7 +18,7 @@ import pytest
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline import parts, workers
 from t5x_like.input_pipeline.config import Bytes, Corpus, Csv, JsonLines, Parquet, Source, TextFiles
-from t5x_like.input_pipeline.prepare import prepare
+from t5x_like.input_pipeline.prepare import prepare, prepare_by
 from t5x_like.input_pipeline.sources import read_documents
 from t5x_like.input_pipeline.tokenizers import open_tokenizer, tokenizer_config
 
@@ -163,6 +163,29 @@ def test_two_at_once_are_both_right(tmp_path, folder, expected, without_locks):
     assert [out.strip() for out, _ in results] == [expected] * 2, results
     left = [path.name for path in (tmp_path / "corpora").iterdir() if path.suffix != ".lock"]
     assert len(left) == 1 and left[0].startswith("killed-")
+
+
+def test_one_that_is_overtaken_leaves_nothing(tmp_path, text_folder, monkeypatch):
+    """Without locks another one finishes first, and takes the work folder away while this one writes into it."""
+    import fcntl
+
+    def no_locks(*_):
+        raise OSError("no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    corpus = Corpus("small", TextFiles((str(text_folder),)), Bytes(), "none", "made up", 0.2)
+
+    def overtaken(work, *_):
+        prepare(corpus, Bytes(), str(tmp_path))
+        folder = Path(work.folder)
+        assert not folder.exists()
+        folder.mkdir()
+        (folder / ".000000-late.tokens").write_text("what was being written meanwhile")
+        raise FileNotFoundError(folder / "000000.json")
+
+    found = prepare_by(overtaken, corpus, Bytes(), str(tmp_path), None)
+    assert found.path == prepare(corpus, Bytes(), str(tmp_path)).path
+    assert [path for path in found.path.parent.iterdir() if path.suffix != ".lock"] == [found.path]
 
 
 def test_the_one_that_waits_says_so(tmp_path, text_folder):
