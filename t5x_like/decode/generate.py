@@ -17,7 +17,7 @@ from flax import nnx
 from t5x_like.arrays.trees import Tree
 from t5x_like.core.errors import UserError
 from t5x_like.models.config import ModelConfig
-from t5x_like.ops.masks import Causal, Mask, Prefix, Segments, SlidingWindow
+from t5x_like.ops.attention import Causal, Mask, Prefix, Segments, SlidingWindow
 from t5x_like.ops.sampling import sample
 
 ROUND = 16  # lengths are rounded up to multiples of this, so that few are compiled

@@ -16,9 +16,7 @@ from t5x_like.layers.linear import Linear
 from t5x_like.layers.norms import RMSNorm
 from t5x_like.layers.param import fan_in, normal
 from t5x_like.layers.positions import rotate
-from t5x_like.ops.attention import attention, attention_scale
-from t5x_like.ops.biases import Bias
-from t5x_like.ops.masks import Mask
+from t5x_like.ops.attention import Bias, Mask, attention, attention_scale
 from t5x_like.sharding.mesh import constrain
 
 Cache = dict[str, jax.Array]  # key, value: [B, S, K, N]
@@ -108,6 +106,7 @@ class Attention(nnx.Module):
             dropout_rate=config.dropout.attention,
             dropout_key=dropout_key,
             query_offset=visible.offset,
+            backend=config.attention_backend,
         )
         out = constrain(out, "batch", None, "heads", None)
         return self.out(out.reshape(B, L, -1)), None if cache is None else seen

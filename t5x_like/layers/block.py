@@ -18,7 +18,7 @@ from t5x_like.layers.dropout import dropout
 from t5x_like.layers.feed_forward import FeedForward
 from t5x_like.layers.norms import make_norm
 from t5x_like.layers.param import fan_in, normal, param
-from t5x_like.ops.biases import T5Relative
+from t5x_like.ops.attention import T5Relative
 from t5x_like.sharding.mesh import constrain
 
 

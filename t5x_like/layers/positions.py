@@ -1,4 +1,4 @@
-"""Positions that are added to, or rotate, activations. Biases by distance are in ``ops.biases``."""
+"""Positions that are added to, or rotate, activations. Biases by distance are in ``pallas_kernels.biases``."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from t5x_like.layers.config import BlockConfig
 from t5x_like.layers.dropout import dropout
 from t5x_like.layers.norms import make_norm
 from t5x_like.layers.param import declare
-from t5x_like.ops.biases import Alibi, T5Relative, alibi_slopes
+from t5x_like.ops.attention import Alibi, T5Relative, alibi_slopes
 
 POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,

@@ -32,8 +32,8 @@ from t5x_like.layers.param import declare
 from t5x_like.layers.positions import rotation, sinusoids
 from t5x_like.layers.stack import Stack, unstack
 from t5x_like.models.config import ModelConfig
+from t5x_like.ops.attention import Causal, Full, Mask, Ordered, Prefix, Segments, SlidingWindow
 from t5x_like.ops.losses import Head
-from t5x_like.ops.masks import Causal, Full, Mask, Ordered, Prefix, Segments, SlidingWindow
 from t5x_like.sharding.mesh import constrain
 
 Batch = Mapping[str, jax.Array]

@@ -1,7 +1,7 @@
 """XLNet's pretraining: tokens are predicted in a random order, each from those before it in that order.
 
 Knows lengths and special ids; the order itself is made by ``input_pipeline.corruption.reordering``, and kept by the
-mask ``ops.masks.Ordered``.
+mask ``pallas_kernels.masks.Ordered``.
 """
 
 from __future__ import annotations

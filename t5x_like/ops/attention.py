@@ -1,19 +1,47 @@
-"""Attention behind one call, whatever computes it. A kernel takes its seat in ``attention``, before the reference.
+"""Attention of models: the kernels of ``pallas_kernels`` on the mesh in force, and the masks and biases that they take.
 
-Letters: B batch, L queries, S keys, H query heads, K key heads, G = H / K queries a key head serves, N size of a head.
+The one place that imports them. Each device computes its own rows and heads: partitioners cannot look into a kernel, so
+that is said here (``shard_map``), for every backend alike. Must not know layers.
+
+Letters: B batch, L queries, S keys, H query heads, K key heads, N size of a head.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from t5x_like.ops.biases import Bias
-from t5x_like.ops.masks import Full, Mask
+import pallas_kernels
+from pallas_kernels import (
+    Alibi,
+    Bias,
+    Causal,
+    Choice,
+    Dense,
+    Dropout,
+    Full,
+    Mask,
+    Ordered,
+    Prefix,
+    Segments,
+    SlidingWindow,
+    T5Relative,
+    alibi_slopes,
+    choose,
+    relative_buckets,
+)
+from t5x_like.sharding.mesh import Placement, current_placement
 
-MASKED = -1e30  # a finite floor: the difference of two of them is 0, where infinities would give NaN
+__all__ = [
+    "Alibi", "Backend", "Bias", "Causal", "Choice", "Dense", "Full", "Mask", "Ordered", "Prefix", "Segments",
+    "SlidingWindow", "T5Relative", "alibi_slopes", "attention", "attention_scale", "choose", "relative_buckets",
+]  # fmt: skip
+
+Backend = Literal["auto", "tpu", "gpu", "xla"]
 
 
 def attention(
@@ -28,74 +56,90 @@ def attention(
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
     query_offset: jax.Array | int = 0,
+    backend: Backend = "auto",
+    interpret: bool = False,
 ) -> jax.Array:
     """softmax(soft_cap(scale * q k^T) + bias, over the keys the mask allows) v.
 
     Args:
       q_BLHN, k_BSKN, v_BSKN: queries, keys, values; K divides H, and head h reads key head h // (H // K).
       mask: who may attend to whom.
-      bias: added to the scores by distance, or None.
+      bias: added to the scores, or None.
       scale: of the scores; 1 for T5, 1 / sqrt(N) for most others.
       soft_cap: scores become cap * tanh(scores / cap); 0 is off.
-      dropout_rate: of the attention probabilities, where ``dropout_key`` is given.
+      dropout_rate: of the attention probabilities, where ``dropout_key`` is given. What is dropped does not depend on
+        the mesh.
       query_offset: the column of the first query: 0, or the position reached while decoding.
+      backend, interpret: as ``pallas_kernels.attention``.
 
     Returns:
       [B, L, H, N] in the dtype of q. A query without any allowed key gives 0.
 
     Raises:
-      ValueError: the heads do not divide.
+      ValueError: as ``pallas_kernels.attention``.
     """
-    if q_BLHN.shape[2] % k_BSKN.shape[2]:
-        raise ValueError(f"{k_BSKN.shape[2]} key heads do not divide {q_BLHN.shape[2]} query heads")
-    rate = dropout_rate if dropout_key is not None else 0.0
-    return reference(q_BLHN, k_BSKN, v_BSKN, mask, bias, scale, soft_cap, rate, dropout_key, query_offset)
+    dropout = None
+    if dropout_rate and dropout_key is not None:
+        dropout = Dropout.from_key(dropout_rate, dropout_key)
+
+    def local(q, k, v, mask, bias, dropout, query_offset):
+        return pallas_kernels.attention(
+            q, k, v, mask=mask, bias=bias, scale=scale, soft_cap=soft_cap, dropout=dropout, q_offset=query_offset,
+            backend=backend, interpret=interpret,
+        )  # fmt: skip
+
+    placement = current_placement()
+    if placement is None or placement.mesh.size == 1:
+        return local(q_BLHN, k_BSKN, v_BSKN, mask, bias, dropout, query_offset)
+    return _on_mesh(placement, local, q_BLHN, k_BSKN, v_BSKN, mask, bias, dropout, query_offset)
 
 
-def reference(q_BLHN, k_BSKN, v_BSKN, mask, bias, scale, soft_cap, dropout_rate, dropout_key, query_offset):
-    """Attention in plain XLA, for every device: the definition that kernels are held to.
+def _on_mesh(placement: Placement, local: Any, q, k, v, mask, bias, dropout: Dropout | None, query_offset) -> jax.Array:
+    """Each device's rows and heads, as far as the mesh divides them; what it does not divide is computed by all."""
+    rules, B = dict(placement.rules), q.shape[0]
+    rows = _splitting(placement, rules["batch"], B)
+    heads = _splitting(placement, rules["heads"], q.shape[2], k.shape[2])
 
-    Batched products over [batch, heads] with the division after the product with the values: on a CPU they are the
-    fast form, on other devices XLA lays them out as it likes.
-    """
-    B, L, H, N = q_BLHN.shape
-    S, K = k_BSKN.shape[1:3]
-    G = H // K
-    dtype = q_BLHN.dtype
-    # The queries of one key head go behind one another, so that grouped heads stay one batched product.
-    q_BKMN = (q_BLHN * jnp.asarray(scale, dtype)).reshape(B, L, K, G, N).transpose(0, 2, 3, 1, 4)
-    q_BKMN = q_BKMN.reshape(B, K, G * L, N)
-    k_BKSN, v_BKSN = k_BSKN.transpose(0, 2, 1, 3), v_BSKN.transpose(0, 2, 1, 3)
-    scores_BHLS = jax.lax.dot_general(
-        q_BKMN, k_BKSN, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
-    ).reshape(B, H, L, S)
-    if soft_cap:
-        scores_BHLS = soft_cap * jnp.tanh(scores_BHLS / soft_cap)
-    query_L, key_S = jnp.arange(L, dtype=jnp.int32) + query_offset, jnp.arange(S, dtype=jnp.int32)
-    if bias is not None:
-        scores_BHLS = scores_BHLS + bias.expand(query_offset, L, S).astype(jnp.float32)[None]
-    allowed = None
-    if not isinstance(mask, Full):
-        allowed = mask.allowed(query_L, key_S)[:, None]
-        scores_BHLS = jnp.where(allowed, scores_BHLS, MASKED)
-    peak_BHL1 = jax.lax.stop_gradient(jnp.max(scores_BHLS, axis=-1, keepdims=True))
-    p_BHLS = jnp.exp(scores_BHLS - peak_BHL1)
-    if allowed is not None and mask.may_empty_a_row:
-        p_BHLS = jnp.where(allowed, p_BHLS, 0.0)
-    total_BHL1 = jnp.sum(p_BHLS, axis=-1, keepdims=True)
-    if allowed is not None and mask.may_empty_a_row:
-        total_BHL1 = jnp.maximum(total_BHL1, 1e-30)
-    if dropout_rate:
-        kept = jax.random.bernoulli(dropout_key, 1.0 - dropout_rate, p_BHLS.shape)
-        p_BHLS = jnp.where(kept, p_BHLS / (1.0 - dropout_rate), 0.0)
-    out_BKMN = jax.lax.dot_general(
-        p_BHLS.astype(dtype).reshape(B, K, G * L, S),
-        v_BKSN,
-        (((3,), (2,)), ((0, 1), (0, 1))),
-        preferred_element_type=jnp.float32,
-    )
-    out_BHLN = out_BKMN.reshape(B, H, L, -1) / total_BHL1
-    return out_BHLN.transpose(0, 2, 1, 3).astype(dtype)
+    def first_is_batch(array: jax.Array) -> PartitionSpec:
+        return PartitionSpec(rows if array.ndim and array.shape[0] == B else None)
+
+    of_bias = {
+        T5Relative: lambda table: PartitionSpec(None, heads),
+        Alibi: lambda slopes: PartitionSpec(heads),
+        Dense: lambda a: PartitionSpec(rows if a.shape[0] > 1 else None, heads if a.shape[1] > 1 else None),
+    }
+    traced = isinstance(query_offset, jax.Array)
+    arrays = (q, k, v, mask, bias, dropout, query_offset if traced else None)
+    activations = PartitionSpec(rows, None, heads, None)
+    specs = (
+        activations, activations, activations, jax.tree.map(first_is_batch, mask),
+        None if bias is None else jax.tree.map(of_bias[type(bias)], bias),
+        jax.tree.map(lambda _: PartitionSpec(), dropout), PartitionSpec() if traced else None,
+    )  # fmt: skip
+
+    def shard(q, k, v, mask, bias, dropout, offset):
+        if dropout is not None:
+            first_row = _place(placement, rows) * q.shape[0]
+            first_head = _place(placement, heads) * q.shape[2]
+            dropout = Dropout(dropout.rate, dropout.seed, first_row, first_head)
+        return local(q, k, v, mask, bias, dropout, offset if traced else query_offset)
+
+    return jax.shard_map(shard, mesh=placement.mesh, in_specs=specs, out_specs=activations, check_vma=False)(*arrays)
+
+
+def _splitting(placement: Placement, names: tuple[str, ...], *sizes: int) -> tuple[str, ...]:
+    """The mesh axes, if they divide all sizes; none otherwise."""
+    names = tuple(name for name in names if placement.mesh.shape[name] > 1)
+    ways = math.prod(placement.mesh.shape[name] for name in names)
+    return names if all(size % ways == 0 for size in sizes) else ()
+
+
+def _place(placement: Placement, names: tuple[str, ...]) -> jax.Array:
+    """This device's number along mesh axes, the first one slowest."""
+    place = jnp.int32(0)
+    for name in names:
+        place = place * placement.mesh.shape[name] + jax.lax.axis_index(name)
+    return place
 
 
 def attention_scale(head_size: int, scaled: bool) -> float:

@@ -101,6 +101,11 @@ def use(placement: Placement | None) -> Iterator[None]:
         _current.reset(token)
 
 
+def current_placement() -> Placement | None:
+    """The placement in force, for what the partitioner cannot do by itself."""
+    return _current.get()
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Tells the partitioner how an activation is split, by logical axes; one name (or None: whole) per dimension.
 

@@ -21,7 +21,7 @@ from t5x_like.layers.linear import Linear
 from t5x_like.layers.norms import LayerNorm, RMSNorm
 from t5x_like.layers.param import ZEROS, Draw, declare, draw
 from t5x_like.layers.positions import rotate, rotation, sinusoids
-from t5x_like.ops.masks import Full
+from t5x_like.ops.attention import Full
 
 X = np.random.default_rng(0).normal(size=(2, 5, 8)) * 3 + 1
 

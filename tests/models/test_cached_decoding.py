@@ -9,7 +9,7 @@ from flax import nnx
 from tiny_models import DECODING, built, compiled, logits_function, random_batch, relative_error, tiny
 
 from t5x_like.models.transformer import segment_mask
-from t5x_like.ops.masks import Causal, Prefix, SlidingWindow
+from t5x_like.ops.attention import Causal, Prefix, SlidingWindow
 
 ROWS, COLUMNS, PROMPT = 2, 9, 4
 SLOW = ("t5_1_0", "t5_1_1", "transformer_2017")

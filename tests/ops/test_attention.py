@@ -10,8 +10,8 @@ import pytest
 from tiny_models import compiled
 
 from t5x_like.ops.attention import attention, attention_scale
-from t5x_like.ops.biases import Alibi, T5Relative
-from t5x_like.ops.masks import Causal, Full, Prefix, Segments, SlidingWindow
+from t5x_like.ops.attention import Alibi, T5Relative
+from t5x_like.ops.attention import Causal, Full, Prefix, Segments, SlidingWindow
 
 B, L, S, H, N = 2, 7, 7, 4, 6
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 1, 1]], np.int32)
@@ -80,7 +80,7 @@ def test_against_the_definition(mask, key_heads, soft_cap):
     got = with_every_bias(q, k, v)
     assert got.keys() == {"none", "t5", "alibi"}
     for name, bias in biases().items():
-        dense = None if bias is None else bias.expand(0, L, S)
+        dense = None if bias is None else bias.expand(0, L, S)[0]
         wanted = defined(q, k, v, pairs(mask), dense, 0.4, soft_cap)
         np.testing.assert_allclose(got[name], wanted, atol=2e-6, err_msg=name)
 
@@ -98,7 +98,7 @@ def test_agrees_with_jax(key_heads):
     mask, bias = masks()["packed"], biases()["t5"]
     real = jnp.asarray(SEGMENTS != 0)[:, :, None, None]  # jax.nn leaves rows without keys undefined
     theirs = jax.nn.dot_product_attention(
-        q, k, v, bias=bias.expand(0, L, S)[None], mask=jnp.asarray(pairs(mask))[:, None], scale=0.4
+        q, k, v, bias=bias.expand(0, L, S), mask=jnp.asarray(pairs(mask))[:, None], scale=0.4
     )
     got = attention(q, k, v, mask=mask, bias=bias, scale=0.4)
     np.testing.assert_allclose(jnp.where(real, got, 0.0), jnp.where(real, theirs, 0.0), atol=2e-6)
@@ -157,7 +157,7 @@ def test_bfloat16_keeps_its_type_and_adds_up_in_float32():
     q, k, v = inputs(2, dtype=jnp.bfloat16)
     got = attention(q, k, v, mask=Causal(), bias=biases()["t5"], scale=0.5)
     assert got.dtype == jnp.bfloat16
-    wanted = defined(q, k, v, pairs(Causal()), biases()["t5"].expand(0, L, S), 0.5, 0.0)
+    wanted = defined(q, k, v, pairs(Causal()), biases()["t5"].expand(0, L, S)[0], 0.5, 0.0)
     np.testing.assert_allclose(np.asarray(got, np.float64), wanted, atol=3e-2)
 
 

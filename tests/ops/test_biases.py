@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_models import compiled
 
-from t5x_like.ops.biases import Alibi, T5Relative, alibi_slopes, relative_buckets
+from t5x_like.ops.attention import Alibi, T5Relative, alibi_slopes, relative_buckets
 
 # Distance (key - query) to bucket, 32 buckets up to distance 128: the values of the published models.
 BIDIRECTIONAL = {0: 0, -1: 1, 1: 17, -7: 7, -8: 8, -11: 8, -12: 9, -15: 9, -16: 10, -22: 10, -23: 11, -31: 11, -32: 12,
@@ -38,7 +38,7 @@ def test_t5_bias_is_the_table_looked_up_per_pair(bidirectional, offset, queries,
         return jnp.transpose(table[relative_buckets(distance, bidirectional, 8, 12)], (2, 0, 1))
 
     def ours(table, offset):
-        return T5Relative(table, bidirectional, 12).expand(offset, queries, keys)
+        return T5Relative(table, bidirectional, 12).expand(offset, queries, keys)[0]
 
     @compiled
     def both(table, traced_offset):  # a traced offset is what decoding has
@@ -62,6 +62,6 @@ def test_alibi_slopes_as_published():
 
 
 def test_alibi_falls_with_the_distance_to_both_sides():
-    got = Alibi(jnp.asarray([0.5, 0.25])).expand(2, 2, 5)
+    got = Alibi(jnp.asarray([0.5, 0.25])).expand(2, 2, 5)[0]
     np.testing.assert_array_equal(got[0], [[-1.0, -0.5, 0.0, -0.5, -1.0], [-1.5, -1.0, -0.5, 0.0, -0.5]])
     np.testing.assert_array_equal(got[1], got[0] / 2)

@@ -15,7 +15,7 @@ from t5x_like.arrays.trees import flatten, unflatten
 from t5x_like.convert.hugging_face import from_hugging_face, name_table, to_hugging_face
 from t5x_like.core.errors import UserError
 from t5x_like.models.config import ModelConfig
-from t5x_like.ops.biases import relative_buckets
+from t5x_like.ops.attention import relative_buckets
 from t5x_like.ops.losses import LossConfig
 
 torch = pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install torch transformers")

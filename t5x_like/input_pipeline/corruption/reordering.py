@@ -1,6 +1,7 @@
 """Text cut or put in another order, no token changed: prefix and rest, a middle moved to the end, a random order.
 
-An order is said by one number for each slot of a sequence, so that a mask can be made of it (``ops.masks.Ordered``):
+An order is said by one number for each slot of a sequence, so that a mask can be made of it
+(``pallas_kernels.masks.Ordered``):
 
     a token of the text that is r-th in the order, from 0:         2 r + 1
     a slot in which the token that is r-th is to be predicted:     -2 r, r at least 1

@@ -1,7 +1,8 @@
-"""What is added to attention scores by distance: T5's learned relative bias and ALiBi. Never stored densely here; the
-reference expands one, a kernel reads the fields.
+"""What is added to attention scores: T5's learned relative bias, ALiBi, or a dense array. Must not know kernels.
 
-Letters: H heads, L queries, S keys, K buckets.
+The first two depend on the distance key - query only and are never stored densely by a kernel. Bucketing is T5's.
+
+Letters: B batch, H heads, L queries, S keys, K buckets.
 """
 
 from __future__ import annotations
@@ -53,18 +54,29 @@ class T5Relative:
     bidirectional: bool
     max_distance: int = 128
 
+    @property
+    def heads(self) -> int:
+        return self.table_KH.shape[1]
+
+    @property
+    def reach(self) -> int:
+        """From here on all distances on one side have the same bias."""
+        return max(self.max_distance, self.table_KH.shape[0])
+
+    def of_distance(self, distance: jax.Array) -> jax.Array:
+        """[H, ...] in the table's dtype, for int32 distances key - query of any shape."""
+        buckets = relative_buckets(distance, self.bidirectional, self.table_KH.shape[0], self.max_distance)
+        return self.table_KH.T[:, buckets]
+
     def expand(self, query_offset: jax.Array | int, queries: int, keys: int) -> jax.Array:
-        """[H, L, S] in the table's dtype, for queries from column ``query_offset`` and keys from column 0."""
+        """[1, H, L, S] in the table's dtype, for queries from column ``query_offset`` and keys from column 0."""
         # There are only L + S - 1 distances: look those up, then shift a copy per query by laying rows of one more
         # element than their period side by side. Its transpose is sums, where a gather of L x S pairs scatters.
         period = queries + keys
         column = jnp.arange(period, dtype=jnp.int32)
-        distance = jnp.where(column < keys, column, column - period) - query_offset
-        row_HP = self.table_KH.T[
-            :, relative_buckets(distance, self.bidirectional, self.table_KH.shape[0], self.max_distance)
-        ]
+        row_HP = self.of_distance(jnp.where(column < keys, column, column - period) - query_offset)
         rows = jnp.broadcast_to(row_HP[:, None], (row_HP.shape[0], queries, period)).reshape(row_HP.shape[0], -1)
-        return rows[:, : queries * (period - 1)].reshape(-1, queries, period - 1)[:, :, :keys]
+        return rows[:, : queries * (period - 1)].reshape(-1, queries, period - 1)[None, :, :, :keys]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,13 +85,33 @@ class Alibi:
 
     slopes_H: jax.Array
 
+    @property
+    def heads(self) -> int:
+        return self.slopes_H.shape[0]
+
     def expand(self, query_offset: jax.Array | int, queries: int, keys: int) -> jax.Array:
-        """[H, L, S] in the slopes' dtype."""
+        """[1, H, L, S] in the slopes' dtype."""
         query_L, key_S = jnp.arange(queries) + query_offset, jnp.arange(keys)
         distance_LS = jnp.abs(key_S[None, :] - query_L[:, None]).astype(self.slopes_H.dtype)
-        return -self.slopes_H[:, None, None] * distance_LS[None]
+        return (-self.slopes_H[:, None, None] * distance_LS[None])[None]
 
 
-Bias = T5Relative | Alibi
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dense:
+    """An array of scores to add, [1 or B, 1 or H, L, S]; the row is the query's place in this call."""
+
+    array: jax.Array
+
+    @property
+    def heads(self) -> int:
+        return self.array.shape[1]
+
+    def expand(self, query_offset: jax.Array | int, queries: int, keys: int) -> jax.Array:
+        """The array."""
+        return self.array
+
+
+Bias = T5Relative | Alibi | Dense
 jax.tree_util.register_dataclass(T5Relative, data_fields=["table_KH"], meta_fields=["bidirectional", "max_distance"])
 jax.tree_util.register_dataclass(Alibi, data_fields=["slopes_H"], meta_fields=[])
+jax.tree_util.register_dataclass(Dense, data_fields=["array"], meta_fields=[])

@@ -1,0 +1,187 @@
+"""One call for attention: checks what is asked, picks what computes it, and can say why.
+
+Knows which features each backend has; must not know how one works. Absolute columns (``q_offset``) and the log-sum-exp
+on request are there for what is built from several calls: decoding, rings of devices.
+
+Letters: B batch, L queries, S keys, H query heads, K key heads, G = H / K queries a key head serves, N size of a query
+or key head, V size of a value head.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.biases import Bias, Dense
+from pallas_kernels.blocks import BlockSizes
+from pallas_kernels.dropout import Dropout
+from pallas_kernels.masks import Mask
+
+Backend = Literal["auto", "tpu", "gpu", "xla"]
+BACKENDS = ("auto", "tpu", "gpu", "xla")
+
+
+class Choice(NamedTuple):
+    """A backend, and the reason why it was picked."""
+
+    backend: str
+    reason: str
+
+
+def attention(
+    q_BLHN: jax.Array,
+    k_BSKN: jax.Array,
+    v_BSKV: jax.Array,
+    *,
+    mask: Mask,
+    bias: Bias | None = None,
+    scale: float | jax.Array | None = None,
+    soft_cap: float | None = None,
+    sinks: jax.Array | None = None,
+    dropout: Dropout | None = None,
+    q_offset: int | jax.Array = 0,
+    backend: Backend = "auto",
+    blocks: BlockSizes | None = None,
+    return_lse: bool = False,
+    interpret: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """dropout(softmax(soft_cap(scale * q k^T) + bias, over the keys that the mask allows, and the sink)) v.
+
+    Has gradients with respect to q, k, v, the bias's arrays, sinks and an array of scales.
+
+    Args:
+      q_BLHN, k_BSKN, v_BSKV: float32 or bfloat16, all of one dtype; K divides H, and head h reads key head
+        h // (H // K).
+      mask: who may attend to whom.
+      bias: added to the scores, or None.
+      scale: of the scores; None: 1 / sqrt(N). An array [L] or [B, L] gives one for each query, as attention that is
+        scaled by the logarithm of its length does; the queries are then multiplied by it and rounded to their dtype.
+      soft_cap: scores become cap * tanh(scores / cap), before the bias; None or 0 is off.
+      sinks: [H] float32, a further score of each head that takes its share of the softmax and has no value.
+      dropout: of the attention probabilities, or None.
+      q_offset: the column of the first query. A Python number where it is known when compiling.
+      backend: ``tpu`` and ``gpu`` are Pallas kernels, ``xla`` is plain JAX for every device; ``auto`` asks ``choose``.
+      blocks: sizes of blocks, instead of those of the table.
+      return_lse: whether to return the log-sum-exp too.
+      interpret: runs a Pallas backend in the interpreter, on any device.
+
+    Returns:
+      [B, L, H, V] in the dtype of q; with ``return_lse`` also [B, H, L] float32, the natural logarithm of each query's
+      sum of exponentials, the sink's included. A query without any allowed key gives 0, no gradient, and without a sink
+      an lse of -inf.
+
+    Raises:
+      ValueError: shapes or dtypes that do not fit, or a feature that the backend named does not have.
+    """
+    _check(q_BLHN, k_BSKN, v_BSKV, bias, scale, soft_cap, sinks)
+    if backend not in BACKENDS:
+        raise ValueError(f"attention: backend: got {backend!r}; allowed: {', '.join(BACKENDS)}")
+    if backend == "auto":
+        backend = choose(q_BLHN, k_BSKN, v_BSKV, mask=mask, bias=bias).backend
+    elif refused := _refusal(backend, q_BLHN, k_BSKN, v_BSKV, mask, bias):
+        raise ValueError(f"attention: {refused}")
+    if scale is None:
+        scale = 1.0 / math.sqrt(q_BLHN.shape[-1])
+    if isinstance(scale, jax.Array):
+        per_query = jnp.expand_dims(jnp.atleast_2d(scale.astype(jnp.float32)), (2, 3))
+        q_BLHN, scale = (q_BLHN.astype(jnp.float32) * per_query).astype(q_BLHN.dtype), 1.0
+    if dropout is not None and dropout.rate == 0:
+        dropout = None
+    options = dict(
+        mask=mask, bias=bias, scale=float(scale), soft_cap=float(soft_cap or 0.0), sinks=sinks, dropout=dropout,
+        q_offset=q_offset,
+    )  # fmt: skip
+    if backend == "xla":
+        from pallas_kernels import xla
+
+        out, lse = xla.attention(q_BLHN, k_BSKN, v_BSKV, **options)
+    elif backend == "tpu":
+        from pallas_kernels import tpu
+
+        out, lse = tpu.attention(q_BLHN, k_BSKN, v_BSKV, **options, blocks=blocks, interpret=interpret)
+    else:
+        from pallas_kernels import gpu
+
+        out, lse = gpu.attention(q_BLHN, k_BSKN, v_BSKV, **options, blocks=blocks, interpret=interpret)
+    return (out, lse) if return_lse else out
+
+
+def choose(
+    q_BLHN: jax.Array,
+    k_BSKN: jax.Array,
+    v_BSKV: jax.Array,
+    *,
+    mask: Mask,
+    bias: Bias | None = None,
+    platform: str | None = None,
+) -> Choice:
+    """What ``attention`` computes with under ``backend="auto"``, and why.
+
+    Args:
+      q_BLHN, k_BSKN, v_BSKV, mask, bias: as for ``attention``; shapes and dtypes are enough.
+      platform: ``tpu``, ``gpu``, ``cuda``, ``cpu``...; None: of JAX's default device.
+    """
+    platform = platform or _platform()
+    wanted = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}.get(platform)
+    if wanted is None:
+        return Choice("xla", f"there are no kernels for {platform}")
+    if refused := _refusal(wanted, q_BLHN, k_BSKN, v_BSKV, mask, bias):
+        return Choice("xla", refused)
+    return Choice(wanted, f"the device is a {platform} and the kernels have all that is asked")
+
+
+def _platform() -> str:
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    return device.platform if hasattr(device, "platform") else device or jax.default_backend()
+
+
+def _refusal(backend: str, q, k, v, mask: Mask, bias: Bias | None) -> str:
+    """Why a backend cannot do this: the argument and who can; empty if it can."""
+    if backend == "xla":
+        return ""
+    if q.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"q: backend {backend!r} has no {q.dtype}; allowed: float32, bfloat16, or backend='xla'"
+    if backend == "gpu":
+        from pallas_kernels import gpu
+
+        return gpu.refusal(q, k, v, mask, bias)
+    from pallas_kernels import tpu
+
+    return tpu.refusal(q, k, v, mask, bias)
+
+
+def _check(q, k, v, bias, scale, soft_cap, sinks) -> None:
+    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
+        raise ValueError(
+            f"attention: q, k, v: got shapes {q.shape}, {k.shape}, {v.shape}; allowed: four dimensions each"
+        )
+    B, L, H, N = q.shape
+    S, K = k.shape[1:3]
+    if k.shape != (B, S, K, N) or v.shape[:3] != (B, S, K):
+        raise ValueError(
+            f"attention: k, v: got shapes {k.shape}, {v.shape} for q {q.shape}; "
+            f"allowed: [{B}, S, K, {N}], [{B}, S, K, V]"
+        )
+    if H % K:
+        raise ValueError(f"attention: k: {K} key heads do not divide {H} query heads")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"attention: q, k, v: got dtypes {q.dtype}, {k.dtype}, {v.dtype}; allowed: one for all")
+    if isinstance(bias, Dense):
+        wanted = (B, H, L, S)
+        if (
+            bias.array.ndim != 4
+            or any(n not in (1, full) for n, full in zip(bias.array.shape[:2], wanted, strict=False))
+            or (bias.array.shape[2:] != wanted[2:])
+        ):
+            raise ValueError(f"attention: bias: got shape {bias.array.shape}; allowed: [1 or {B}, 1 or {H}, {L}, {S}]")
+    elif bias is not None and bias.heads != H:
+        raise ValueError(f"attention: bias: got {bias.heads} heads; allowed: {H}")
+    if isinstance(scale, jax.Array) and scale.ndim and scale.shape not in ((L,), (B, L), (1, L)):
+        raise ValueError(f"attention: scale: got shape {scale.shape}; allowed: a number, [{L}] or [{B}, {L}]")
+    if soft_cap is not None and soft_cap < 0:
+        raise ValueError(f"attention: soft_cap: got {soft_cap}; allowed: None, or 0 or more")
+    if sinks is not None and sinks.shape != (H,):
+        raise ValueError(f"attention: sinks: got shape {sinks.shape}; allowed: [{H}]")

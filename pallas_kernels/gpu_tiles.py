@@ -1,0 +1,375 @@
+"""What the GPU kernels of both directions share: the tiles that a program visits, and the scores of one.
+
+A tile is a block of queries times a block of keys. Each block of queries (or of keys) has a list of the tiles that it
+visits: first the easy ones, in which every pair is allowed and a T5 bias is one number, then the hard ones, in which
+each pair is asked. Empty tiles are in no list. Must not know who makes the lists (``gpu_plan``), gradients, or what a
+kernel writes.
+
+Letters: B batch, L queries, S keys, H query heads, K key heads, N size of a query or key head, V size of a value head,
+I query blocks, J key blocks, P visits, D distances, R query units of a ``Blocks`` mask, W words.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from pallas_kernels.dropout import kept
+from pallas_kernels.masks import Blocks, Pairs, Rule
+
+LOG2E = math.log2(math.e)
+UNSEEN = -1e30  # the score of a pair that is not allowed; finite, so that no difference of two is NaN
+FLOOR = -0.5e30  # where a running maximum starts: above UNSEEN, so that 2^(UNSEEN - maximum) is 0 in any row
+CEILING = 0.5e30  # the log-sum-exp of a row that sees nothing, for the backward pass: 2^(score - CEILING) is 0
+
+
+class Launch(NamedTuple):
+    """How a kernel is launched: sizes of its blocks, warps of a program, stages of its software pipeline."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+class Options(NamedTuple):
+    """What is known of a call when compiling, besides shapes.
+
+    Attributes:
+      scale, soft_cap: of the scores; a cap of 0 is none.
+      rate: of dropout.
+      q_offset: the column of the first query; None if it is an array.
+      forward, for_queries, for_keys: launches of the three kernels.
+      interpret: whether to run in the interpreter.
+    """
+
+    scale: float
+    soft_cap: float
+    rate: float
+    q_offset: int | None
+    forward: Launch
+    for_queries: Launch
+    for_keys: Launch
+    interpret: bool
+
+
+class Data(NamedTuple):
+    """Arrays that a kernel reads besides queries, keys and values; in a kernel, references to them. Bias arrays and
+    sinks are float32, and in units of log 2 except ``dense``.
+
+    Attributes:
+      offset_1: the column of the first query.
+      visits: [1 or B, 1 or I, P] (or J for I): blocks to visit, the easy ones first; a block may use less than all.
+      counts: [1 or B, I, 2]: how many are easy, how many there are.
+      query_data, key_data: of the mask's ``Slots``.
+      words: for each ``Blocks`` mask [J, W, R] int32: bit n of word w says whether the query unit sees unit 32 w + n of
+        those in the key block.
+      streams_BH: of dropout.
+      distances_HD: T5 bias by distance. slopes_H: ALiBi. dense: [1 or B, 1 or H, L, S].
+      sinks_H: further scores.
+    """
+
+    offset_1: Any
+    visits: Any
+    counts: Any
+    query_data: tuple = ()
+    key_data: tuple = ()
+    words: tuple = ()
+    streams_BH: Any = None
+    distances_HD: Any = None
+    slopes_H: Any = None
+    dense: Any = None
+    sinks_H: Any = None
+
+
+class Shape(NamedTuple):
+    """Sizes of a call; see the letters."""
+
+    B: int
+    L: int
+    S: int
+    H: int
+    K: int
+    N: int
+    V: int
+
+    @classmethod
+    def of(cls, q_BLHN, k_BSKN, v_BSKV) -> Shape:
+        B, L, H, N = q_BLHN.shape
+        return cls(B, L, k_BSKN.shape[1], H, k_BSKN.shape[2], N, v_BSKV.shape[3])
+
+    @property
+    def group(self) -> int:
+        return self.H // self.K
+
+
+class Piece(NamedTuple):
+    """A part of a head of a size that is a power of 2, as Triton wants it: its start, its size, how much is there."""
+
+    start: int
+    size: int
+    valid: int
+
+
+def pieces(size: int) -> tuple[Piece, ...]:
+    """A head in at most two pieces, the last of which may reach over the end: 80 is 64 + 16, 112 is 128."""
+    first = max(16, 1 << (size.bit_length() - 1))
+    rest = size - first
+    if rest <= 0:
+        return (Piece(0, first, size),)
+    second = max(16, pl.next_power_of_2(rest))
+    if second >= first:
+        return (Piece(0, 2 * first, size),)
+    return Piece(0, first, first), Piece(first, second, rest)
+
+
+def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
+    """Product in float32. HIGHEST, because anything less lets Triton round float32 operands to tf32."""
+    return lax.dot_general(
+        a, b, (((contract[0],), (contract[1],)), ((), ())), precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )  # fmt: skip
+
+
+def _place(part: Piece, number: jax.Array):
+    """A slice; with a start that is not static where it reaches over the end, which JAX refuses of static ones."""
+    return pl.ds(part.start if part.valid == part.size else number * 0 + part.start, part.size)
+
+
+def load_rows(ref, b, start, size: int, head, length: int, parts: tuple[Piece, ...]) -> list[jax.Array]:
+    """Rows of one head of [B, length, heads, N], in pieces; 0 beyond the ends. ``length`` 0: no row is beyond."""
+    out = []
+    for part in parts:
+        mask = None
+        if length:
+            mask = lax.expand_dims(start + iota(size) < length, (1,))
+        if part.valid < part.size:
+            inside = lax.expand_dims(iota(part.size) < part.valid, (0,))
+            mask = inside if mask is None else mask & inside
+        view = ref.at[b, pl.ds(start, size), head, _place(part, b)]
+        if mask is None:
+            out.append(plgpu.load(view))
+        else:
+            out.append(plgpu.load(view, mask=jnp.broadcast_to(mask, (size, part.size)), other=0.0))
+    return out
+
+
+def store_rows(ref, values: list[jax.Array], b, start, size: int, head, length: int, parts: tuple[Piece, ...]) -> None:
+    """The reverse of ``load_rows``; in the dtype of what is written."""
+    for part, value in zip(parts, values, strict=True):
+        mask = None
+        if length:
+            mask = lax.expand_dims(start + iota(size) < length, (1,))
+        if part.valid < part.size:
+            inside = lax.expand_dims(iota(part.size) < part.valid, (0,))
+            mask = inside if mask is None else mask & inside
+        if mask is not None:
+            mask = jnp.broadcast_to(mask, (size, part.size))
+        view = ref.at[b, pl.ds(start, size), head, _place(part, b)]
+        plgpu.store(view, value.astype(ref.dtype), mask=mask)
+
+
+def load_vector(ref, b, head, start, size: int, length: int, other: float) -> jax.Array:
+    """Of [B, H, length]; ``length`` as for ``load_rows``."""
+    view = ref.at[b, head, pl.ds(start, size)]
+    return plgpu.load(view, mask=start + iota(size) < length, other=other) if length else plgpu.load(view)
+
+
+def iota(size: int) -> jax.Array:
+    return lax.iota(jnp.int32, size)
+
+
+class Tile(NamedTuple):
+    """Where a program is: example, query head, query block, key block."""
+
+    b: Any
+    head: Any
+    i: Any
+    j: Any
+
+
+class Plan(NamedTuple):
+    """What one kernel knows of the call when compiling.
+
+    Attributes:
+      options, shape, launch: of the call.
+      rule: of the mask.
+      tables: the mask's tables of blocks.
+      reach: (least, greatest) distance at which a T5 bias may still change; None without one.
+      kinds: whether there may be (easy, hard) tiles.
+      pairs: how many pairs all tiles have, or may have.
+      keys_first: whether a tile is [keys, queries].
+    """
+
+    options: Options
+    shape: Shape
+    launch: Launch
+    rule: Rule
+    tables: tuple[Blocks, ...]
+    reach: tuple[int, int] | None
+    kinds: tuple[bool, bool]
+    pairs: int
+    keys_first: bool
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        return -(-self.shape.L // self.launch.queries), -(-self.shape.S // self.launch.keys)
+
+    @property
+    def ragged_queries(self) -> int:
+        """The number of queries if the last block reaches over it, else 0."""
+        return self.shape.L if self.shape.L % self.launch.queries else 0
+
+    @property
+    def ragged_keys(self) -> int:
+        return self.shape.S if self.shape.S % self.launch.keys else 0
+
+    def by_query(self, vector: jax.Array) -> jax.Array:
+        """A vector over queries laid along its axis of the tile."""
+        return lax.expand_dims(vector, (0,) if self.keys_first else (1,))
+
+    def by_key(self, vector: jax.Array) -> jax.Array:
+        return lax.expand_dims(vector, (1,) if self.keys_first else (0,))
+
+    def places(self, data: Data, tile: Tile) -> tuple[jax.Array, jax.Array]:
+        """Columns of the queries and keys, laid along their axes."""
+        query = tile.i * self.launch.queries + plgpu.load(data.offset_1.at[tile.b * 0]) + iota(self.launch.queries)
+        return self.by_query(query), self.by_key(tile.j * self.launch.keys + iota(self.launch.keys))
+
+    def visit(self, data: Data, tile: Tile, step, carry):
+        """Runs ``step(tile, hard, carry)`` for all tiles of a block: of its queries, or of its keys and then for each
+        head of the group. The block of ``tile`` that is not set is filled in."""
+        example = choose(tile.b, data.counts.shape[0])
+        block = tile.j if self.keys_first else tile.i
+        row = choose(block, data.visits.shape[1])
+        heads = self.shape.group if self.keys_first else 1
+        easy = plgpu.load(data.counts.at[example, block, tile.b * 0])
+        total = plgpu.load(data.counts.at[example, block, tile.b * 0 + 1])
+        for hard, first, count in ((False, jnp.int32(0), easy), (True, easy, total - easy)):
+            if not self.kinds[hard]:
+                continue
+
+            def body(n, carry, hard=hard, first=first, count=count):
+                head = tile.head
+                if heads > 1:  # one loop over heads and tiles, so that loads of the next head are not waited for
+                    head, n = tile.head + lax.div(n, count), lax.rem(n, count)
+                other = plgpu.load(data.visits.at[example, row, first + n])
+                there = Tile(tile.b, head, other, tile.j) if self.keys_first else Tile(tile.b, head, tile.i, other)
+                return step(there, hard, carry)
+
+            carry = lax.fori_loop(jnp.int32(0), count * heads, body, carry)
+        return carry
+
+    def scores(self, data: Data, tile: Tile, q: list, k: list, hard: bool) -> tuple[jax.Array, jax.Array | None]:
+        """Scores in units of log 2, UNSEEN where not allowed; and the tanh of the soft cap, if there is one."""
+        first, second = (k, q) if self.keys_first else (q, k)
+        score = sum(dot(a, b, (1, 1)) for a, b in zip(first, second, strict=True))
+        tanh = None
+        if cap := self.options.soft_cap:
+            # 1 - 2 / (1 + e^2x) is right to 1e-7 of the cap, which is what a float32 score near it has
+            tanh = 1.0 - 2.0 / (1.0 + jnp.exp2(score * (2.0 * LOG2E * self.options.scale / cap)))
+            score = tanh * (cap * LOG2E)
+        else:
+            score = score * (self.options.scale * LOG2E)
+        query, key = self.places(data, tile)
+        if data.distances_HD is not None:
+            score = score + self._relative(data, tile, query, key, hard)
+        if data.slopes_H is not None:
+            slope = plgpu.load(data.slopes_H.at[tile.head])
+            score = score - slope * jnp.abs(key - query).astype(jnp.float32)
+        if data.dense is not None:
+            score = score + self._dense(data, tile) * LOG2E
+        if hard:
+            seen = self.seen(data, tile, query, key)
+            score = jnp.where(seen, score, UNSEEN)
+        return score, tanh
+
+    def seen(self, data: Data, tile: Tile, query: jax.Array, key: jax.Array) -> jax.Array:
+        """Whether each pair is allowed."""
+
+        def of(ref, block, size, length):
+            view = ref.at[choose(tile.b, ref.shape[0]), pl.ds(block * size, size)]
+            if length % size:
+                return plgpu.load(view, mask=block * size + iota(size) < length, other=0)
+            return plgpu.load(view)
+
+        def table(slot: int) -> jax.Array:
+            mask, words = self.tables[slot], data.words[slot]
+            row = jnp.minimum(lax.div(query, jnp.int32(mask.size)), mask.shape[0] - 1)
+            unit = lax.div(key, jnp.int32(mask.size)) - lax.div(tile.j * self.launch.keys, mask.size)
+            word = plgpu.load(words.at[tile.j, tile.j * 0, row])
+            for w in range(1, words.shape[1]):
+                word = jnp.where(unit < 32 * w, word, plgpu.load(words.at[tile.j, tile.j * 0 + w, row]))
+            word = jnp.broadcast_to(word, np.broadcast_shapes(word.shape, unit.shape))
+            return ((word >> jnp.broadcast_to(unit & 31, word.shape)) & 1) != 0
+
+        shape, launch = self.shape, self.launch
+        return self.rule.pairs(
+            Pairs(
+                query, key, [self.by_query(of(ref, tile.i, launch.queries, shape.L)) for ref in data.query_data],
+                [self.by_key(of(ref, tile.j, launch.keys, shape.S)) for ref in data.key_data], table,
+            )
+        )  # fmt: skip
+
+    def kept(self, data: Data, tile: Tile) -> jax.Array:
+        """Whether dropout keeps each pair."""
+        return kept(self.options.rate, plgpu.load(data.streams_BH.at[tile.b, tile.head]), *self.places(data, tile))
+
+    def _relative(self, data: Data, tile: Tile, query, key, hard: bool) -> jax.Array:
+        assert self.reach is not None
+        low, high = self.reach
+        if hard:
+            return plgpu.load(data.distances_HD.at[tile.head, jnp.clip(key - query, low, high) - low])
+        corner = tile.j * self.launch.keys - tile.i * self.launch.queries - plgpu.load(data.offset_1.at[tile.b * 0])
+        return plgpu.load(data.distances_HD.at[tile.head, jnp.clip(corner, low, high) - low])
+
+    def _dense(self, data: Data, tile: Tile) -> jax.Array:
+        row = self.by_query(tile.i * self.launch.queries + iota(self.launch.queries))
+        key = self.by_key(tile.j * self.launch.keys + iota(self.launch.keys))
+        view = data.dense.at[
+            choose(tile.b, data.dense.shape[0]), choose(tile.head, data.dense.shape[1]), *both(row, key)
+        ]
+        mask = self.inside(row, key)
+        bias = plgpu.load(view) if mask is None else plgpu.load(view, mask=mask, other=0.0)
+        return bias.astype(jnp.float32)
+
+    def inside(self, row: jax.Array, key: jax.Array) -> jax.Array | None:
+        """Whether a pair is in the array; None if all are."""
+        if not (self.ragged_queries or self.ragged_keys):
+            return None
+        return (row < self.shape.L) & (key < self.shape.S)
+
+    def cost(self, products: tuple[int, int], arrays) -> pl.CostEstimate:
+        """Of a kernel with so many products of [queries, N] and of [queries, V] for each pair."""
+        pairs = self.pairs * self.shape.H
+        return pl.CostEstimate(
+            flops=2 * pairs * (products[0] * self.shape.N + products[1] * self.shape.V),
+            transcendentals=pairs * (2 if self.options.soft_cap else 1),
+            bytes_accessed=sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(arrays)),
+        )
+
+    def call(self, kernel, grid: tuple[int, ...], out_shape, name: str, cost: pl.CostEstimate, aliases=()):
+        """``pallas_call`` with what all kernels have in common."""
+        return pl.pallas_call(
+            kernel, grid=grid, out_shape=out_shape, name=name, cost_estimate=cost, interpret=self.options.interpret,
+            input_output_aliases=dict(aliases),
+            compiler_params=plgpu.CompilerParams(num_warps=self.launch.warps, num_stages=self.launch.stages),
+        )  # fmt: skip
+
+
+def choose(number: jax.Array, size: int) -> jax.Array:
+    """Where to find a number along an axis that may be broadcast; an array, as the interpreter wants it."""
+    return number if size > 1 else number * 0
+
+
+def both(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two arrays broadcast against each other."""
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    return jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape)

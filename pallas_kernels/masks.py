@@ -1,0 +1,429 @@
+"""Who may attend to whom, said as objects and never stored as a dense array; join them with ``&`` and ``|``.
+
+A mask tells two things, both as a ``Rule``: of single pairs, whether the query may see the key, and of whole blocks of
+pairs, whether some or all of them may. Kernels pass over blocks of which none may and ask no pair where all may.
+Queries and keys are counted along the sequence as stored; a query's column is its row plus the call's ``q_offset``.
+Must not know kernels.
+
+Letters: B batch, L queries, S keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Pairs(NamedTuple):
+    """Queries and keys of which a rule is asked; all arrays broadcast against each other, in any layout.
+
+    Attributes:
+      query, key: int32 columns.
+      query_data, key_data: int32, what the mask's ``Slots`` collected, of these queries and keys.
+      table: gives the entry of a static table of blocks at each pair, by its slot.
+    """
+
+    query: jax.Array
+    key: jax.Array
+    query_data: Sequence[jax.Array] = ()
+    key_data: Sequence[jax.Array] = ()
+    table: Callable[[int], jax.Array] | None = None
+
+
+class Span(NamedTuple):
+    """Least and greatest number in each block, and the least that is not 0; numpy, or jax where they are traced."""
+
+    low: Any
+    high: Any
+    low_positive: Any
+
+
+class Ranges(NamedTuple):
+    """Blocks of pairs of which a rule is asked; broadcast as ``Pairs``.
+
+    Attributes:
+      query, key: columns of each block.
+      query_data, key_data: spans of what the mask's ``Slots`` collected; None where it is not known yet.
+    """
+
+    query: Span
+    key: Span
+    query_data: Sequence[Span] | None = None
+    key_data: Sequence[Span] | None = None
+
+
+class Rule(NamedTuple):
+    """What a mask allows.
+
+    Attributes:
+      pairs: whether each query may see each key.
+      blocks: (whether some pair of the block may be allowed, whether all pairs are); the first may be True and the
+        second False without need.
+    """
+
+    pairs: Callable[[Pairs], Any]
+    blocks: Callable[[Ranges], tuple[Any, Any]]
+
+
+@dataclasses.dataclass
+class Slots:
+    """Collects what the rules of a mask need of each query and each key.
+
+    Attributes:
+      queries, keys: lengths.
+      offset: column of the first query.
+      query_data: [1 or B, L] int32 arrays.
+      key_data: [1 or B, S] int32 arrays.
+      tables: static tables of blocks, each with its mask.
+    """
+
+    queries: int
+    keys: int
+    offset: Any = 0
+    query_data: list[jax.Array] = dataclasses.field(default_factory=list)
+    key_data: list[jax.Array] = dataclasses.field(default_factory=list)
+    tables: list[Blocks] = dataclasses.field(default_factory=list)
+
+    def of_queries(self, array: jax.Array) -> int:
+        return self._add(self.query_data, array, self.queries, "query")
+
+    def of_keys(self, array: jax.Array) -> int:
+        return self._add(self.key_data, array, self.keys, "key")
+
+    def of_blocks(self, mask: Blocks) -> int:
+        self.tables.append(mask)
+        return len(self.tables) - 1
+
+    def _add(self, into: list[jax.Array], array: jax.Array, length: int, side: str) -> int:
+        if array.ndim != 2 or array.shape[1] != length:
+            raise ValueError(
+                f"mask: a {side} array of shape {array.shape} for {length} positions; allowed: [B, {length}]"
+            )
+        for slot, known in enumerate(into):
+            if known is array:
+                return slot
+        into.append(array)
+        return len(into) - 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mask:
+    """Base of all masks."""
+
+    def rule(self, slots: Slots) -> Rule:
+        """What is allowed, having told ``slots`` which numbers it needs of queries and keys."""
+        raise TypeError(f"{type(self).__name__} does not say who may attend to whom")
+
+    def allowed(self, query_L: jax.Array, key_S: jax.Array) -> jax.Array:
+        """Whether the query in column ``query_L[i]``, the i-th of those the mask's arrays describe, may see the key in
+        column ``key_S[j]``: [1 or B, L, S] booleans. Columns of queries follow one another. For tests: dense."""
+        first = query_L[0]
+        slots = Slots(query_L.shape[0], key_S.shape[0], first if isinstance(first, jax.core.Tracer) else int(first))
+        return dense(self.rule(slots), slots, query_L, key_S)
+
+    def __and__(self, other: Mask) -> Mask:
+        return other if isinstance(self, Full) else self if isinstance(other, Full) else And(self, other)
+
+    def __or__(self, other: Mask) -> Mask:
+        return self if isinstance(self, Full) else other if isinstance(other, Full) else Or(self, other)
+
+
+def dense(rule: Rule, slots: Slots, query_L: jax.Array, key_S: jax.Array, rows: slice = slice(None)) -> jax.Array:
+    """[1 or B, L, S] booleans for some rows of the queries.
+
+    Args:
+      rule, slots: of a mask.
+      query_L, key_S: columns.
+      rows: which of the collected numbers of queries these are.
+    """
+
+    def table(slot: int) -> jax.Array:
+        mask = slots.tables[slot]
+        return jnp.asarray(mask.table)[_unit(query_L, mask.size, mask.shape[0]), :][
+            :, _unit(key_S, mask.size, mask.shape[1])
+        ][None]
+
+    pairs = Pairs(
+        query_L[None, :, None], key_S[None, None, :], [a[:, rows, None] for a in slots.query_data],
+        [a[:, None, :] for a in slots.key_data], table,
+    )  # fmt: skip
+    return jnp.broadcast_to(rule.pairs(pairs), np.broadcast_shapes(
+        (1, query_L.shape[0], key_S.shape[0]), *(a.shape for a in pairs.query_data), *(a.shape for a in pairs.key_data)
+    ))  # fmt: skip
+
+
+def _unit(column: jax.Array, size: int, count: int) -> jax.Array:
+    return jnp.clip(column // size, 0, count - 1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Full(Mask):
+    """Every query sees every key."""
+
+    def rule(self, slots):
+        return Rule(lambda pairs: pairs.key == pairs.key, lambda ranges: (True, True))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Causal(Mask):
+    """A query sees its own column and those before it."""
+
+    def rule(self, slots):
+        return Rule(
+            lambda pairs: pairs.key <= pairs.query,
+            lambda ranges: (ranges.key.low <= ranges.query.high, ranges.key.high <= ranges.query.low),
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SlidingWindow(Mask):
+    """A query sees at most ``left`` columns before its own and ``right`` after it."""
+
+    left: int
+    right: int
+
+    def __post_init__(self):
+        if min(self.left, self.right) < 0:
+            raise ValueError(f"SlidingWindow: got left={self.left}, right={self.right}; allowed: 0 or more")
+
+    def rule(self, slots):
+        def pairs(p: Pairs):
+            distance = p.key - p.query
+            return (distance >= -self.left) & (distance <= self.right)
+
+        def blocks(r: Ranges):
+            least, greatest = r.key.low - r.query.high, r.key.high - r.query.low
+            return (greatest >= -self.left) & (least <= self.right), (least >= -self.left) & (greatest <= self.right)
+
+        return Rule(pairs, blocks)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chunked(Mask):
+    """The sequence is cut every ``size`` columns; a query sees the keys of its own chunk."""
+
+    size: int
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"Chunked: got size={self.size}; allowed: 1 or more")
+
+    def rule(self, slots):
+        query = slots.of_queries((jnp.arange(slots.queries, dtype=jnp.int32) + slots.offset)[None] // self.size)
+        key = slots.of_keys(jnp.arange(slots.keys, dtype=jnp.int32)[None] // self.size)
+
+        def blocks(r: Ranges):
+            first, last = r.query.low // self.size, r.query.high // self.size
+            key_first, key_last = r.key.low // self.size, r.key.high // self.size
+            some = (first <= key_last) & (key_first <= last)
+            return some, (first == last) & (key_first == key_last) & some
+
+        return Rule(lambda pairs: pairs.query_data[query] == pairs.key_data[key], blocks)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prefix(Mask):
+    """Every query sees the keys of a prefix: prefix LM is ``Causal() | Prefix(...)``, if packed ``& Segments(...)``.
+
+    Attributes:
+      key_prefix: [B], the length of each example's prefix; or [B, S], not 0 where a key belongs to a prefix, for rows
+        that hold several examples.
+    """
+
+    key_prefix: jax.Array
+
+    def rule(self, slots):
+        marks = self.key_prefix
+        if marks.ndim == 1:
+            marks = (jnp.arange(slots.keys, dtype=jnp.int32)[None, :] < marks[:, None]).astype(jnp.int32)
+        key = slots.of_keys((marks != 0).astype(jnp.int32))
+
+        def blocks(r: Ranges):
+            return (True, False) if r.key_data is None else (r.key_data[key].high > 0, r.key_data[key].low > 0)
+
+        return Rule(lambda pairs: pairs.key_data[key] != 0, blocks)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segments(Mask):
+    """A query sees the keys of its own segment, numbered from 1. Segment 0 is padding: it sees nothing and nothing sees
+    it."""
+
+    query_BL: jax.Array
+    key_BS: jax.Array
+
+    def rule(self, slots):
+        # keys of segment 0 get a number that no query has, so that one comparison says it all
+        query, key = slots.of_queries(self.query_BL), slots.of_keys(jnp.where(self.key_BS == 0, -1, self.key_BS))
+
+        def blocks(r: Ranges):
+            if r.query_data is None or r.key_data is None:
+                return True, False
+            q, k = r.query_data[query], r.key_data[key]
+            some = (q.low_positive <= k.high) & (k.low_positive <= q.high)
+            return some, (q.low == q.high) & (k.low == k.high) & (q.low == k.low)
+
+        return Rule(lambda pairs: pairs.query_data[query] == pairs.key_data[key], blocks)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ordered(Mask):
+    """Permutation language modelling (Yang et al. 2019, section 2.3) as numbers: a query with number a sees the keys
+    whose number b is 0 < b <= |a|.
+
+    A token that is r-th in the order has 2r + 1, a slot that predicts it -2r, padding 0. So a token sees itself and
+    those before it in the order, a slot only those before its token, and nobody sees a slot.
+    """
+
+    query_order_BL: jax.Array
+    key_order_BS: jax.Array
+
+    def rule(self, slots):
+        nobody = jnp.iinfo(jnp.int32).max
+        query = slots.of_queries(jnp.abs(self.query_order_BL))
+        key = slots.of_keys(jnp.where(self.key_order_BS > 0, self.key_order_BS, nobody))
+
+        def blocks(r: Ranges):
+            if r.query_data is None or r.key_data is None:
+                return True, False
+            q, k = r.query_data[query], r.key_data[key]
+            return k.low <= q.high, k.high <= q.low
+
+        return Rule(lambda pairs: pairs.key_data[key] <= pairs.query_data[query], blocks)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Blocks(Mask):
+    """A static choice of blocks of ``size`` x ``size`` pairs: query block i sees key block j where ``blocks[i][j]``."""
+
+    blocks: tuple[tuple[bool, ...], ...]
+    size: int
+
+    def __post_init__(self):
+        table = np.asarray(self.blocks, bool)
+        if table.ndim != 2 or not table.size or self.size < 1:
+            raise ValueError(
+                f"Blocks: got a table of shape {table.shape}, size={self.size}; allowed: [rows, columns], 1 or more"
+            )
+        object.__setattr__(self, "blocks", tuple(map(tuple, table.tolist())))  # hashable, to be part of a compiled call
+
+    @property
+    def table(self) -> np.ndarray:
+        return np.asarray(self.blocks, bool)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.blocks), len(self.blocks[0])
+
+    def rule(self, slots):
+        need = (-(-slots.queries // self.size), -(-slots.keys // self.size))
+        if isinstance(slots.offset, int):
+            need = (-(-(slots.queries + slots.offset) // self.size), need[1])
+        if self.shape[0] < need[0] or self.shape[1] < need[1]:
+            raise ValueError(f"mask: Blocks has {self.shape} blocks of {self.size}; these lengths need {need}")
+        slot, table = slots.of_blocks(self), self.table
+        # how many allowed blocks lie above and to the left of each corner: any rectangle is four look-ups
+        counts = np.pad(table.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+
+        def blocks(r: Ranges):
+            if not all(isinstance(x, (int, np.ndarray)) for x in (r.query.low, r.query.high)):
+                return True, False  # a traced offset: every pair is asked
+            rows, columns = table.shape
+            q0, q1 = (np.clip(np.asarray(x) // self.size, 0, rows - 1) for x in (r.query.low, r.query.high))
+            k0, k1 = (np.clip(np.asarray(x) // self.size, 0, columns - 1) for x in (r.key.low, r.key.high))
+            inside = counts[q1 + 1, k1 + 1] - counts[q0, k1 + 1] - counts[q1 + 1, k0] + counts[q0, k0]
+            return inside > 0, inside == (q1 - q0 + 1) * (k1 - k0 + 1)
+
+        def pairs(p: Pairs):
+            assert p.table is not None
+            return p.table(slot)
+
+        return Rule(pairs, blocks)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BigBird(Mask):
+    """Blocks near the diagonal, blocks that see and are seen by all, and random ones (Zaheer et al. 2020, section 2).
+
+    Attributes:
+      window: blocks about a query's own one, an odd number (3: one to each side).
+      globals: the first so many blocks see all and are seen by all.
+      random: further blocks that each block of queries sees, drawn from those left.
+      seed: of the draw.
+      size: of a block.
+    """
+
+    window: int = 3
+    globals: int = 2
+    random: int = 3
+    seed: int = 0
+    size: int = 64
+
+    def __post_init__(self):
+        if self.window < 1 or self.window % 2 == 0 or min(self.globals, self.random) < 0 or self.size < 1:
+            raise ValueError(f"BigBird: got {self}; allowed: an odd window, globals and random from 0, size from 1")
+
+    def blocks(self, queries: int, keys: int) -> Blocks:
+        """The same for given lengths."""
+        rows, columns = -(-queries // self.size), -(-keys // self.size)
+        row, column = np.arange(rows)[:, None], np.arange(columns)[None, :]
+        table = (np.abs(row - column) <= self.window // 2) | (row < self.globals) | (column < self.globals)
+        draw = np.random.default_rng(self.seed)
+        for i in range(rows):
+            left = np.flatnonzero(~table[i])
+            table[i, draw.permutation(left)[: self.random]] = True
+        return Blocks(tuple(map(tuple, table.tolist())), self.size)
+
+    def rule(self, slots):
+        if not isinstance(slots.offset, int):
+            raise ValueError("mask: BigBird needs a q_offset that is known when compiling; Blocks takes a traced one")
+        return self.blocks(slots.queries + slots.offset, slots.keys).rule(slots)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class And(Mask):
+    """Both allow it."""
+
+    one: Mask
+    other: Mask
+
+    def rule(self, slots):
+        one, other = self.one.rule(slots), self.other.rule(slots)
+
+        def blocks(r: Ranges):
+            (some, all_), (other_some, other_all) = one.blocks(r), other.blocks(r)
+            return some & other_some, all_ & other_all
+
+        return Rule(lambda pairs: one.pairs(pairs) & other.pairs(pairs), blocks)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Or(Mask):
+    """One of both allows it."""
+
+    one: Mask
+    other: Mask
+
+    def rule(self, slots):
+        one, other = self.one.rule(slots), self.other.rule(slots)
+
+        def blocks(r: Ranges):
+            (some, all_), (other_some, other_all) = one.blocks(r), other.blocks(r)
+            return some | other_some, all_ | other_all
+
+        return Rule(lambda pairs: one.pairs(pairs) | other.pairs(pairs), blocks)
+
+
+for _mask, _arrays, _static in (
+    (Full, (), ()), (Causal, (), ()), (SlidingWindow, (), ("left", "right")), (Chunked, (), ("size",)),
+    (Prefix, ("key_prefix",), ()), (Segments, ("query_BL", "key_BS"), ()),
+    (Ordered, ("query_order_BL", "key_order_BS"), ()), (Blocks, (), ("blocks", "size")),
+    (BigBird, (), ("window", "globals", "random", "seed", "size")), (And, ("one", "other"), ()),
+    (Or, ("one", "other"), ()),
+):  # fmt: skip
+    jax.tree_util.register_dataclass(_mask, data_fields=list(_arrays), meta_fields=list(_static))

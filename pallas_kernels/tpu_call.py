@@ -1,0 +1,155 @@
+"""How the TPU kernels are called: names instead of positions, grids over blocks, the cost. Must not know what they
+compute.
+
+Letters: B batch, H query heads, R query blocks, C key blocks, P visits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.tpu_scores import Operand, Problem, Refs, Visit
+from pallas_kernels.visits import COMPUTE, EMPTY, FULL, WHOLE, Visits, unpack
+
+_CONTRACT = {"nn": ((1,), (0,)), "nt": ((1,), (1,)), "tn": ((0,), (0,))}
+
+
+def matmul(a: jax.Array, b: jax.Array, form: str) -> jax.Array:
+    """The product in float32; ``n`` or ``t`` (transposed) for each factor. float32 factors are not rounded."""
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return jax.lax.dot_general(
+        a, b, (_CONTRACT[form], ((), ())), precision=precision, preferred_element_type=jnp.float32
+    )
+
+
+class Grid(NamedTuple):
+    """The steps of a kernel.
+
+    Attributes:
+      sizes: of its dimensions.
+      alone: whether steps along each dimension may run in any order, on any core.
+      blocks: int32, from which ``locate`` reads; flat, for SMEM.
+      locate: (numbers of the step, ``blocks``) -> where it is.
+    """
+
+    sizes: tuple[Any, ...]
+    alone: tuple[bool, ...]
+    blocks: jax.Array
+    locate: Callable[[Sequence[Any], Any], Visit]
+
+
+def visit_grid(problem: Problem, B: int, visits: Visits, rows_alone: bool) -> Grid:
+    """(H, B, visits): heads outside, so that what belongs to a head is made once.
+
+    Args:
+      problem, B: the call, and its batch rows.
+      visits: what is visited.
+      rows_alone: whether batch rows have nothing in common.
+    """
+    many, each = visits.packed.shape
+
+    def locate(step, blocks):
+        h, b, n = step
+        i, j, flags = unpack(blocks[b * each + n if many > 1 else n])
+        return Visit(b, h, i, j, flags)
+
+    flat = jnp.asarray(visits.packed).reshape(-1)
+    return Grid((problem.heads, B, visits.count), (True, rows_alone, False), flat, locate)
+
+
+def shared_grid(problem: Problem, B: int, rows: int, heads: int) -> Grid:
+    """(rows, heads, C, R, B / rows, H / heads): all blocks; those that share a place in [rows, heads, C, R] in turn."""
+    many, R, C = problem.blocks.kinds.shape
+    H = problem.heads
+
+    def locate(step, blocks):
+        row, head, j, i, other_row, other_head = step
+        b, h = jnp.maximum(row, other_row), jnp.maximum(head, other_head)  # one of each is always 0
+        kind = blocks[((b if many > 1 else 0) * R + i) * C + j]
+        return Visit(b, h, i, j, jnp.where(kind == FULL, WHOLE, 0) + jnp.where(kind != EMPTY, COMPUTE, 0))
+
+    sizes = (rows, heads, C, R, B // rows, H // heads)
+    return Grid(sizes, (True,) * 4 + (False,) * 2, jnp.asarray(problem.blocks.kinds).reshape(-1), locate)
+
+
+def call(
+    problem: Problem,
+    kernel: Callable[[Refs, Visit], None],
+    grid: Grid,
+    scalars: jax.Array,
+    operands: Mapping[str, Operand],
+    outputs: Mapping[str, Operand],
+    scratch: Mapping[str, Any],
+    *,
+    name: str,
+    products: Sequence[int],
+) -> dict[str, jax.Array]:
+    """Runs a kernel.
+
+    Args:
+      problem: the call.
+      kernel: takes its references by name (``scalars``, operands, outputs, scratch), and where it is.
+      grid: its steps.
+      scalars: int32, for SMEM.
+      operands, outputs, scratch: by name.
+      name: of the kernel.
+      products: sizes of the heads in the matrix products that each pair takes part in, for the cost.
+    """
+    names = ["scalars", *operands, *outputs, *scratch]
+
+    def run(blocks, *refs):
+        step = [pl.program_id(n) for n in range(len(grid.sizes))]
+        kernel(dict(zip(names, refs, strict=True)), grid.locate(step, blocks))
+
+    results = pl.pallas_call(
+        run,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=grid.sizes,
+            in_specs=[_spec(operand, grid) for operand in operands.values()],
+            out_specs=[_spec(output, grid) for output in outputs.values()],
+            scratch_shapes=list(scratch.values()),
+        ),
+        out_shape=[output.array for output in outputs.values()],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=tuple("parallel" if alone else "arbitrary" for alone in grid.alone),
+            vmem_limit_bytes=problem.vmem_bytes or None,
+        ),
+        cost_estimate=_cost(problem, products, operands, outputs),
+        interpret=problem.interpret,
+        name=name,
+    )(grid.blocks, scalars, *(operand.array for operand in operands.values()))
+    return dict(zip(outputs, results, strict=True))
+
+
+def _spec(operand: Operand, grid: Grid) -> pl.BlockSpec:
+    if operand.block is None:
+        return pl.BlockSpec(memory_space=pltpu.SMEM)
+
+    def index(*step_and_scalars):
+        *step, blocks, _ = step_and_scalars
+        at = grid.locate(step, blocks)
+        return operand.index(at.b, at.h, at.i, at.j)
+
+    return pl.BlockSpec(operand.block, index, pipeline_mode=pl.Buffered(1) if operand.once else None)
+
+
+def _cost(problem: Problem, products, operands, outputs) -> pl.CostEstimate:
+    """Of the blocks that the mask allows; where that is known at run time only, of those that are possible."""
+    blocks, B = problem.blocks, operands["q"].array.shape[0]
+    visited = np.mean((blocks.kinds != EMPTY).sum((1, 2))) if blocks.static else blocks.possible.sum()
+    pairs = int(visited) * problem.bq * problem.bk * B * problem.heads
+    arrays = [operand.array for operand in (*operands.values(), *outputs.values())]
+    return pl.CostEstimate(
+        flops=2 * pairs * sum(products),
+        transcendentals=pairs,
+        bytes_accessed=sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays),
+    )

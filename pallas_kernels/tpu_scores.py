@@ -1,0 +1,436 @@
+"""What the TPU kernels share: their operands, and the scores of a block with mask, bias and dropout applied.
+
+Blocks of scores are held transposed, [keys, queries]: maxima, sums, log-sum-exps and everything else that belongs to a
+query is then one row of lanes, which costs a sixteenth of a column and is stored without padding. All exponentials have
+base 2: log2(e) is folded into the scale and into the biases.
+
+Must not know the order of the products of the forward or backward pass.
+
+Letters: B batch, H query heads, K key heads, L queries, S keys, N size of a head, bq and bk sizes of a block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.biases import Alibi, Dense, T5Relative
+from pallas_kernels.dropout import kept, stream
+from pallas_kernels.masks import Pairs
+from pallas_kernels.visits import COMPUTE, CUT, FULL, PARTIAL, WHOLE, BlockMask, Corner
+
+LOG2E = math.log2(math.e)
+MASKED = -1e30  # of a pair that is not allowed
+FLOOR = -0.5e30  # of a row's maximum: far above MASKED, so that a row of masked pairs has exponentials of 0
+LANES = 128
+ONES = 16  # rows of ones under the values: a packed register's
+# the scalars of a call, in SMEM
+Q_OFFSET, SEED, FIRST_ROW, FIRST_HEAD, FIRST_TILE = range(5)
+
+Refs = Mapping[str, Any]
+
+
+class Operand(NamedTuple):
+    """An input or output of a kernel.
+
+    Attributes:
+      array: or its shape and dtype.
+      block: sizes of a block, None where one element is dropped; None: the whole, in scalar memory.
+      index: (b, h, query block, key block) -> block.
+      once: whether it stays for so long that a second buffer would be a waste.
+    """
+
+    array: Any
+    block: tuple[int | None, ...] | None
+    index: Callable[[Any, Any, Any, Any], tuple[Any, ...]] = lambda b, h, i, j: ()
+    once: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Near:
+    """Blocks near the diagonal, where a bias by distance differs from pair to pair.
+
+    All blocks whose first key is as far from their first query share one [bk, bq] tile: a bank holds a tile for each of
+    ``count`` such offsets, ``step`` apart. It is filled once for a head, and its gradient folded once.
+
+    Attributes:
+      count, step: of the offsets.
+      first: local offset (key block's start minus query block's, without q_offset) of the first tile; int or traced.
+    """
+
+    count: int
+    step: int
+    first: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """Everything about a call that a kernel's code depends on.
+
+    Attributes:
+      blocks: the mask in blocks.
+      scale, soft_cap: of the scores; a cap of 0 is off.
+      bias: its kind and, for T5's, the bank's tiles; arrays are operands.
+      near, reach: for T5's bias.
+      dropout_rate: 0 is off.
+      sums_by_matmul: whether the matrix unit adds up the exponentials of the forward pass.
+      heads, key_heads: H and K.
+      interpret: as for ``pallas_call``.
+      vmem_bytes: what a kernel may use; 0 is the compiler's own limit.
+    """
+
+    blocks: BlockMask
+    scale: float
+    soft_cap: float
+    bias: str  # "", "t5", "alibi", "dense"
+    near: Near | None
+    reach: int
+    dropout_rate: float
+    sums_by_matmul: bool
+    heads: int
+    key_heads: int
+    interpret: Any
+    vmem_bytes: int
+
+    @property
+    def bq(self) -> int:
+        return self.blocks.query_block
+
+    @property
+    def bk(self) -> int:
+        return self.blocks.key_block
+
+    @property
+    def group(self) -> int:
+        return self.heads // self.key_heads
+
+
+def find_near(blocks: BlockMask, reach: int, q_offset: int | jax.Array) -> Near:
+    """The offsets at which a block has a distance between -reach and reach."""
+    bq, bk = blocks.query_block, blocks.key_block
+    step = math.gcd(bq, bk)
+    # offset + bk - 1 > -reach and offset - bq + 1 < reach
+    if isinstance(q_offset, jax.Array):
+        count = -(-(2 * reach + bq + bk) // step)
+        return Near(count, step, (q_offset - reach - bk + 1) // step * step + step)
+    R, C = blocks.possible.shape
+    local = np.arange(C)[None, :] * bk - np.arange(R)[:, None] * bq
+    true = local - q_offset
+    near = (true + bk - 1 > -reach) & (true - bq + 1 < reach) & blocks.possible
+    if not near.any():
+        return Near(1, step, int(local[0, 0]))
+    least, greatest = int(local[near].min()), int(local[near].max())
+    return Near((greatest - least) // step + 1, step, least)
+
+
+def distance_tiles(near: Near, bq: int, bk: int, q_offset: int | jax.Array) -> jax.Array:
+    """[count, bq + bk] int32: distances of each tile's first row as it is rolled (see ``fill_bank``)."""
+    width = bq + bk
+    lane = jnp.arange(width, dtype=jnp.int32)
+    offset = near.first - q_offset + jnp.arange(near.count, dtype=jnp.int32) * near.step
+    return offset[:, None] - jnp.where(lane < bq, lane, lane - width)[None, :]
+
+
+def mask_operands(problem: Problem) -> dict[str, Operand]:
+    """Numbers of queries and keys that the mask compares, as rows of lanes."""
+    slots, bq, bk = problem.blocks.slots, problem.bq, problem.bk
+    R, C = problem.blocks.possible.shape
+    found: dict[str, Operand] = {}
+    if PARTIAL not in problem.blocks.kinds_there:
+        return found
+
+    def row(array: jax.Array, length: int) -> jax.Array:
+        return jnp.pad(array, ((0, 0), (0, length - array.shape[1])))[:, None]
+
+    for n, array in enumerate(slots.query_data):
+        many = array.shape[0] > 1
+        found[f"query_{n}"] = Operand(
+            row(array, R * bq), (None, 1, bq), lambda b, h, i, j, many=many: (b if many else 0, 0, i)
+        )
+    for n, array in enumerate(slots.key_data):
+        many = array.shape[0] > 1
+        found[f"key_{n}"] = Operand(
+            row(array, C * bk), (None, 1, bk), lambda b, h, i, j, many=many: (b if many else 0, 0, j)
+        )
+    for n, mask in enumerate(slots.tables):
+        words = block_words(mask.table, mask.size, slots.queries, slots.offset, bk, C)
+        found[f"words_{n}"] = Operand(row(words, R * bq), (None, 1, bq), lambda b, h, i, j: (j, 0, i))
+    return found
+
+
+def block_words(
+    table: np.ndarray, size: int, queries: int, offset: int | jax.Array, key_block: int, key_blocks: int
+) -> jax.Array:
+    """[C, L] int32: bit n of entry [j, l] says whether query l sees the n-th unit of ``size`` keys of key block j."""
+    unit = min(size, key_block)
+    each = key_block // unit
+    columns = np.minimum(np.arange(key_blocks * each) * unit // size, table.shape[1] - 1)
+    bits = table[:, columns].reshape(len(table), key_blocks, each).astype(np.uint32)
+    words = (bits << np.arange(each, dtype=np.uint32)).sum(-1, dtype=np.uint32).view(np.int32)
+    row = jnp.clip((jnp.arange(queries, dtype=jnp.int32) + offset) // size, 0, len(table) - 1)
+    return jnp.asarray(words.T)[:, row]
+
+
+class Visit(NamedTuple):
+    """Where a kernel is; scalars."""
+
+    b: Any
+    h: Any
+    i: Any
+    j: Any
+    flags: Any
+
+
+class Case(NamedTuple):
+    """A kind of block that code is made for.
+
+    Attributes:
+      partial: whether pairs must be asked.
+      corner: what is known of its sub-blocks.
+      bias: "" (none, or a constant), "far" (a constant), "t5", "alibi" or "dense".
+      tile: number of a near block's tile.
+    """
+
+    partial: bool
+    corner: Corner | None
+    bias: str
+    tile: Any = None
+
+    def visible(self, ks: slice, qs: slice) -> bool:
+        """Whether a sub-block may have allowed pairs."""
+        return self.corner is None or bool(_sub_blocks(self.corner.possible, ks, qs).any())
+
+    def asks(self, ks: slice, qs: slice) -> bool:
+        """Whether pairs of a sub-block must be asked."""
+        return self.partial and not (self.corner is not None and _sub_blocks(self.corner.whole, ks, qs).all())
+
+
+def _sub_blocks(pattern: np.ndarray, ks: slice, qs: slice) -> np.ndarray:
+    """The entries [queries, keys] of a corner's pattern that a sub-block touches."""
+    return pattern[qs.start // LANES : -(-qs.stop // LANES), ks.start // LANES : -(-ks.stop // LANES)]
+
+
+def for_each_case(problem: Problem, visit: Visit, refs: Refs, body: Callable[[Case], None]) -> None:
+    """Calls ``body`` under the conditions of each case that can occur."""
+    blocks = problem.blocks
+    whole, some, corner = (((visit.flags & bit) != 0) for bit in (WHOLE, COMPUTE, CUT))
+    cases = []
+    if blocks.corner is not None:
+        cases.append((Case(True, blocks.corner, problem.bias), some & corner))
+        some, whole = some & ~corner, whole & ~corner
+    if blocks.partial_beside_corners:
+        cases.append((Case(True, None, problem.bias), some & ~whole))
+    if FULL in blocks.kinds_there:
+        cases.append((Case(False, None, problem.bias), whole))
+    for case, condition in cases:
+        if problem.bias != "t5":
+            pl.when(condition)(functools.partial(body, case))
+            continue
+        assert problem.near is not None
+        local = visit.j * problem.bk - visit.i * problem.bq
+        tile = jax.lax.div(local - refs["scalars"][FIRST_TILE], problem.near.step)
+        near = is_near(problem, local - refs["scalars"][Q_OFFSET])
+        pl.when(condition & near)(functools.partial(body, case._replace(tile=tile)))
+        pl.when(condition & ~near)(functools.partial(body, case._replace(bias="far")))
+
+
+def is_near(problem: Problem, offset: Any) -> Any:
+    """Whether a block has pairs whose distance is under the reach on either side."""
+    return (offset + problem.bk - 1 > -problem.reach) & (offset - problem.bq + 1 < problem.reach)
+
+
+class Columns:
+    """Lazily makes what pairs of a sub-block are compared by; each is made once where it is used several times.
+
+    Args:
+      problem, refs, visit: of the kernel.
+    """
+
+    def __init__(self, problem: Problem, refs: Refs, visit: Visit):
+        self.problem, self.refs, self.visit = problem, refs, visit
+        self._made: dict[str, Any] = {}
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    def key_column(self, n: int) -> jax.Array:
+        """[bk, 128]: the row of key numbers along sublanes, the same in all lanes."""
+
+        def make():
+            row = self.refs[f"key_{n}"][...]
+            return jnp.broadcast_to(row, (LANES, row.shape[1])).T
+
+        return self._once(f"key_{n}", make)
+
+    def query(self, qs: slice) -> jax.Array:
+        """[1, width] int32 columns of queries."""
+        start = self.visit.i * self.problem.bq + self.refs["scalars"][Q_OFFSET] + qs.start
+        return start + jax.lax.broadcasted_iota(jnp.int32, (1, qs.stop - qs.start), 1)
+
+    def key(self, ks: slice) -> jax.Array:
+        """[height, 1] int32 columns of keys."""
+        start = self.visit.j * self.problem.bk + ks.start
+        return start + jax.lax.broadcasted_iota(jnp.int32, (ks.stop - ks.start, 1), 0)
+
+    def allowed(self, ks: slice, qs: slice) -> jax.Array:
+        """[height, width] booleans of the mask."""
+        problem, refs = self.problem, self.refs
+        slots = problem.blocks.slots
+        width = qs.stop - qs.start
+
+        def table(slot: int) -> jax.Array:
+            unit = min(slots.tables[slot].size, problem.bk)
+            bit = jax.lax.div(ks.start + jax.lax.broadcasted_iota(jnp.int32, (ks.stop - ks.start, 1), 0), unit)
+            words = refs[f"words_{slot}"][:, qs]
+            return (jax.lax.shift_right_logical(*jnp.broadcast_arrays(words, bit)) & 1) != 0
+
+        pairs = Pairs(
+            self.query(qs), self.key(ks),
+            [refs[f"query_{n}"][:, qs] for n in range(len(slots.query_data))],
+            [widened(self.key_column(n)[ks], width) for n in range(len(slots.key_data))], table,
+        )  # fmt: skip
+        return jnp.broadcast_to(problem.blocks.rule.pairs(pairs), (ks.stop - ks.start, width))
+
+    def distance(self, ks: slice, qs: slice) -> jax.Array:
+        """[height, width] float32, |key - query|."""
+        return jnp.abs(self.key(ks).astype(jnp.float32) - self.query(qs).astype(jnp.float32))
+
+    def kept(self, ks: slice, qs: slice) -> jax.Array:
+        """[height, width] booleans of dropout."""
+        scalars = self.refs["scalars"]
+        here = self._once(
+            "stream",
+            lambda: stream(scalars[SEED], scalars[FIRST_ROW] + self.visit.b, scalars[FIRST_HEAD] + self.visit.h),
+        )
+        return kept(self.problem.dropout_rate, here, self.query(qs), self.key(ks))
+
+
+def widened(column: jax.Array, width: int) -> jax.Array:
+    """[height, 128], the same in all lanes -> [height, width]."""
+    return column if width == LANES else jnp.concatenate([column] * (width // LANES), axis=1)
+
+
+class Scores(NamedTuple):
+    """Of a sub-block.
+
+    Attributes:
+      value: [height, width] float32, times log2(e); MASKED where not allowed. A constant bias is left out.
+      slope: d value / d (product of query and key), where it is not constant: the soft cap's.
+    """
+
+    value: jax.Array
+    slope: jax.Array | None
+
+
+def scores(product: jax.Array, columns: Columns, ks: slice, qs: slice, case: Case, with_slope: bool = False) -> Scores:
+    """The scores of a sub-block from the product of its keys and queries.
+
+    Args:
+      product: [height, width] float32.
+      columns: of the block.
+      ks, qs: where the sub-block lies in the block.
+      case: what kind of block it is.
+      with_slope: whether the soft cap's derivative is wanted.
+    """
+    problem, refs = columns.problem, columns.refs
+    slope = None
+    if problem.soft_cap:
+        bent = jnp.tanh(product * (problem.scale / problem.soft_cap))
+        value = bent * (problem.soft_cap * LOG2E)
+        slope = 1.0 - bent * bent if with_slope else None
+    else:
+        value = product * (problem.scale * LOG2E)
+    if case.bias == "t5":
+        value = value + refs["bank"][case.tile, ks, qs]
+    elif case.bias == "alibi":
+        value = value - columns.distance(ks, qs) * refs["slopes"][columns.visit.h]
+    elif case.bias == "dense":
+        value = value + refs["dense"][ks, qs].astype(jnp.float32) * LOG2E
+    if case.asks(ks, qs):
+        value = jnp.where(columns.allowed(ks, qs), value, MASKED)
+    return Scores(value, slope)
+
+
+def constant(problem: Problem, refs: Refs, visit: Visit, case: Case) -> Any:
+    """The bias of a whole block that is far from the diagonal, times log2(e); 0.0 elsewhere."""
+    if case.bias != "far":
+        return 0.0
+    right = visit.j * problem.bk > visit.i * problem.bq + refs["scalars"][Q_OFFSET]
+    return jnp.where(right, refs["far"][1, visit.h], refs["far"][0, visit.h])
+
+
+def fill_bank(problem: Problem, refs: Refs) -> None:
+    """Expands the tiles of T5's bias: row j of a tile is its row of distances rolled by j lanes."""
+    bq, bk = problem.bq, problem.bk
+    for tile in range(refs["bank"].shape[0]):
+        row = refs["windows"][tile : tile + 1]
+        for start in range(0, bk, LANES):
+            rows = pltpu.roll(row, start, 1) if start else row
+            rows = rolled_rows(jnp.broadcast_to(rows, (LANES, bq + bk)), 1)
+            refs["bank"][tile, start : start + LANES] = rows[:, :bq]
+
+
+def fold_bank(problem: Problem, tiles: Any, out: Any) -> None:
+    """The transpose of ``fill_bank``: [count, bk, bq] -> [count, bq + bk]."""
+    bq, bk = problem.bq, problem.bk
+    for tile in range(tiles.shape[0]):
+        total = jnp.zeros((1, bq + bk), jnp.float32)
+        for start in range(0, bk, LANES):
+            rows = tiles[tile, start : start + LANES]
+            rows = jnp.concatenate([rows, jnp.zeros((LANES, bk), jnp.float32)], axis=1)
+            row = jnp.sum(rolled_rows(rows, -1), axis=0, keepdims=True)
+            total = total + (pltpu.roll(row, bq + bk - start, 1) if start else row)
+        out[tile : tile + 1] = total
+
+
+def rolled_rows(x: jax.Array, sign: int) -> jax.Array:
+    """Row j rolled by j lanes to the right (or left): by the bits of j, which all generations can."""
+    height, width = x.shape
+    row = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
+    bit = 1
+    while bit < height:
+        x = jnp.where((row & bit) != 0, pltpu.roll(x, bit if sign > 0 else width - bit, 1), x)
+        bit *= 2
+    return x
+
+
+def bias_operands(bias: Any, problem: Problem, q_offset: Any) -> dict[str, Operand]:
+    """The operands of a bias."""
+    if isinstance(bias, T5Relative):
+        windows, far = t5_arrays(bias, problem, q_offset)
+        return {
+            "windows": Operand(windows, (None, *windows.shape[1:]), lambda b, h, i, j: (h, 0, 0)),
+            "far": Operand(far, None),
+        }
+    if isinstance(bias, Alibi):
+        return {"slopes": Operand(bias.slopes_H.astype(jnp.float32) * LOG2E, None)}
+    if isinstance(bias, Dense):
+        R, C = problem.blocks.possible.shape
+        many_b, many_h = bias.array.shape[0] > 1, bias.array.shape[1] > 1
+        array = bias.array.swapaxes(2, 3)
+        missing = (C * problem.bk - array.shape[2], R * problem.bq - array.shape[3])
+        array = jnp.pad(array, ((0, 0), (0, 0), (0, missing[0]), (0, missing[1])))
+        block = (None, None, problem.bk, problem.bq)
+        return {"dense": Operand(array, block, lambda b, h, i, j: (b if many_b else 0, h if many_h else 0, j, i))}
+    return {}
+
+
+def t5_arrays(bias: T5Relative, problem: Problem, q_offset: Any) -> tuple[jax.Array, jax.Array]:
+    """([H, count, bq + bk], [2, H]) float32, times log2(e): each tile's row of distances; the bias far to the left and
+    far to the right. Linear in the table: its transpose is the table's gradient."""
+    assert problem.near is not None
+    distance = distance_tiles(problem.near, problem.bq, problem.bk, q_offset)
+    ends = jnp.asarray([-problem.reach, problem.reach], jnp.int32)
+    windows, far = (bias.of_distance(d).astype(jnp.float32) * LOG2E for d in (distance, ends))
+    return windows, far.T
