@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 CONFIG ?= t5_sotu
 ARGS ?=
 
-.PHONY: train test check bench clean
+.PHONY: train test check bench kernels-aot clean
 
 train: $(VENV)/.train
 	$(BIN)/t5x-like train $(CONFIG) $(ARGS)
@@ -19,6 +19,9 @@ check: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/all.py --json benchmarks/latest.json
 
+kernels-aot: $(VENV)/.test
+	$(BIN)/python benchmarks/kernels_aot.py
+
 $(VENV)/.train: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[quickstart]'
@@ -26,6 +29,7 @@ $(VENV)/.train: pyproject.toml
 
 $(VENV)/.test: $(VENV)/.train
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[quickstart,test,parity]'
+	$(BIN)/python benchmarks/install_libtpu.py $(VENV)/libtpu
 	touch $@
 
 clean:

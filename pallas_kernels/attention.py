@@ -22,6 +22,7 @@ from pallas_kernels.masks import Mask
 
 Backend = Literal["auto", "tpu", "gpu", "xla"]
 BACKENDS = ("auto", "tpu", "gpu", "xla")
+FEWEST_QUERIES = 16  # for which ``auto`` takes a kernel
 
 
 class Choice(NamedTuple):
@@ -50,7 +51,8 @@ def attention(
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """dropout(softmax(soft_cap(scale * q k^T) + bias, over the keys that the mask allows, and the sink)) v.
 
-    Has gradients with respect to q, k, v, the bias's arrays, sinks and an array of scales.
+    Has gradients with respect to q, k, v, the bias's arrays, sinks and an array of scales. Under ``jax.checkpoint`` a
+    policy that saves the name ``attention`` keeps what the backward pass needs of the forward one.
 
     Args:
       q_BLHN, k_BSKN, v_BSKV: float32 or bfloat16, all of one dtype; K divides H, and head h reads key head
@@ -128,6 +130,8 @@ def choose(
     wanted = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}.get(platform)
     if wanted is None:
         return Choice("xla", f"there are no kernels for {platform}")
+    if q_BLHN.shape[1] < FEWEST_QUERIES:
+        return Choice("xla", f"{q_BLHN.shape[1]} queries, as in decoding, would leave a block of the kernels empty")
     if refused := _refusal(wanted, q_BLHN, k_BSKN, v_BSKV, mask, bias):
         return Choice("xla", refused)
     return Choice(wanted, f"the device is a {platform} and the kernels have all that is asked")

@@ -15,12 +15,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels import gpu_backward
 from pallas_kernels.biases import Bias, Dense
-from pallas_kernels.blocks import BlockSizes
+from pallas_kernels.blocks import BlockSizes, resolve
 from pallas_kernels.dropout import Dropout, stream
 from pallas_kernels.gpu_plan import prepare
 from pallas_kernels.gpu_tiles import (
@@ -100,7 +101,7 @@ def attention(
     known = not isinstance(q_offset, jax.Array)
     options = Options(
         scale, soft_cap, dropout.rate if dropout else 0.0, int(q_offset) if known else None,
-        *_launches(shape, q_BLHN.dtype.itemsize, bias, blocks or BlockSizes()), interpret,
+        *_launches(shape, q_BLHN.dtype.itemsize, bias, resolve(blocks, max(shape.N, shape.V), shape.S)), interpret,
     )  # fmt: skip
     streams_BH = None
     if dropout is not None:
@@ -155,6 +156,7 @@ def _forward(options: Options, q, k, v, mask, bias, sinks, streams_BH, offset):
 
 def _forward_rule(options: Options, q, k, v, mask, bias, sinks, streams_BH, offset):
     out, lse = _forward(options, q, k, v, mask, bias, sinks, streams_BH, offset)
+    out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention")
     return (out, lse), (q, k, v, mask, bias, sinks, streams_BH, offset, out, lse)
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.biases import Alibi, Bias, Dense, T5Relative
 from pallas_kernels.blocks import BlockSizes, tpu_blocks
@@ -97,6 +98,7 @@ def _attend_forward(static: Static, q, k, v, bias, sinks, traced: Traced):
         setup.problem, setup.q(q), setup.k(k), setup.k(v), extra, setup.scalars, setup.sizes.forward_sub
     )
     out, lse2 = out[:, :, :L].swapaxes(1, 2), lse2[:, :, 0, :L]
+    out, lse2 = checkpoint_name(out, "attention"), checkpoint_name(lse2, "attention")
     lse = jnp.where(lse2 > 0.5 * FLOOR, lse2 / LOG2E, -jnp.inf)
     return (out, lse), (q, k, v, bias, sinks, traced, out, lse2)
 

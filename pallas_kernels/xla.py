@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import dropout as bits
 from pallas_kernels.biases import Bias, Dense
@@ -128,6 +129,7 @@ def _forward(fixed, q_BLHN, k_BSKN, v_BSKV, bias, sinks, mask, dropout, traced_o
     outs, lses = zip(*(_over(piece, step, None)[1] for piece in pieces), strict=True)
     out_BLHV = jnp.concatenate([_joined(x, 1) for x in outs], axis=1)
     lse_BHL = jnp.concatenate([_joined(x, 2) for x in lses], axis=2)
+    out_BLHV, lse_BHL = checkpoint_name(out_BLHV, "attention"), checkpoint_name(lse_BHL, "attention")
     return (out_BLHV, lse_BHL), (arguments, out_BLHV, lse_BHL)
 
 

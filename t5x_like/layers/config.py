@@ -64,7 +64,7 @@ class BlockConfig:
     depth_scaled_init: bool = False  # output projections / sqrt(2 layers), as GPT-2
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters are float32
     scan_layers: bool = True  # one compiled layer for all; off compiles each, which a CPU runs faster
-    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass computes again
+    remat: Literal["none", "dots", "full"] = "none"  # what is not computed again: all, projections and attention, none
 
     def __post_init__(self):
         for name in ("d_model", "d_ff", "heads", "head_dim", "buckets", "max_distance"):

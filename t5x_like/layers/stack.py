@@ -22,7 +22,10 @@ from t5x_like.layers.param import declare
 from t5x_like.ops.attention import Alibi, T5Relative, alibi_slopes
 
 POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("attention"),  # or its forward pass would be run twice
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

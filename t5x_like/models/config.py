@@ -70,6 +70,15 @@ class ModelConfig(BlockConfig):
                 "model.max_length", f"{self.max_length} rows for a length of {length}", f"at least {length}"
             )
 
+    def check_attention(self, platform: str) -> None:
+        """Raises UserError if attention is to be computed by kernels for other devices than ``platform``."""
+        if self.attention_backend not in ("auto", "xla", platform):
+            here = f", {platform}" if platform in ("tpu", "gpu") else ""
+            raise UserError(
+                "model.attention_backend", f"got {self.attention_backend} on {platform}", f"auto, xla{here}",
+                "model.attention_backend=auto",
+            )  # fmt: skip
+
     def check_tensor(self, tensor: int) -> None:
         """Raises UserError if heads or widths do not divide among ``tensor`` devices."""
         for name in ("heads", "key_heads", "d_ff", "vocab_size"):

@@ -35,6 +35,7 @@ class Opening:
     name: str
     model: str
     devices: str
+    attention: str
     parameters: int
     tokens_per_step: int
     steps: int
@@ -95,6 +96,7 @@ class Console:
         facts = {
             "model": f"{opening.model}, {short(opening.parameters)} parameters ({opening.parameters:,})",
             "devices": opening.devices,
+            "attention": opening.attention,
             "steps": f"{opening.steps:,} of {short(opening.tokens_per_step)} tokens, "
                      f"{short(opening.steps * opening.tokens_per_step)} tokens in all"
                      + (f"; going on from step {opening.first_step:,}" if opening.first_step else ""),

@@ -134,6 +134,7 @@ FREE_TO_CHANGE = (
     "train.label_smoothing",
     "train.evaluate_every",
     "train.evaluate_batches",
+    "model.attention_backend",
     "model.scan_layers",
     "model.remat",
     "model.dtype",

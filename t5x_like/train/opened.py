@@ -86,6 +86,7 @@ def open_run(directory: Path, step: int | None = None, assignments: Sequence[str
     run = override(read_config(directory), assignments)
     placement = make_placement(run.mesh)
     run.model.check_tensor(placement.mesh.shape["tensor"])
+    run.model.check_attention(jax.default_backend())
     setup = make_setup(run)
     with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
         template = {"params": setup.abstract_params(placement)}

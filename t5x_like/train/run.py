@@ -21,6 +21,7 @@ from t5x_like.core.errors import UserError
 from t5x_like.evaluate.heldout import evaluate
 from t5x_like.input_pipeline.order import ORDER_VERSION
 from t5x_like.models.counts import parameter_count, train_flops
+from t5x_like.ops.attention import Full, choose
 from t5x_like.plan.chips import peak_flops
 from t5x_like.report.clock import Clock
 from t5x_like.report.console import Console, Opening, short
@@ -76,6 +77,7 @@ def train(run: Run, directory: str | Path) -> Outcome:
     directory = Path(directory)
     placement = make_placement(run.mesh)
     run.model.check_tensor(placement.mesh.shape["tensor"])
+    run.model.check_attention(jax.default_backend())
     check_batch_size(placement, run.train.batch_size, run.train.micro_batches)
     setup = make_setup(run)
     setup.abstract_state(placement)  # every parameter has a place on the mesh, or says why not
@@ -250,6 +252,7 @@ def _opening(run: Run, setup: Setup, first: int, directory: Path) -> Opening:
         name=run.name,
         model=f"{model.shape}, {layers} layers of width {model.d_model}, {type(run.objective).__name__}",
         devices=_devices(),
+        attention=_attention(run),
         parameters=parameter_count(setup.specs),
         tokens_per_step=run.train.batch_size * sum(run.lengths()),
         steps=run.train.steps,
@@ -264,6 +267,20 @@ def _data_seen(data: Data, done: int) -> str:
     words = ", ".join(f"{short(s.tokens)} tokens of {name} ({s.epochs:.2f} epochs)" for name, s in seen)
     left_out = data.train.tokens_left_out
     return words + (f", {left_out:,} too short for an example" if left_out else "")
+
+
+def _attention(run: Run) -> str:
+    """What computes it, and why."""
+    model = run.model
+    if model.attention_backend != "auto":
+        return f"{model.attention_backend}, as model.attention_backend says"
+    rows, length = run.train.batch_size, max(run.lengths())
+    q, k = (
+        jax.ShapeDtypeStruct((rows, length, heads, model.head_dim), model.dtype)
+        for heads in (model.heads, model.key_heads)
+    )
+    choice = choose(q, k, k, mask=Full())
+    return f"{choice.backend}: {choice.reason}"
 
 
 def _devices() -> str:

@@ -67,6 +67,9 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
         "kv_heads": (["model.kv_heads=3"], ["model.kv_heads: 3 does not divide model.heads = 4", "one of 1, 2, 4"]),
         "tensor": (["mesh.tensor=8"], ["model.heads: 4, which mesh.tensor = 8 does not divide", "a multiple of 8"]),
         "tensor and kv_heads": (["model.kv_heads=2", "mesh.tensor=4"], ["model.kv_heads: 2, which mesh.tensor = 4"]),
+        "kernels": (
+            ["model.attention_backend=tpu"], ["model.attention_backend: got tpu on cpu", "allowed: auto, xla"],
+        ),
         "batch": (["train.batch_size=12"], ["train.batch_size: 12 rows", "among 8 devices", "train.batch_size=16"]),
         "micro-batches": (["train.micro_batches=3"], ["train.micro_batches: 3 does not divide", "a divisor"]),
         "unknown field": (

@@ -1,5 +1,5 @@
-"""Each device computes its own rows and heads: on every mesh, with every backend, attention is what it is on one device,
-gradients and dropped probabilities included, and nothing is gathered for it."""
+"""Each device computes its own rows and heads: on every mesh, with every backend, attention is what it is on one
+device, gradients and dropped probabilities included, and nothing is gathered for it."""
 
 from __future__ import annotations
 

@@ -70,7 +70,9 @@ def test_the_loss_is_smoothed_but_one_that_is_not_finite_is_shown():
 
 def test_opening_evaluation_note_and_summary_in_a_pipe():
     console, out, time = pipe()
-    console.opening(Opening("tiny", "encoder-decoder", "2 x CPU", 15_400_000, 16_384, 1000, "runs/tiny", first_step=40))
+    console.opening(
+        Opening("tiny", "encoder-decoder", "2 x CPU", "xla: why", 15_400_000, 16_384, 1000, "runs/tiny", first_step=40)
+    )
     console.evaluation(100, {"held_out/loss": 3.14159})
     console.note("restored step 40")
     clock = Clock(time)
@@ -90,7 +92,7 @@ def test_opening_evaluation_note_and_summary_in_a_pipe():
 
 def test_other_processes_are_silent():
     console, out, _ = pipe(process_index=1, live=True)
-    console.opening(Opening("tiny", "m", "d", 1, 1, 1, "r"))
+    console.opening(Opening("tiny", "m", "d", "a", 1, 1, 1, "r"))
     console.progress(FULL)
     console.evaluation(1, {"held_out/loss": 1.0})
     console.summary("complete", {"a": "b"})
