@@ -10,7 +10,7 @@ or key head, V size of a value head.
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,9 +82,11 @@ def attention(
     if backend not in BACKENDS:
         raise ValueError(f"attention: backend: got {backend!r}; allowed: {', '.join(BACKENDS)}")
     if backend == "auto":
-        backend = choose(q_BLHN, k_BSKN, v_BSKV, mask=mask, bias=bias).backend
+        picked = choose(q_BLHN, k_BSKN, v_BSKV, mask=mask, bias=bias).backend
     elif refused := _refusal(backend, q_BLHN, k_BSKN, v_BSKV, mask, bias):
         raise ValueError(f"attention: {refused}")
+    else:
+        picked = backend
     if scale is None:
         scale = 1.0 / math.sqrt(q_BLHN.shape[-1])
     if isinstance(scale, jax.Array):
@@ -92,15 +94,15 @@ def attention(
         q_BLHN, scale = (q_BLHN.astype(jnp.float32) * per_query).astype(q_BLHN.dtype), 1.0
     if dropout is not None and dropout.rate == 0:
         dropout = None
-    options = dict(
+    options: dict[str, Any] = dict(
         mask=mask, bias=bias, scale=float(scale), soft_cap=float(soft_cap or 0.0), sinks=sinks, dropout=dropout,
         q_offset=q_offset,
     )  # fmt: skip
-    if backend == "xla":
+    if picked == "xla":
         from pallas_kernels import xla
 
         out, lse = xla.attention(q_BLHN, k_BSKN, v_BSKV, **options)
-    elif backend == "tpu":
+    elif picked == "tpu":
         from pallas_kernels import tpu
 
         out, lse = tpu.attention(q_BLHN, k_BSKN, v_BSKV, **options, blocks=blocks, interpret=interpret)
@@ -112,9 +114,9 @@ def attention(
 
 
 def choose(
-    q_BLHN: jax.Array,
-    k_BSKN: jax.Array,
-    v_BSKV: jax.Array,
+    q_BLHN: jax.Array | jax.ShapeDtypeStruct,
+    k_BSKN: jax.Array | jax.ShapeDtypeStruct,
+    v_BSKV: jax.Array | jax.ShapeDtypeStruct,
     *,
     mask: Mask,
     bias: Bias | None = None,

@@ -120,7 +120,7 @@ _KINDS = {
 def chip_name() -> str:
     """Of the default device: a key of ``TPU``, or what the device calls itself."""
     kind = jax.devices()[0].device_kind
-    return _KINDS.get(kind, kind)
+    return str(_KINDS.get(kind, kind))
 
 
 class Measured(NamedTuple):
@@ -181,7 +181,8 @@ def resolve(asked: BlockSizes | None, head: int, length: int) -> BlockSizes:
     if not entries:
         return asked
     best = min(entries, key=lambda e: (abs(e.head - head), abs(math.log(e.length / max(length, 1)))))
-    return BlockSizes(*(own or found for own, found in zip(asked[:4], best[2:], strict=True)), asked.chip)
+    sizes = [own or found for own, found in zip(asked[:4], best[2:], strict=True)]
+    return BlockSizes(sizes[0], sizes[1], sizes[2], sizes[3], asked.chip)
 
 
 def tpu_blocks(asked: BlockSizes | None, queries: int, keys: int, head: int, reach: int) -> TpuBlocks:

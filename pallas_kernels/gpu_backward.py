@@ -204,6 +204,7 @@ def _fold(plan: Plan, tile: Tile, grads: Grads, ds: jax.Array, corner, share):
 
     Triton can neither roll nor index registers: the tile goes through memory of its own, which stays in the cache.
     """
+    assert plan.reach is not None
     launch, (low, high) = plan.launch, plan.reach
     mine = (tile.b, tile.head, tile.i)
     width = pl.next_power_of_2(launch.queries + launch.keys)

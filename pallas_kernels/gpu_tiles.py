@@ -289,7 +289,7 @@ class Plan(NamedTuple):
         if hard:
             seen = self.seen(data, tile, query, key)
             score = jnp.where(seen, score, UNSEEN)
-        return score, tanh
+        return jnp.asarray(score), tanh
 
     def seen(self, data: Data, tile: Tile, query: jax.Array, key: jax.Array) -> jax.Array:
         """Whether each pair is allowed."""

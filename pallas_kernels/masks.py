@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 class Pairs(NamedTuple):
@@ -64,10 +65,23 @@ class Rule(NamedTuple):
       pairs: whether each query may see each key.
       blocks: (whether some pair of the block may be allowed, whether all pairs are); the first may be True and the
         second False without need.
+      parts: rules that say the same together, where there are several: a kernel asks those that it must.
     """
 
     pairs: Callable[[Pairs], Any]
     blocks: Callable[[Ranges], tuple[Any, Any]]
+    parts: tuple[Rule, ...] = ()
+
+
+def both(one: Rule, other: Rule) -> Rule:
+    """What both allow."""
+
+    def blocks(r: Ranges):
+        (some, all_), (other_some, other_all) = one.blocks(r), other.blocks(r)
+        return some & other_some, all_ & other_all
+
+    parts = (*(one.parts or (one,)), *(other.parts or (other,)))
+    return Rule(lambda pairs: one.pairs(pairs) & other.pairs(pairs), blocks, parts)
 
 
 @dataclasses.dataclass
@@ -123,7 +137,7 @@ class Mask:
         """Whether the query in column ``query_L[i]``, the i-th of those the mask's arrays describe, may see the key in
         column ``key_S[j]``: [1 or B, L, S] booleans. Columns of queries follow one another. For tests: dense."""
         first = query_L[0]
-        slots = Slots(query_L.shape[0], key_S.shape[0], first if isinstance(first, jax.core.Tracer) else int(first))
+        slots = Slots(query_L.shape[0], key_S.shape[0], first if isinstance(first, Tracer) else int(first))
         return dense(self.rule(slots), slots, query_L, key_S)
 
     def __and__(self, other: Mask) -> Mask:
@@ -393,13 +407,7 @@ class And(Mask):
     other: Mask
 
     def rule(self, slots):
-        one, other = self.one.rule(slots), self.other.rule(slots)
-
-        def blocks(r: Ranges):
-            (some, all_), (other_some, other_all) = one.blocks(r), other.blocks(r)
-            return some & other_some, all_ & other_all
-
-        return Rule(lambda pairs: one.pairs(pairs) & other.pairs(pairs), blocks)
+        return both(self.one.rule(slots), self.other.rule(slots))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

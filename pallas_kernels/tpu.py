@@ -150,7 +150,8 @@ class _Setup:
         S, K = k.shape[1:3]
         sizes = self.sizes = static.blocks
         bq, bk = (sizes.backward_queries, sizes.backward_keys) if backward else (sizes.queries, sizes.keys)
-        self.bias, self.q_offset = bias, traced.q_offset if static.q_offset is None else static.q_offset
+        self.bias = bias
+        self.q_offset: Any = traced.q_offset if static.q_offset is None else static.q_offset
         blocks = cut(traced.mask, L, S, self.q_offset, bq, bk, (LANES, LANES))
         kind = {T5Relative: "t5", Alibi: "alibi", Dense: "dense"}.get(type(bias), "")
         reach = bias.reach if kind == "t5" else 0

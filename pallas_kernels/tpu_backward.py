@@ -211,7 +211,7 @@ def _keys_block(problem: Problem, sub: BackwardSub, bias_gradient: bool, visit: 
     def middle(place, products):
         p, ds, dproduct = _gradients(problem, columns, refs, place, products, case, shift)
         if bias_gradient:
-            _add_bias_gradient(columns, refs, *place, case, ds)
+            _add_bias_gradient(columns, refs, place[0], place[1], case, ds)
         return p.astype(refs["dout"].dtype), dproduct.astype(refs["q"].dtype)
 
     def add(place, gradients):

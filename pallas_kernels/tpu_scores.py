@@ -141,7 +141,7 @@ def distance_tiles(near: Near, bq: int, bk: int, q_offset: int | jax.Array) -> j
 
 
 def mask_operands(problem: Problem) -> dict[str, Operand]:
-    """Numbers of queries and keys that the mask compares, as rows of lanes."""
+    """Numbers of queries and keys that the mask compares: rows of lanes, and columns."""
     slots, bq, bk = problem.blocks.slots, problem.bq, problem.bk
     R, C = problem.blocks.possible.shape
     found: dict[str, Operand] = {}
@@ -158,9 +158,9 @@ def mask_operands(problem: Problem) -> dict[str, Operand]:
         )
     for n, array in enumerate(slots.key_data):
         many = array.shape[0] > 1
-        found[f"key_{n}"] = Operand(
-            row(array, C * bk), (None, 1, bk), lambda b, h, i, j, many=many: (b if many else 0, 0, j)
-        )
+        # Turned into columns here, the same in all lanes: in a kernel that would cost an eighth of a block's time.
+        column = jnp.broadcast_to(row(array, C * bk)[:, 0, :, None], (array.shape[0], C * bk, LANES))
+        found[f"key_{n}"] = Operand(column, (None, bk, LANES), lambda b, h, i, j, many=many: (b if many else 0, j, 0))
     for n, mask in enumerate(slots.tables):
         words = block_words(mask.table, mask.size, slots.queries, slots.offset, bk, C)
         found[f"words_{n}"] = Operand(row(words, R * bq), (None, 1, bq), lambda b, h, i, j: (j, 0, i))
@@ -264,15 +264,6 @@ class Columns:
             self._made[name] = make()
         return self._made[name]
 
-    def key_column(self, n: int) -> jax.Array:
-        """[bk, 128]: the row of key numbers along sublanes, the same in all lanes."""
-
-        def make():
-            row = self.refs[f"key_{n}"][...]
-            return jnp.broadcast_to(row, (LANES, row.shape[1])).T
-
-        return self._once(f"key_{n}", make)
-
     def query(self, qs: slice) -> jax.Array:
         """[1, width] int32 columns of queries."""
         start = self.visit.i * self.problem.bq + self.refs["scalars"][Q_OFFSET] + qs.start
@@ -283,7 +274,7 @@ class Columns:
         start = self.visit.j * self.problem.bk + ks.start
         return start + jax.lax.broadcasted_iota(jnp.int32, (ks.stop - ks.start, 1), 0)
 
-    def allowed(self, ks: slice, qs: slice) -> jax.Array:
+    def allowed(self, ks: slice, qs: slice, case: Case) -> jax.Array:
         """[height, width] booleans of the mask."""
         problem, refs = self.problem, self.refs
         slots = problem.blocks.slots
@@ -298,9 +289,10 @@ class Columns:
         pairs = Pairs(
             self.query(qs), self.key(ks),
             [refs[f"query_{n}"][:, qs] for n in range(len(slots.query_data))],
-            [widened(self.key_column(n)[ks], width) for n in range(len(slots.key_data))], table,
+            [widened(refs[f"key_{n}"][ks], width) for n in range(len(slots.key_data))], table,
         )  # fmt: skip
-        return jnp.broadcast_to(problem.blocks.rule.pairs(pairs), (ks.stop - ks.start, width))
+        rule = problem.blocks.rest if case.corner is None and problem.blocks.rest is not None else problem.blocks.rule
+        return jnp.broadcast_to(rule.pairs(pairs), (ks.stop - ks.start, width))
 
     def distance(self, ks: slice, qs: slice) -> jax.Array:
         """[height, width] float32, |key - query|."""
@@ -358,7 +350,7 @@ def scores(product: jax.Array, columns: Columns, ks: slice, qs: slice, case: Cas
     elif case.bias == "dense":
         value = value + refs["dense"][ks, qs].astype(jnp.float32) * LOG2E
     if case.asks(ks, qs):
-        value = jnp.where(columns.allowed(ks, qs), value, MASKED)
+        value = jnp.where(columns.allowed(ks, qs, case), value, MASKED)
     return Scores(value, slope)
 
 
@@ -372,26 +364,40 @@ def constant(problem: Problem, refs: Refs, visit: Visit, case: Case) -> Any:
 
 def fill_bank(problem: Problem, refs: Refs) -> None:
     """Expands the tiles of T5's bias: row j of a tile is its row of distances rolled by j lanes."""
-    bq, bk = problem.bq, problem.bk
-    for tile in range(refs["bank"].shape[0]):
-        row = refs["windows"][tile : tile + 1]
-        for start in range(0, bk, LANES):
-            rows = pltpu.roll(row, start, 1) if start else row
-            rows = rolled_rows(jnp.broadcast_to(rows, (LANES, bq + bk)), 1)
-            refs["bank"][tile, start : start + LANES] = rows[:, :bq]
+    bq, width = problem.bq, problem.bq + problem.bk
+
+    def some_rows(tile, start):
+        row = pltpu.roll(refs["windows"][pl.ds(tile, 1)], start, 1)
+        rows = rolled_rows(jnp.broadcast_to(row, (LANES, width)), 1)
+        refs["bank"][tile, pl.ds(start, LANES)] = rows[:, :bq]
+
+    _for_each_strip(problem, some_rows)
 
 
 def fold_bank(problem: Problem, tiles: Any, out: Any) -> None:
     """The transpose of ``fill_bank``: [count, bk, bq] -> [count, bq + bk]."""
-    bq, bk = problem.bq, problem.bk
-    for tile in range(tiles.shape[0]):
-        total = jnp.zeros((1, bq + bk), jnp.float32)
-        for start in range(0, bk, LANES):
-            rows = tiles[tile, start : start + LANES]
-            rows = jnp.concatenate([rows, jnp.zeros((LANES, bk), jnp.float32)], axis=1)
-            row = jnp.sum(rolled_rows(rows, -1), axis=0, keepdims=True)
-            total = total + (pltpu.roll(row, bq + bk - start, 1) if start else row)
-        out[tile : tile + 1] = total
+    width = problem.bq + problem.bk
+    out[...] = jnp.zeros_like(out)
+
+    def some_rows(tile, start):
+        rows = tiles[tile, pl.ds(start, LANES)]
+        rows = jnp.concatenate([rows, jnp.zeros((LANES, problem.bk), jnp.float32)], axis=1)
+        row = jnp.sum(rolled_rows(rows, -1), axis=0, keepdims=True)
+        out[pl.ds(tile, 1)] += pltpu.roll(row, width - start, 1)
+
+    _for_each_strip(problem, some_rows)
+
+
+def _for_each_strip(problem: Problem, some_rows: Callable[[Any, Any], None]) -> None:
+    """Loops over 128 rows of each tile: once for a head, so that short code counts more than speed."""
+    assert problem.near is not None
+    strips = problem.bk // LANES
+
+    def step(n, _):
+        tile = jax.lax.div(n, jnp.int32(strips))
+        some_rows(tile, pl.multiple_of((n - tile * strips) * LANES, LANES))
+
+    jax.lax.fori_loop(0, problem.near.count * strips, step, None)
 
 
 def rolled_rows(x: jax.Array, sign: int) -> jax.Array:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention import attention
+from pallas_kernels.attention import Backend, attention
 from pallas_kernels.blocks import BlockSizes, Measured, chip_name, load_measured, measured_path, save_measured
 from pallas_kernels.masks import Causal
 
@@ -37,7 +37,7 @@ def milliseconds(function: Callable, arguments: Sequence[jax.Array], repeats: in
 
 
 def tune(
-    head: int, length: int, backend: str, sizes: Sequence[int], timer: Timer = milliseconds, interpret=False
+    head: int, length: int, backend: Backend, sizes: Sequence[int], timer: Timer = milliseconds, interpret=False
 ) -> Measured:
     """Tries all pairs of sizes up to the length, forward and backward apart; causal, bfloat16, 8 heads of two rows.
 
@@ -55,13 +55,12 @@ def tune(
         return jax.jit(jax.grad(lambda q: jnp.sum(forward(blocks)(q).astype(jnp.float32))))
 
     best = {}
-    for name, make, place in (("forward", forward, slice(0, 2)), ("backward", backward, slice(2, 4))):
+    for name, make in (("forward", forward), ("backward", backward)):
         found = {}
         for pair in itertools.product([size for size in sizes if size <= length] or sizes[:1], repeat=2):
-            blocks = [0] * 4
-            blocks[place] = pair
+            blocks = BlockSizes(pair[0], pair[1]) if name == "forward" else BlockSizes(0, 0, pair[0], pair[1])
             try:
-                found[pair] = timer(make(BlockSizes(*blocks)), [q])
+                found[pair] = timer(make(blocks), [q])
             except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
                 print(f"  {name} {pair}: passed over: {str(error).splitlines()[0][:100]}")
                 continue
@@ -79,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--lengths", default="512,2048,8192", help="comma separated (default: 512,2048,8192)")
     options = parser.parse_args(arguments)
     platform = jax.devices()[0].platform
-    backend = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}.get(platform)
+    backends: dict[str, Backend] = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}
+    backend = backends.get(platform)
     if backend is None:
         parser.exit(2, f"there are no kernels for {platform}: run this where a TPU or GPU is\n")
     numbers = [[int(n) for n in text.split(",")] for text in (options.head_sizes, options.lengths)]

@@ -9,13 +9,14 @@ Letters: B batch (1 where all rows are alike), R query blocks, C key blocks, P v
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.masks import Mask, Ranges, Rule, Slots, Span
+from pallas_kernels.masks import Mask, Ranges, Rule, Slots, Span, both
 
 EMPTY, PARTIAL, FULL = 0, 1, 2  # what a block is: no pair allowed, some, all
 
@@ -43,6 +44,7 @@ class BlockMask(NamedTuple):
       kinds: [B, R, C] int32 of EMPTY, PARTIAL, FULL; numpy where it is known when compiling.
       query_block, key_block: sizes.
       corner: what is known of cut blocks, if that spares work.
+      rest: what must be asked in the other blocks.
     """
 
     rule: Rule
@@ -52,6 +54,7 @@ class BlockMask(NamedTuple):
     query_block: int
     key_block: int
     corner: Corner | None = None
+    rest: Rule | None = None
 
     @property
     def static(self) -> bool:
@@ -103,16 +106,25 @@ def cut(
             )
         )  # fmt: skip
     if keys % key_block:  # the last block has places without a key
-        all_ = all_ & (np.arange(C) < C - 1)[None, None, :]
-        inner = rule.pairs
-        rule = Rule(lambda pairs: inner(pairs) & (pairs.key < keys), rule.blocks)
+        inside = Rule(lambda pairs: pairs.key < keys, lambda r: (True, r.key.high + 1 < np.int32(keys)))
+        rule, all_ = both(rule, inside), all_ & inside.blocks(Ranges(query, key))[1]
     xp = jnp if any(isinstance(x, jax.Array) for x in (some, all_)) else np
     kinds = xp.where(some, xp.where(all_, FULL, PARTIAL), EMPTY).astype(np.int32)
     kinds = xp.where(possible, xp.broadcast_to(kinds, (kinds.shape[0] if kinds.ndim == 3 else 1, R, C)), EMPTY)
     blocks = BlockMask(rule, slots, possible, kinds, query_block, key_block)
     if sub is None or not known or isinstance(q_offset, jax.Array):
         return blocks
-    return blocks._replace(corner=_corner(blocks, q_offset, sub))
+    corner = _corner(blocks, q_offset, sub)
+    rest = possible if corner is None else possible & ~corner.there
+    return blocks._replace(corner=corner, rest=_needed(rule, Ranges(query, key), rest))
+
+
+def _needed(rule: Rule, ranges: Ranges, where: np.ndarray) -> Rule:
+    """The parts of a rule that forbid something in the blocks ``where``."""
+    parts = [
+        part for part in rule.parts if not np.broadcast_to(part.blocks(ranges)[1], (1, *where.shape))[0][where].all()
+    ]
+    return functools.reduce(both, parts) if parts else rule
 
 
 def _columns(
@@ -191,7 +203,7 @@ def plan(blocks: BlockMask, by: str) -> Visits:
         raise ValueError(
             f"attention: {max(R, C)} blocks along the sequence; allowed: {2**_BITS - 1}; try larger blocks"
         )
-    xp = np if blocks.static else jnp
+    xp: Any = np if blocks.static else jnp
     possible, kinds = blocks.possible, blocks.kinds
     if by == "key":
         possible, kinds = possible.T, kinds.transpose(0, 2, 1)
@@ -203,11 +215,11 @@ def plan(blocks: BlockMask, by: str) -> Visits:
     busy = (kinds != EMPTY).any(2)
     wanted = (kind_BP != EMPTY) | (lead[None] & ~busy[:, rows])
     # what is wanted goes to the front, in order
-    order = xp.argsort(~wanted, axis=1, **({"kind": "stable"} if xp is np else {"stable": True}))
+    place = np.arange(len(rows), dtype=np.int32)[None]
+    order = xp.sort(place + xp.where(wanted, np.int32(0), np.int32(len(rows))), axis=1) % np.int32(len(rows))
     count_B = wanted.sum(1)
     row_BP, column_BP = xp.asarray(rows)[order], xp.asarray(columns)[order]
     kind_BP = xp.take_along_axis(kind_BP, order, axis=1)
-    place = np.arange(len(rows))[None]
     there = place < count_B[:, None]
     first = xp.concatenate([xp.ones_like(there[:, :1]), row_BP[:, 1:] != row_BP[:, :-1]], axis=1)
     last = xp.concatenate([first[:, 1:], xp.ones_like(there[:, :1])], axis=1) | (place == count_B[:, None] - 1)

@@ -18,7 +18,8 @@ QUICK = ("T5 causal and segments of GQA", "sinks soft cap and dropout", "BigBird
 LONG = ("T 131072", "T 65536", "T 16384", "T 8192")  # with blocks so small they take minutes, or too many
 
 needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed; pip install 'jax[tpu]'"
+    importlib.util.find_spec("libtpu") is None and not (Path(sys.prefix) / "libtpu").is_dir(),
+    reason="libtpu is not installed; see benchmarks/install_libtpu.py",
 )
 
 
@@ -41,7 +42,7 @@ def test_what_is_most_likely_to_be_refused_compiles(tmp_path, chip):
 
 @needs_libtpu
 @pytest.mark.slow
-@pytest.mark.parametrize("chip", ["v4", "v5e", "v6e", "tpu7x"])
+@pytest.mark.parametrize("chip", ["v4", "tpu7x"])  # the oldest and the newest
 def test_every_feature_compiles(tmp_path, chip):
     names = [name for name in _every_feature() if not any(length in name for length in LONG)]
     assert len(compiled(tmp_path, chip, ",".join(names))) >= len(names) > 30
@@ -60,4 +61,4 @@ def test_it_says_so_where_libtpu_is_missing():
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert process.returncode == 3
-    assert "libtpu is not installed; try: pip install" in process.stderr
+    assert "libtpu is not installed; try: python benchmarks/install_libtpu.py" in process.stderr
