@@ -38,12 +38,15 @@ class Grid(NamedTuple):
       alone: whether steps along each dimension may run in any order, on any core.
       blocks: int32, from which ``locate`` reads; flat, for SMEM.
       locate: (numbers of the step, ``blocks``) -> where it is.
+      path: query and key block of each step of one row and head, for the cost; where they are found at run time, of
+        those that are possible.
     """
 
     sizes: tuple[Any, ...]
     alone: tuple[bool, ...]
     blocks: jax.Array
     locate: Callable[[Sequence[Any], Any], Visit]
+    path: tuple[np.ndarray, np.ndarray]
 
 
 def visit_grid(problem: Problem, B: int, visits: Visits, rows_alone: bool) -> Grid:
@@ -61,8 +64,12 @@ def visit_grid(problem: Problem, B: int, visits: Visits, rows_alone: bool) -> Gr
         i, j, flags = unpack(blocks[b * each + n if many > 1 else n])
         return Visit(b, h, i, j, flags)
 
+    if isinstance(visits.packed, np.ndarray):
+        i, j, _ = unpack(visits.packed[0])
+    else:
+        i, j = visits.possible
     flat = jnp.asarray(visits.packed).reshape(-1)
-    return Grid((problem.heads, B, visits.count), (True, rows_alone, False), flat, locate)
+    return Grid((problem.heads, B, visits.count), (True, rows_alone, False), flat, locate, (i, j))
 
 
 def shared_grid(problem: Problem, B: int, rows: int, heads: int) -> Grid:
@@ -77,7 +84,8 @@ def shared_grid(problem: Problem, B: int, rows: int, heads: int) -> Grid:
         return Visit(b, h, i, j, jnp.where(kind == FULL, WHOLE, 0) + jnp.where(kind != EMPTY, COMPUTE, 0))
 
     sizes = (rows, heads, C, R, B // rows, H // heads)
-    return Grid(sizes, (True,) * 4 + (False,) * 2, jnp.asarray(problem.blocks.kinds).reshape(-1), locate)
+    j, i = (x.reshape(-1) for x in np.mgrid[:C, :R])
+    return Grid(sizes, (True,) * 4 + (False,) * 2, jnp.asarray(problem.blocks.kinds).reshape(-1), locate, (i, j))
 
 
 def call(
@@ -123,7 +131,7 @@ def call(
             dimension_semantics=tuple("parallel" if alone else "arbitrary" for alone in grid.alone),
             vmem_limit_bytes=problem.vmem_bytes or None,
         ),
-        cost_estimate=_cost(problem, products, operands, outputs),
+        cost_estimate=_cost(problem, grid, products, operands, outputs),
         interpret=problem.interpret,
         name=name,
     )(grid.blocks, scalars, *(operand.array for operand in operands.values()))
@@ -142,14 +150,20 @@ def _spec(operand: Operand, grid: Grid) -> pl.BlockSpec:
     return pl.BlockSpec(operand.block, index, pipeline_mode=pl.Buffered(1) if operand.once else None)
 
 
-def _cost(problem: Problem, products, operands, outputs) -> pl.CostEstimate:
+def _cost(problem: Problem, grid: Grid, products: Sequence[int], operands, outputs) -> pl.CostEstimate:
     """Of the blocks that the mask allows; where that is known at run time only, of those that are possible."""
-    blocks, B = problem.blocks, operands["q"].array.shape[0]
+    blocks, each = problem.blocks, operands["q"].array.shape[0] * problem.heads
     visited = np.mean((blocks.kinds != EMPTY).sum((1, 2))) if blocks.static else blocks.possible.sum()
-    pairs = int(visited) * problem.bq * problem.bk * B * problem.heads
-    arrays = [operand.array for operand in (*operands.values(), *outputs.values())]
-    return pl.CostEstimate(
-        flops=2 * pairs * sum(products),
-        transcendentals=pairs,
-        bytes_accessed=sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays),
-    )
+    pairs = int(visited) * problem.bq * problem.bk * each
+    moved = sum(_fetches(x, grid) * each for x in (*operands.values(), *outputs.values()) if x.block is not None)
+    return pl.CostEstimate(flops=2 * pairs * sum(products), transcendentals=pairs, bytes_accessed=moved)
+
+
+def _fetches(operand: Operand, grid: Grid) -> int:
+    """Bytes moved for one row and head: a block stays while its index does."""
+    assert operand.block is not None
+    i, j = grid.path
+    with jax.ensure_compile_time_eval():  # index maps divide with JAX
+        index = np.stack(np.broadcast_arrays(*(np.asarray(x) for x in operand.index(0, 0, i, j)), i)[:-1])
+    times = 1 + int((np.diff(index, axis=1) != 0).any(0).sum())
+    return times * math.prod(size or 1 for size in operand.block) * operand.array.dtype.itemsize

@@ -168,10 +168,12 @@ class Visits(NamedTuple):
     Attributes:
       packed: [B, P]; after an example's last one come visits that do nothing.
       count: of the longest list: an int, or int32 found at run time.
+      possible: query and key blocks that may be visited, in order.
     """
 
     packed: Any
     count: Any
+    possible: tuple[np.ndarray, np.ndarray]
 
 
 FIRST, LAST, COMPUTE, WHOLE, CUT = 1, 2, 4, 8, 16  # of its row (or column); some allowed pair; all allowed; a corner
@@ -233,6 +235,7 @@ def plan(blocks: BlockMask, by: str) -> Visits:
     final = xp.take_along_axis(packed, count_B[:, None] - 1, axis=1)
     packed = xp.where(there, packed, final & ~(2**_FLAGS - 1)).astype(np.int32)
     count = count_B.max()
+    may = (rows, columns) if by == "query" else (columns, rows)
     if xp is np:
-        return Visits(packed[:, : int(count)], int(count))
-    return Visits(packed, count.astype(jnp.int32))
+        return Visits(packed[:, : int(count)], int(count), may)
+    return Visits(packed, count.astype(jnp.int32), may)

@@ -298,8 +298,12 @@ def estimates(jaxpr) -> list:
     return found
 
 
-@pytest.mark.parametrize("mask, blocks_seen", [(Full(), 16), (Causal(), 10), (Causal() & SlidingWindow(128, 0), 7)])
-def test_cost_is_that_of_the_blocks_visited(mask, blocks_seen):
+@pytest.mark.parametrize(
+    "mask, blocks_seen, fetched",
+    # of causal masks, the first key block of the second row of blocks is there already
+    [(Full(), 16, 16), (Causal(), 10, 9), (Causal() & SlidingWindow(128, 0), 7, 4)],
+)
+def test_cost_is_that_of_the_blocks_visited(mask, blocks_seen, fetched):
     q = jnp.zeros((B, 512, H, 64))
 
     def total(q):
@@ -309,6 +313,8 @@ def test_cost_is_that_of_the_blocks_visited(mask, blocks_seen):
     pairs = blocks_seen * 128 * 128 * B * H
     assert forward.flops == 2 * 2 * 64 * pairs and forward.transcendentals == pairs
     assert backward.flops == 5 * 2 * 64 * pairs
+    block = 128 * 64 * 4  # bytes of one of q, k, v, out; lse is a row of 128
+    assert forward.bytes_accessed == B * H * (4 * (2 * block + 128 * 4) + 2 * fetched * block)
 
 
 def test_errors_name_the_argument_and_what_would_do():
