@@ -1,4 +1,5 @@
-"""The quick benchmarks one after the other, as ``make bench`` runs them: train step, input, installation.
+"""The quick benchmarks one after the other, as ``make bench`` runs them: train step, attention, input,
+installation.
 
     python benchmarks/all.py [--json FILE]
 
@@ -19,6 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 QUICK = (
     ("step.py", "--starts", "1", "--rounds", "9", "--steps", "1"),
+    ("attention_cpu.py", "--rounds", "3", "--lengths", "256", "1024", "2048"),
     ("input.py", "--megabytes", "20", "--documents", "2e7", "--rounds", "3"),
     ("install.py",),
 )

@@ -43,7 +43,19 @@ def test_the_input_benchmark_runs_and_writes_every_point(tmp_path):
     assert "Grain's best fit, from RAM" in done.stdout and "UL2, joined" in done.stdout
 
 
-@pytest.mark.parametrize("script", ["step.py", "input.py", "install.py", "all.py"])
+@pytest.mark.slow
+def test_the_attention_benchmark_shows_agreement_and_writes_every_point(tmp_path):
+    file = tmp_path / "points.json"
+    command = [sys.executable, str(BENCHMARKS / "attention_cpu.py"), "--smoke", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    by_name = {point["point"]: point for point in json.loads(file.read_text())}
+    assert by_name["largest difference of results, forward + backward, causal, T 64"]["met"]
+
+
+@pytest.mark.parametrize(
+    "script", ["step.py", "input.py", "install.py", "attention_cpu.py", "kernels_static.py", "kernels_gpu.py", "all.py"]
+)
 def test_every_benchmark_says_how_it_is_run(script):
     command = [sys.executable, str(BENCHMARKS / script), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

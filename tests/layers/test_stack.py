@@ -36,17 +36,17 @@ def assert_same(one, other):
         assert relative_error(gradient, wanted[path]) < 1e-5, path
 
 
-def products(jaxpr) -> int:
-    """Matrix products in a jaxpr, those of inner jaxprs included."""
-    count = 0
+def count(jaxpr, name: str) -> int:
+    """How often a primitive stands in a jaxpr, inner ones included."""
+    found = 0
     for equation in jaxpr.eqns:
-        count += equation.primitive.name == "dot_general"
+        found += equation.primitive.name == name
         for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else (value,):
                 inner = getattr(inner, "jaxpr", inner)
                 if hasattr(inner, "eqns"):
-                    count += products(inner)
-    return count
+                    found += count(inner, name)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,10 @@ def test_remat_computes_more_and_changes_nothing(family, scan):
     none, dots, full = (gradients(family, scan, remat) for remat in ("none", "dots", "full"))
     assert_same(dots[0], none[0])
     assert_same(full[0], none[0])
-    counts = [products(kind[1].jaxpr) for kind in (none, dots, full)]
-    assert counts[0] < counts[1] < counts[2], counts
+    products = [count(kind[1].jaxpr, "dot_general") for kind in (none, dots, full)]
+    assert products[0] == products[1] < products[2], "no product is made twice, attention's included"
+    norms = [count(kind[1].jaxpr, "rsqrt") for kind in (none, dots, full)]
+    assert norms[0] < norms[1] == norms[2], norms
 
 
 @pytest.mark.slow
