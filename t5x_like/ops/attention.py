@@ -82,8 +82,8 @@ def attention(
     if dropout_rate and dropout_key is not None:
         dropout = Dropout.from_key(dropout_rate, dropout_key)
 
-    def local(q, k, v, mask, bias, dropout, query_offset):
-        return pallas_kernels.attention(
+    def local(q, k, v, mask, bias, dropout, query_offset) -> Any:
+        return pallas_kernels.attention(  # not return_lse: one array
             q, k, v, mask=mask, bias=bias, scale=scale, soft_cap=soft_cap, dropout=dropout, q_offset=query_offset,
             backend=backend, interpret=interpret,
         )  # fmt: skip

@@ -234,6 +234,7 @@ QUICK_FEATURES = ("all", "dense shared", "bigbird")
 HEADS = ((80, 80), (96, 96), (192, 128), (256, 256), (72, 8))
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # from JAX 0.12 on
 @pytest.mark.parametrize(
     ("feature", "sizes"),
     [pytest.param(x, (64, 64), marks=[] if x in QUICK_FEATURES else [pytest.mark.slow]) for x in FEATURES]
@@ -246,7 +247,12 @@ def test_the_kernels_lower_for_cuda(feature, sizes):
     )
     # JAX warrants no compatibility of the calls of Triton kernels; this one is not kept
     known = [jax.export.DisabledSafetyCheck.custom_call(x) for x in ("__gpu$xla.gpu.triton", "triton_kernel_call_ffi")]
-    text = jax.export.export(jax.jit(run), platforms=["cuda"], disabled_checks=known)(*arguments).mlir_module()
+    try:
+        text = jax.export.export(jax.jit(run), platforms=["cuda"], disabled_checks=known)(*arguments).mlir_module()
+    except RuntimeError as error:  # from JAX 0.12 on
+        if "No supported GPU devices found" in str(error):
+            pytest.skip("this JAX compiles Triton kernels while it lowers them, which takes a GPU or a description of one")
+        raise
     assert [x for x in benchmark.KERNELS if f'name = "{x}"' not in text] == []
 
 
