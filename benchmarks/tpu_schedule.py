@@ -35,6 +35,9 @@ ENVIRONMENT = {
 }
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+# Where install_libtpu.py puts it: out of the way of everything that does not compile for TPUs.
+if (LIBTPU := Path(sys.prefix) / "libtpu").is_dir():
+    sys.path.append(str(LIBTPU))
 
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 # A bundle's slots in the order of the dump: matrix unit, cross-lane unit, vector unit, results taken from units,
@@ -46,7 +49,7 @@ NOT_INSTALLED = 3  # exit code
 def missing() -> str:
     """Why nothing can be compiled here; empty if it can."""
     if importlib.util.find_spec("libtpu") is None:
-        return "libtpu is not installed; try: pip install 'jax[tpu]'"
+        return f"libtpu is not installed; try: python benchmarks/install_libtpu.py {LIBTPU}"
     return ""
 
 
@@ -100,6 +103,7 @@ def compile_for(chip: str, function: Callable[..., Any], arguments: Any) -> Comp
     compiled = jax.jit(function).lower(*arguments).compile()
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
+    assert memory is not None  # libtpu always tells
     return Compiled(memory.temp_size_in_bytes / 2**20, seconds, _read(_folder) if _folder else {})
 
 

@@ -251,7 +251,7 @@ def test_the_kernels_lower_for_cuda(feature, sizes):
         text = jax.export.export(jax.jit(run), platforms=["cuda"], disabled_checks=known)(*arguments).mlir_module()
     except RuntimeError as error:  # from JAX 0.12 on
         if "No supported GPU devices found" in str(error):
-            pytest.skip("this JAX compiles Triton kernels while it lowers them, which takes a GPU or a description of one")
+            pytest.skip("this JAX compiles Triton kernels while it lowers them, which takes a GPU")
         raise
     assert [x for x in benchmark.KERNELS if f'name = "{x}"' not in text] == []
 
