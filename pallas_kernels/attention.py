@@ -14,8 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from pallas_kernels.biases import Bias, Dense
+from pallas_kernels.biases import Alibi, Bias, Dense, T5Relative
 from pallas_kernels.blocks import BlockSizes
 from pallas_kernels.dropout import Dropout
 from pallas_kernels.masks import Mask
@@ -78,19 +79,19 @@ def attention(
     Raises:
       ValueError: shapes or dtypes that do not fit, or a feature that the backend named does not have.
     """
-    _check(q_BLHN, k_BSKN, v_BSKV, bias, scale, soft_cap, sinks)
+    _check(q_BLHN, k_BSKN, v_BSKV, mask, bias, scale, soft_cap, sinks, dropout, q_offset)
     if backend not in BACKENDS:
         raise ValueError(f"attention: backend: got {backend!r}; allowed: {', '.join(BACKENDS)}")
     if backend == "auto":
-        picked = choose(q_BLHN, k_BSKN, v_BSKV, mask=mask, bias=bias).backend
-    elif refused := _refusal(backend, q_BLHN, k_BSKN, v_BSKV, mask, bias):
+        picked = choose(q_BLHN, k_BSKN, v_BSKV, mask=mask, bias=bias, blocks=blocks).backend
+    elif refused := _refusal(backend, q_BLHN, k_BSKN, v_BSKV, mask, bias, blocks):
         raise ValueError(f"attention: {refused}")
     else:
         picked = backend
     if scale is None:
         scale = 1.0 / math.sqrt(q_BLHN.shape[-1])
-    if isinstance(scale, jax.Array):
-        per_query = jnp.expand_dims(jnp.atleast_2d(scale.astype(jnp.float32)), (2, 3))
+    if isinstance(scale, jax.Array | np.ndarray):
+        per_query = jnp.expand_dims(jnp.atleast_2d(jnp.asarray(scale, jnp.float32)), (2, 3))
         q_BLHN, scale = (q_BLHN.astype(jnp.float32) * per_query).astype(q_BLHN.dtype), 1.0
     if dropout is not None and dropout.rate == 0:
         dropout = None
@@ -120,12 +121,13 @@ def choose(
     *,
     mask: Mask,
     bias: Bias | None = None,
+    blocks: BlockSizes | None = None,
     platform: str | None = None,
 ) -> Choice:
     """What ``attention`` computes with under ``backend="auto"``, and why.
 
     Args:
-      q_BLHN, k_BSKN, v_BSKV, mask, bias: as for ``attention``; shapes and dtypes are enough.
+      q_BLHN, k_BSKN, v_BSKV, mask, bias, blocks: as for ``attention``; shapes and dtypes are enough.
       platform: ``tpu``, ``gpu``, ``cuda``, ``cpu``...; None: of JAX's default device.
     """
     platform = platform or _platform()
@@ -134,7 +136,7 @@ def choose(
         return Choice("xla", f"there are no kernels for {platform}")
     if q_BLHN.shape[1] < FEWEST_QUERIES:
         return Choice("xla", f"{q_BLHN.shape[1]} queries, as in decoding, would leave a block of the kernels empty")
-    if refused := _refusal(wanted, q_BLHN, k_BSKN, v_BSKV, mask, bias):
+    if refused := _refusal(wanted, q_BLHN, k_BSKN, v_BSKV, mask, bias, blocks):
         return Choice("xla", refused)
     return Choice(wanted, f"the device is a {platform} and the kernels have all that is asked")
 
@@ -144,7 +146,7 @@ def _platform() -> str:
     return device.platform if hasattr(device, "platform") else device or jax.default_backend()
 
 
-def _refusal(backend: str, q, k, v, mask: Mask, bias: Bias | None) -> str:
+def _refusal(backend: str, q, k, v, mask: Mask, bias: Bias | None, blocks: BlockSizes | None) -> str:
     """Why a backend cannot do this: the argument and who can; empty if it can."""
     if backend == "xla":
         return ""
@@ -156,16 +158,29 @@ def _refusal(backend: str, q, k, v, mask: Mask, bias: Bias | None) -> str:
         return gpu.refusal(q, k, v, mask, bias)
     from pallas_kernels import tpu
 
-    return tpu.refusal(q, k, v, mask, bias)
+    return tpu.refusal(q, k, v, bias, blocks)
 
 
-def _check(q, k, v, bias, scale, soft_cap, sinks) -> None:
+def _check(q, k, v, mask, bias, scale, soft_cap, sinks, dropout, q_offset) -> None:
+    for name, value, kinds, allowed in (
+        ("mask", mask, Mask, "a mask such as Causal()"),
+        ("bias", bias, (T5Relative, Alibi, Dense, type(None)), "T5Relative, Alibi, Dense(array) or None"),
+        ("dropout", dropout, (Dropout, type(None)), "Dropout(rate, seed) or None"),
+        ("q_offset", q_offset, (int, np.integer, jax.Array), "a whole number"),
+    ):
+        if not isinstance(value, kinds):
+            raise ValueError(f"attention: {name}: got {type(value).__name__}; allowed: {allowed}")
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
         raise ValueError(
             f"attention: q, k, v: got shapes {q.shape}, {k.shape}, {v.shape}; allowed: four dimensions each"
         )
     B, L, H, N = q.shape
     S, K = k.shape[1:3]
+    if not B * L * H * N * S * K:
+        raise ValueError(f"attention: q, k: got shapes {q.shape}, {k.shape}; allowed: no dimension of 0")
+    for array in jax.tree.leaves(mask):
+        if array.ndim and array.shape[0] not in (1, B):
+            raise ValueError(f"attention: mask: an array of shape {array.shape}; allowed: 1 or {B} rows")
     if k.shape != (B, S, K, N) or v.shape[:3] != (B, S, K):
         raise ValueError(
             f"attention: k, v: got shapes {k.shape}, {v.shape} for q {q.shape}; "
@@ -185,7 +200,7 @@ def _check(q, k, v, bias, scale, soft_cap, sinks) -> None:
             raise ValueError(f"attention: bias: got shape {bias.array.shape}; allowed: [1 or {B}, 1 or {H}, {L}, {S}]")
     elif bias is not None and bias.heads != H:
         raise ValueError(f"attention: bias: got {bias.heads} heads; allowed: {H}")
-    if isinstance(scale, jax.Array) and scale.ndim and scale.shape not in ((L,), (B, L), (1, L)):
+    if isinstance(scale, jax.Array | np.ndarray) and scale.ndim and scale.shape not in ((L,), (B, L), (1, L)):
         raise ValueError(f"attention: scale: got shape {scale.shape}; allowed: a number, [{L}] or [{B}, {L}]")
     if soft_cap is not None and soft_cap < 0:
         raise ValueError(f"attention: soft_cap: got {soft_cap}; allowed: None, or 0 or more")

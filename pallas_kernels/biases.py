@@ -25,7 +25,16 @@ def relative_buckets(distance: jax.Array, bidirectional: bool, buckets: int = 32
 
     Returns:
       int32 of the same shape, in [0, buckets).
+
+    Raises:
+      ValueError: so few buckets, or so small a distance, that nothing is left for the logarithmic half.
     """
+    nearest = buckets // (4 if bidirectional else 2)
+    if nearest < 1 or max_distance <= nearest:
+        raise ValueError(
+            f"T5Relative: got {buckets} buckets, max_distance={max_distance}; allowed: {4 if bidirectional else 2} "
+            f"buckets or more, and a distance above {nearest}, which has buckets of its own up to there"
+        )
     if bidirectional:
         buckets //= 2
         offset, n = jnp.where(distance > 0, buckets, 0), jnp.abs(distance)
@@ -61,7 +70,7 @@ class T5Relative:
     @property
     def reach(self) -> int:
         """From here on all distances on one side have the same bias."""
-        return max(self.max_distance, self.table_KH.shape[0])
+        return self.max_distance
 
     def of_distance(self, distance: jax.Array) -> jax.Array:
         """[H, ...] in the table's dtype, for int32 distances key - query of any shape."""
@@ -90,10 +99,10 @@ class Alibi:
         return self.slopes_H.shape[0]
 
     def expand(self, query_offset: jax.Array | int, queries: int, keys: int) -> jax.Array:
-        """[1, H, L, S] in the slopes' dtype."""
+        """[1, H, L, S] float32: distances above 256 are none in bfloat16."""
         query_L, key_S = jnp.arange(queries) + query_offset, jnp.arange(keys)
-        distance_LS = jnp.abs(key_S[None, :] - query_L[:, None]).astype(self.slopes_H.dtype)
-        return (-self.slopes_H[:, None, None] * distance_LS[None])[None]
+        distance_LS = jnp.abs(key_S[None, :] - query_L[:, None]).astype(jnp.float32)
+        return (-self.slopes_H.astype(jnp.float32)[:, None, None] * distance_LS[None])[None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

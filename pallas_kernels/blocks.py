@@ -185,13 +185,16 @@ def resolve(asked: BlockSizes | None, head: int, length: int) -> BlockSizes:
     return BlockSizes(sizes[0], sizes[1], sizes[2], sizes[3], asked.chip)
 
 
-def tpu_blocks(asked: BlockSizes | None, queries: int, keys: int, head: int, reach: int) -> TpuBlocks:
+def tpu_blocks(
+    asked: BlockSizes | None, queries: int, keys: int, head: int, reach: int, head_bytes: int = 256
+) -> TpuBlocks:
     """The table's entry for a call.
 
     Args:
       asked: sizes to use instead, and the generation.
       queries, keys: lengths.
       head: the larger size of a head.
+      head_bytes: of one row of a head.
       reach: max_distance of T5's bias, whose tiles near the diagonal must fit too; 0 without.
 
     Raises:
@@ -204,6 +207,11 @@ def tpu_blocks(asked: BlockSizes | None, queries: int, keys: int, head: int, rea
     if name not in TPU:
         raise ValueError(f"attention: blocks: chip: got {name!r}; allowed: {', '.join(TPU)}")
     table = TPU[name]
+    if head_bytes > 512 and table.vmem_bytes < 32 * MB:  # float32 of 256, beside a dense bias
+        halves = (size // 2 for size in (table.queries, table.keys, table.backward_queries, table.backward_keys))
+        table = table._replace(
+            **dict(zip(("queries", "keys", "backward_queries", "backward_keys"), halves, strict=True))
+        )
     if any(size % LANES or size < 0 for size in sizes[:4]):
         raise ValueError(f"attention: blocks: got {sizes}; allowed on TPUs: multiples of {LANES}")
     bq, bk = _fit(sizes.queries, table.queries, queries), _fit(sizes.keys, table.keys, keys)

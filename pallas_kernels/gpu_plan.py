@@ -28,7 +28,7 @@ def prepare(
     """A call cut for one kernel: by queries, or with ``keys_first`` by keys."""
     cuts = cut(mask, shape.L, shape.S, q_offset, launch.queries, launch.keys)
     reach = _reach(bias) if isinstance(bias, T5Relative) else None
-    visits, counts, kinds = _lists(cuts, _near(cuts, reach, q_offset, shape), keys_first)
+    visits, counts, kinds = _lists(cuts, _near(cuts, reach, q_offset), keys_first)
     where = np.asarray(cuts.kinds != EMPTY) if cuts.static else cuts.possible[None]
     queries = np.minimum(launch.queries, shape.L - np.arange(where.shape[1]) * launch.queries)
     keys = np.minimum(launch.keys, shape.S - np.arange(where.shape[2]) * launch.keys)
@@ -49,8 +49,7 @@ def prepare(
 
 
 def _reach(bias: T5Relative) -> tuple[int, int]:
-    far = max(bias.max_distance, bias.table_KH.shape[0])
-    return -far, far if bias.bidirectional else 0
+    return -bias.reach, bias.reach if bias.bidirectional else 0
 
 
 def relative(bias: T5Relative) -> jax.Array:
@@ -60,7 +59,7 @@ def relative(bias: T5Relative) -> jax.Array:
     return bias.of_distance(jnp.arange(low, high + 1, dtype=jnp.int32))
 
 
-def _near(cuts, reach: tuple[int, int] | None, q_offset, shape: Shape):
+def _near(cuts, reach: tuple[int, int] | None, q_offset):
     """[I, J], where the T5 bias is not the same for all pairs."""
     blocks = cuts.possible.shape
     if reach is None:

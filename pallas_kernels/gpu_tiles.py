@@ -302,7 +302,7 @@ class Plan(NamedTuple):
 
         def table(slot: int) -> jax.Array:
             mask, words = self.tables[slot], data.words[slot]
-            row = jnp.minimum(lax.div(query, jnp.int32(mask.size)), mask.shape[0] - 1)
+            row = jnp.clip(lax.div(query, jnp.int32(mask.size)), 0, mask.shape[0] - 1)
             unit = lax.div(key, jnp.int32(mask.size)) - lax.div(tile.j * self.launch.keys, mask.size)
             word = plgpu.load(words.at[tile.j, tile.j * 0, row])
             for w in range(1, words.shape[1]):

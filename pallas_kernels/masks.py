@@ -118,10 +118,9 @@ class Slots:
             raise ValueError(
                 f"mask: a {side} array of shape {array.shape} for {length} positions; allowed: [B, {length}]"
             )
-        for slot, known in enumerate(into):
-            if known is array:
-                return slot
-        into.append(array)
+        if not jnp.issubdtype(array.dtype, jnp.integer):
+            raise ValueError(f"mask: a {side} array of {array.dtype}; allowed: whole numbers")
+        into.append(array.astype(jnp.int32))
         return len(into) - 1
 
 
@@ -273,7 +272,8 @@ class Segments(Mask):
 
     def rule(self, slots):
         # keys of segment 0 get a number that no query has, so that one comparison says it all
-        query, key = slots.of_queries(self.query_BL), slots.of_keys(jnp.where(self.key_BS == 0, -1, self.key_BS))
+        query = slots.of_queries(jnp.maximum(self.query_BL, 0))
+        key = slots.of_keys(jnp.where(self.key_BS <= 0, -1, self.key_BS))
 
         def blocks(r: Ranges):
             if r.query_data is None or r.key_data is None:

@@ -8,6 +8,7 @@ Letters: B batch, H query heads, K key heads, L queries, S keys, N size of a que
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.biases import Alibi, Bias, Dense, T5Relative
-from pallas_kernels.blocks import BlockSizes, tpu_blocks
+from pallas_kernels.blocks import BlockSizes, TpuBlocks, tpu_blocks
 from pallas_kernels.dropout import Dropout
 from pallas_kernels.masks import Mask
 from pallas_kernels.tpu_backward import backward_dense, backward_keys, backward_queries
@@ -34,6 +35,8 @@ from pallas_kernels.tpu_scores import (
     t5_arrays,
 )
 from pallas_kernels.visits import cut
+
+LARGEST_HEAD = 256
 
 
 class Static(NamedTuple):
@@ -54,9 +57,22 @@ class Traced(NamedTuple):
     q_offset: jax.Array | None
 
 
-def refusal(q, k, v, mask, bias) -> str:
-    """Why the kernels cannot do this; empty if they can."""
+def refusal(q: Any, k: Any, v: Any, bias: Bias | None, blocks: BlockSizes | None) -> str:
+    """Why the kernels cannot do this, naming the argument and who can; empty if they can."""
+    head = max(q.shape[3], v.shape[3])
+    if head > LARGEST_HEAD:
+        return f"q, v: backend 'tpu' has no heads of {head}; allowed: 1 to {LARGEST_HEAD}, or backend='xla'"
+    try:
+        _sizes(q, k, v, bias, blocks)
+    except ValueError as error:
+        return str(error).removeprefix("attention: ")
     return ""
+
+
+def _sizes(q: Any, k: Any, v: Any, bias: Bias | None, blocks: BlockSizes | None) -> TpuBlocks:
+    reach = bias.reach if isinstance(bias, T5Relative) else 0
+    head_bytes = max(q.shape[3], v.shape[3]) * q.dtype.itemsize
+    return tpu_blocks(blocks, q.shape[1], k.shape[1], max(q.shape[3], v.shape[3]), reach, head_bytes)
 
 
 def attention(
@@ -76,9 +92,7 @@ def attention(
 ) -> tuple[jax.Array, jax.Array]:
     """(output [B, L, H, V], log-sum-exp [B, H, L]); as ``pallas_kernels.attention``."""
     traced = isinstance(q_offset, jax.Array)
-    reach = bias.reach if isinstance(bias, T5Relative) else 0
-    head = max(q_BLHN.shape[3], v_BSKV.shape[3])
-    sizes = tpu_blocks(blocks, q_BLHN.shape[1], k_BSKN.shape[1], head, reach)
+    sizes = _sizes(q_BLHN, k_BSKN, v_BSKV, bias, blocks)
     static = Static(scale, soft_cap, None if traced else int(q_offset), sizes, interpret)
     return _attend(static, q_BLHN, k_BSKN, v_BSKV, bias, sinks, Traced(mask, dropout, q_offset if traced else None))
 
@@ -107,15 +121,17 @@ def _attend_backward(static: Static, saved, cotangents):
     q, k, v, bias, sinks, traced, out, lse2 = saved
     dout, dlse = cotangents
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1).swapaxes(1, 2)  # [B, H, L]
+    # the lse's derivative is p; a row without keys has none, whatever comes in
+    delta = jnp.where(lse2 > 0.5 * FLOOR, delta - dlse, 0.0)
     dsinks = None
     if sinks is not None:
         share = jnp.exp2(sinks.astype(jnp.float32)[None, :, None] * LOG2E - lse2)
-        share = jnp.where(lse2 > 0.5 * FLOOR, share, 0.0)
-        dsinks = jnp.sum(share * (dlse - delta), axis=(0, 2)).astype(sinks.dtype)
+        dsinks = -jnp.sum(jnp.where(lse2 > 0.5 * FLOOR, share * delta, 0.0), axis=(0, 2)).astype(sinks.dtype)
     setup = _Setup(static, q, k, v, bias, traced, backward=True)
     arrays = {
         "q": setup.q(q), "k": setup.k(k), "v": setup.k(v), "dout": setup.q(dout.astype(q.dtype)),
-        "lse": setup.row(lse2), "delta": setup.row(delta - dlse),
+        # what is padded has an lse so large that its exponentials are 0, whatever the bias
+        "lse": setup.row(lse2, -FLOOR), "delta": setup.row(delta),
     }  # fmt: skip
     extra, sub = setup.extra(), setup.sizes.backward_sub
     by_distance = isinstance(bias, (T5Relative, Alibi))
@@ -178,19 +194,23 @@ class _Setup:
     def k(self, x_BSKN: jax.Array) -> jax.Array:
         return _padded(x_BSKN.swapaxes(1, 2), self.problem.bk, 2)
 
-    def row(self, x_BHL: jax.Array) -> jax.Array:
-        return _padded(x_BHL[:, :, None], self.problem.bq, 3)
+    def row(self, x_BHL: jax.Array, fill: float = 0.0) -> jax.Array:
+        return _padded(x_BHL[:, :, None], self.problem.bq, 3, fill)
 
     def bias_gradient(self, found: dict[str, jax.Array]) -> Bias:
         if isinstance(self.bias, Alibi):
             slopes = self.bias.slopes_H
             return Alibi(jnp.sum(found["slopes_gradient"], axis=(1, 2)).astype(slopes.dtype))
-        _, pull = jax.vjp(lambda bias: t5_arrays(bias, self.problem, self.q_offset), self.bias)
+        table = self.bias.table_KH
+        exact = dataclasses.replace(self.bias, table_KH=table.astype(jnp.float32))  # summed in float32
+        _, pull = jax.vjp(lambda bias: t5_arrays(bias, self.problem, self.q_offset), exact)
         # the arrays hold the bias times log2(e), the gradients are those of the bias itself
         far = jnp.sum(found["far_gradient"], axis=2).T
-        return pull((found["windows_gradient"] / LOG2E, far / LOG2E))[0]
+        (gradient,) = pull((found["windows_gradient"] / LOG2E, far / LOG2E))
+        return dataclasses.replace(gradient, table_KH=gradient.table_KH.astype(table.dtype))
 
 
-def _padded(x: jax.Array, block: int, axis: int) -> jax.Array:
+def _padded(x: jax.Array, block: int, axis: int, fill: float = 0.0) -> jax.Array:
     missing = -x.shape[axis] % block
-    return jnp.pad(x, [(0, missing if n == axis else 0) for n in range(x.ndim)]) if missing else x
+    widths = [(0, missing if n == axis else 0) for n in range(x.ndim)]
+    return jnp.pad(x, widths, constant_values=fill) if missing else x

@@ -10,6 +10,7 @@ Letters: B batch, H query heads, K key heads, L queries, S keys, N size of a que
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -32,6 +33,7 @@ from pallas_kernels.tpu_scores import (
     fill_bank,
     fold_bank,
     for_each_case,
+    is_right,
     scores,
 )
 from pallas_kernels.visits import FIRST, LAST, plan
@@ -233,6 +235,8 @@ def _in_stages(problem: Problem, sub: BackwardSub, case: Case, refs: Refs, middl
     """Goes through the sub-blocks of a block: the products of the next one are issued before the gradients of one are
     made (``middle``), and those are used (``add``) ``sub.lag`` sub-blocks later: matrix units have work meanwhile."""
     places = _places(problem, sub, case)
+    if not places:
+        return
     ahead, made = _products(refs, places[0]), {}
     for n in range(len(places) + sub.lag):
         if n < len(places):
@@ -246,8 +250,7 @@ def _add_bias_gradient(columns: Columns, refs: Refs, ks: slice, qs: slice, case:
     if case.bias == "t5":
         refs["bank_gradient"][case.tile, ks, qs] += ds
     elif case.bias == "far":
-        visit, problem = columns.visit, columns.problem
-        right = visit.j * problem.bk > visit.i * problem.bq + refs["scalars"][0]
+        right = is_right(columns.problem, refs, columns.visit)
         row = jnp.sum(ds, axis=0, keepdims=True)
         refs["far_gradient"][0:1, qs] += jnp.where(right, 0.0, row)
         refs["far_gradient"][1:2, qs] += jnp.where(right, row, 0.0)
@@ -309,6 +312,8 @@ def backward_dense(
 ) -> jax.Array:
     """The gradient of a dense bias of this shape, [1 or B, 1 or H, L, S] float32; as ``backward_keys``."""
     rows, heads, L, S = shape
+    # all blocks alike: which are cut is not told here
+    problem = dataclasses.replace(problem, blocks=problem.blocks._replace(corner=None, rest=None))
     R, C = problem.blocks.possible.shape
     whole = jax.ShapeDtypeStruct((rows, heads, C * problem.bk, R * problem.bq), jnp.float32)
     index = lambda b, h, i, j: (b if rows > 1 else 0, h if heads > 1 else 0, j, i)  # noqa: E731

@@ -19,6 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.tpu_scores import Operand, Problem, Refs, Visit
 from pallas_kernels.visits import COMPUTE, EMPTY, FULL, WHOLE, Visits, unpack
 
+SMEM_BYTES = 2**20 - 2**14  # of the list of blocks; the rest is for what else lies there
 _CONTRACT = {"nn": ((1,), (0,)), "nt": ((1,), (1,)), "tn": ((0,), (0,))}
 
 
@@ -68,7 +69,7 @@ def visit_grid(problem: Problem, B: int, visits: Visits, rows_alone: bool) -> Gr
         i, j, _ = unpack(visits.packed[0])
     else:
         i, j = visits.possible
-    flat = jnp.asarray(visits.packed).reshape(-1)
+    flat = _for_smem(jnp.asarray(visits.packed))
     return Grid((problem.heads, B, visits.count), (True, rows_alone, False), flat, locate, (i, j))
 
 
@@ -85,7 +86,17 @@ def shared_grid(problem: Problem, B: int, rows: int, heads: int) -> Grid:
 
     sizes = (rows, heads, C, R, B // rows, H // heads)
     j, i = (x.reshape(-1) for x in np.mgrid[:C, :R])
-    return Grid(sizes, (True,) * 4 + (False,) * 2, jnp.asarray(problem.blocks.kinds).reshape(-1), locate, (i, j))
+    return Grid(sizes, (True,) * 4 + (False,) * 2, _for_smem(jnp.asarray(problem.blocks.kinds)), locate, (i, j))
+
+
+def _for_smem(blocks: jax.Array) -> jax.Array:
+    """Flat, if the scalar memory has room for it."""
+    if blocks.size * 4 > SMEM_BYTES:
+        raise ValueError(
+            f"attention: mask: {blocks.size:,} blocks to visit on backend 'tpu'; allowed: {SMEM_BYTES // 4:,}, each "
+            "row's counted where a mask reads arrays; try larger blocks, fewer rows on a device, or backend='xla'"
+        )
+    return blocks.reshape(-1)
 
 
 def call(

@@ -145,7 +145,7 @@ def mask_operands(problem: Problem) -> dict[str, Operand]:
     slots, bq, bk = problem.blocks.slots, problem.bq, problem.bk
     R, C = problem.blocks.possible.shape
     found: dict[str, Operand] = {}
-    if PARTIAL not in problem.blocks.kinds_there:
+    if PARTIAL not in problem.blocks.kinds_there and problem.blocks.corner is None:
         return found
 
     def row(array: jax.Array, length: int) -> jax.Array:
@@ -163,21 +163,26 @@ def mask_operands(problem: Problem) -> dict[str, Operand]:
         found[f"key_{n}"] = Operand(column, (None, bk, LANES), lambda b, h, i, j, many=many: (b if many else 0, j, 0))
     for n, mask in enumerate(slots.tables):
         words = block_words(mask.table, mask.size, slots.queries, slots.offset, bk, C)
-        found[f"words_{n}"] = Operand(row(words, R * bq), (None, 1, bq), lambda b, h, i, j: (j, 0, i))
+        words = jnp.pad(words, ((0, 0), (0, 0), (0, R * bq - words.shape[2])))
+        found[f"words_{n}"] = Operand(words, (None, words.shape[1], bq), lambda b, h, i, j: (j, 0, i))
     return found
 
 
 def block_words(
     table: np.ndarray, size: int, queries: int, offset: int | jax.Array, key_block: int, key_blocks: int
 ) -> jax.Array:
-    """[C, L] int32: bit n of entry [j, l] says whether query l sees the n-th unit of ``size`` keys of key block j."""
-    unit = min(size, key_block)
+    """[C, W, L] int32: bit n of word w says whether query l sees the unit 32 w + n of key block c.
+
+    Units are as many keys as divide both the mask's blocks and the kernel's.
+    """
+    unit = math.gcd(size, key_block)
     each = key_block // unit
     columns = np.minimum(np.arange(key_blocks * each) * unit // size, table.shape[1] - 1)
-    bits = table[:, columns].reshape(len(table), key_blocks, each).astype(np.uint32)
-    words = (bits << np.arange(each, dtype=np.uint32)).sum(-1, dtype=np.uint32).view(np.int32)
+    bits = table[:, columns].reshape(len(table), key_blocks, each)
+    bits = np.pad(bits, ((0, 0), (0, 0), (0, -each % 32))).reshape(len(table), key_blocks, -1, 32).astype(np.uint32)
+    words = (bits << np.arange(32, dtype=np.uint32)).sum(-1, dtype=np.uint32).view(np.int32)
     row = jnp.clip((jnp.arange(queries, dtype=jnp.int32) + offset) // size, 0, len(table) - 1)
-    return jnp.asarray(words.T)[:, row]
+    return jnp.asarray(words.transpose(1, 2, 0))[:, :, row]
 
 
 class Visit(NamedTuple):
@@ -281,10 +286,13 @@ class Columns:
         width = qs.stop - qs.start
 
         def table(slot: int) -> jax.Array:
-            unit = min(slots.tables[slot].size, problem.bk)
-            bit = jax.lax.div(ks.start + jax.lax.broadcasted_iota(jnp.int32, (ks.stop - ks.start, 1), 0), unit)
-            words = refs[f"words_{slot}"][:, qs]
-            return (jax.lax.shift_right_logical(*jnp.broadcast_arrays(words, bit)) & 1) != 0
+            key = ks.start + jax.lax.broadcasted_iota(jnp.int32, (ks.stop - ks.start, 1), 0)
+            unit = jax.lax.div(key, math.gcd(slots.tables[slot].size, problem.bk))
+            words = refs[f"words_{slot}"]
+            seen = words[0:1, qs]
+            for n in range(1, words.shape[0]):
+                seen = jnp.where(unit < 32 * n, seen, words[n : n + 1, qs])
+            return (jax.lax.shift_right_logical(*jnp.broadcast_arrays(seen, unit & 31)) & 1) != 0
 
         pairs = Pairs(
             self.query(qs), self.key(ks),
@@ -354,12 +362,16 @@ def scores(product: jax.Array, columns: Columns, ks: slice, qs: slice, case: Cas
     return Scores(value, slope)
 
 
+def is_right(problem: Problem, refs: Refs, visit: Visit) -> Any:
+    """Whether a block far from the diagonal lies to its right."""
+    return visit.j * problem.bk > visit.i * problem.bq + refs["scalars"][Q_OFFSET]
+
+
 def constant(problem: Problem, refs: Refs, visit: Visit, case: Case) -> Any:
     """The bias of a whole block that is far from the diagonal, times log2(e); 0.0 elsewhere."""
     if case.bias != "far":
         return 0.0
-    right = visit.j * problem.bk > visit.i * problem.bq + refs["scalars"][Q_OFFSET]
-    return jnp.where(right, refs["far"][1, visit.h], refs["far"][0, visit.h])
+    return jnp.where(is_right(problem, refs, visit), refs["far"][1, visit.h], refs["far"][0, visit.h])
 
 
 def fill_bank(problem: Problem, refs: Refs) -> None:

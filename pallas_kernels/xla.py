@@ -160,7 +160,8 @@ def _backward(fixed, kept, cotangents):
     q_BHLN, k_BKSN, v_BKSV, dout_BHLV = (_heads_first(x) for x in (q_BLHN, k_BSKN, v_BSKV, dout_BLHV))
     # sum over the keys of p dp, which a softmax takes off every dp: the output times its gradient
     delta_BLH = jnp.sum(dout_BLHV.astype(jnp.float32) * out_BLHV.astype(jnp.float32), axis=-1)
-    delta_BHL = delta_BLH.transpose(0, 2, 1) - dlse_BHL
+    # the lse's derivative is p; a row without keys has none, whatever comes in
+    delta_BHL = jnp.where(lse_BHL == -jnp.inf, 0.0, delta_BLH.transpose(0, 2, 1) - dlse_BHL)
     lse_BHL = jnp.where(lse_BHL == -jnp.inf, 0.0, lse_BHL)  # so that exp(MASKED - lse) is 0 there too
 
     def step(carry, at):
@@ -252,7 +253,8 @@ def _bias_backward(given: Given, at: At, dbias, ds_BHCW):
     if isinstance(given.bias, Dense):
         rows = _part(dbias.array, 2, at.row, at.chunk)
         return Dense(_placed(dbias.array, _added(rows, ds, 3, at.start), 2, at.row))
-    (of_chunk,) = jax.vjp(lambda bias: _bias(given, at, bias), given.bias)[1](ds)
+    exact = jax.tree.map(lambda x: x.astype(jnp.float32), given.bias)  # pairs are summed in float32
+    (of_chunk,) = jax.vjp(lambda bias: _bias(given, at, bias), exact)[1](ds)
     return jax.tree.map(lambda total, x: total + x.astype(jnp.float32), dbias, of_chunk)
 
 

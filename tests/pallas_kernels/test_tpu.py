@@ -263,6 +263,60 @@ def test_bfloat16_is_as_exact_as_jax(chip):
         assert rms[0] <= 2 * rms[1], (name, rms)
 
 
+BIG = BlockSizes(256, 256, 256, 256)  # so that the diagonal's blocks are cut
+
+
+@pytest.mark.parametrize(
+    "mask, bias, options",
+    [
+        ("causal", "dense, one row", dict(L=300, S=256, blocks=BIG)),
+        pytest.param("causal & segments", "dense", dict(blocks=BIG, rows_without_keys=True), marks=pytest.mark.slow),
+        pytest.param("chunked", "none", dict(L=300, S=256, blocks=BIG), marks=pytest.mark.slow),
+        pytest.param("causal | prefix", "alibi", dict(blocks=BIG, rate=0.2), marks=pytest.mark.slow),
+    ],
+)
+def test_blocks_that_are_cut(mask, bias, options):
+    check(mask, bias, **options)
+
+
+@pytest.mark.parametrize(
+    "size", [2, pytest.param(48, marks=pytest.mark.slow), pytest.param(160, marks=pytest.mark.slow)]
+)
+def test_blocks_of_any_size(monkeypatch, size):
+    count = -(-260 // size)
+    table = Blocks(tuple(map(tuple, (np.random.default_rng(size).random((count, count)) < 0.5).tolist())), size)
+    monkeypatch.setitem(MASKS, "any", lambda L, S: table)
+    check("any", L=260, S=260, blocks=BIG)
+
+
+def test_a_block_whose_sub_blocks_are_all_forbidden(monkeypatch):
+    monkeypatch.setitem(MASKS, "none", lambda L, S: Causal() & Blocks(((False, True), (False, False)), 128))
+    check("none", L=256, S=256, blocks=BIG, rows_without_keys=True)
+
+
+@pytest.mark.parametrize("backend", ["tpu", "gpu", "xla"])
+def test_a_large_bias_and_an_infinite_gradient_of_rows_without_keys(backend):
+    """A constant of a head changes no softmax; nothing comes of a row that sees nothing, whatever comes in."""
+    L = 40
+    q, k, v, dout, _ = (jnp.asarray(x) for x in definition.inputs(B, L, L, H, H, 8, 8))
+    table = jnp.asarray(draw((8, H), 2))
+    seen = Segments(jnp.asarray([[1] * (L - 3) + [2] * 3] * B), jnp.ones((B, L), jnp.int32))
+
+    def gradients(table, mask):
+        def total(q, k, v, table):
+            out, lse = attention(
+                q, k, v, mask=mask, bias=T5Relative(table, True, 12), backend=backend, return_lse=True, interpret=True
+            )
+            return jnp.sum(out * dout) + jnp.sum(jnp.exp(lse - jax.lax.stop_gradient(lse)) * 0.1)
+
+        return jax.grad(total, argnums=(0, 1, 2, 3))(q, k, v, table)
+
+    for one, other in zip(gradients(table, Full()), gradients(table + 100.0, Full()), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-4)
+    for gradient in gradients(table, seen):
+        assert np.all(np.isfinite(gradient))
+
+
 STRICT = pltpu.InterpretParams(
     detect_races=True, num_cores_or_threads=2, out_of_bounds_reads="raise", uninitialized_memory="nan"
 )
@@ -335,6 +389,26 @@ def test_errors_name_the_argument_and_what_would_do():
         call(blocks=BlockSizes(chip="v9"))
     with pytest.raises(ValueError, match="max_distance 2000000 needs .*backend 'tpu'.*backend='xla'"):
         call(bias=T5Relative(jnp.zeros((32, 2)), True, 2_000_000))
+    rows = Segments(jnp.ones((3, 200), jnp.int32), jnp.ones((3, 200), jnp.int32))
+    with pytest.raises(ValueError, match=r"mask: an array of shape \(3, 200\); allowed: 1 or 1 rows"):
+        attention(q, q, q, mask=rows)
+    for name, value in (("mask", None), ("bias", q), ("dropout", 0.1), ("q_offset", 2.5)):
+        with pytest.raises(ValueError, match=f"attention: {name}: got .*; allowed: "):
+            attention(q, q, q, **{"mask": Causal(), name: value})
+    with pytest.raises(ValueError, match="allowed: no dimension of 0"):
+        attention(q[:, :0], q, q, mask=Causal())
+    with pytest.raises(ValueError, match="T5Relative: got 2 buckets"):
+        attention(q, q, q, mask=Causal(), bias=T5Relative(jnp.zeros((2, 2)), True))
+    with pytest.raises(ValueError, match="mask: a query array of float32; allowed: whole numbers"):
+        attention(q, q, q, mask=Segments(jnp.ones((1, 200)), jnp.ones((1, 200))))
+    large = jax.ShapeDtypeStruct((32, 16384, 2, 16), jnp.float32)
+    many = jax.ShapeDtypeStruct((32, 16384), jnp.int32)
+    with pytest.raises(ValueError, match="mask: 524,288 blocks to visit on backend 'tpu'.*backend='xla'"):
+        jax.eval_shape(lambda q, s: attention(q, q, q, mask=Segments(s, s), backend="tpu", blocks=SMALL), large, many)
+    wide = jax.ShapeDtypeStruct((1, 200, 2, 512), jnp.float32)
+    assert "no heads of 512" in pallas_kernels.choose(wide, wide, wide, mask=Causal(), platform="tpu").reason
+    far = T5Relative(jnp.zeros((32, 2)), True, 2_000_000)
+    assert pallas_kernels.choose(q, q, q, mask=Causal(), bias=far, platform="tpu").backend == "xla"
     half = q.astype(jnp.float16)
     with pytest.raises(ValueError, match="backend 'tpu' has no float16; allowed: float32, bfloat16, or backend='xla'"):
         attention(half, half, half, mask=Causal(), backend="tpu")
