@@ -17,23 +17,22 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.biases import Alibi, Bias, Dense, T5Relative
-from pallas_kernels.blocks import BlockSizes, TpuBlocks, tpu_blocks
+from pallas_kernels.blocks import LANES, BlockSizes, TpuBlocks, tpu_blocks
 from pallas_kernels.dropout import Dropout
 from pallas_kernels.masks import Mask
 from pallas_kernels.tpu_backward import backward_dense, backward_keys, backward_queries
 from pallas_kernels.tpu_forward import forward
 from pallas_kernels.tpu_scores import (
     FLOOR,
-    LANES,
     LOG2E,
     ONES,
     Operand,
     Problem,
     bias_operands,
-    find_near,
     mask_operands,
     t5_arrays,
 )
+from pallas_kernels.tpu_tiles import find_near
 from pallas_kernels.visits import cut
 
 LARGEST_HEAD = 256

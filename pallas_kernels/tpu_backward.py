@@ -19,10 +19,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.blocks import BackwardSub
+from pallas_kernels.blocks import LANES, BackwardSub
 from pallas_kernels.tpu_call import call, matmul, shared_grid, visit_grid
 from pallas_kernels.tpu_scores import (
-    LANES,
     Case,
     Columns,
     Operand,
@@ -30,12 +29,11 @@ from pallas_kernels.tpu_scores import (
     Refs,
     Visit,
     constant,
-    fill_bank,
-    fold_bank,
     for_each_case,
     is_right,
     scores,
 )
+from pallas_kernels.tpu_tiles import fill_bank, fold_bank
 from pallas_kernels.visits import FIRST, LAST, plan
 
 Arrays = dict[str, jax.Array]
@@ -133,7 +131,7 @@ def _keys_kernel(
     last = n == pl.num_programs(2) - 1
     starts_head = (visit.b == 0) & (n == 0)
     if problem.bias == "t5":
-        pl.when(starts_head)(lambda: fill_bank(problem, refs))
+        pl.when(starts_head)(lambda: fill_bank(problem.tiles, problem.bq, problem.bk, refs))
     sums = [name for name in ("bank_gradient", "far_gradient", "slopes_gradient") if name in refs]
     if sums:
         pl.when(starts_head)(lambda: _clear(refs, *sums))
@@ -164,7 +162,7 @@ def _keys_kernel(
 
     if "bank_gradient" in refs:
         pl.when(last & (visit.b == pl.num_programs(1) - 1))(
-            lambda: fold_bank(problem, refs["bank_gradient"], refs["windows_gradient"])
+            lambda: fold_bank(problem.tiles, problem.bq, problem.bk, refs["bank_gradient"], refs["windows_gradient"])
         )
 
 
@@ -282,7 +280,9 @@ def backward_queries(
 
 def _queries_kernel(problem: Problem, sub: BackwardSub, refs: Refs, visit: Visit) -> None:
     if problem.bias == "t5":
-        pl.when((visit.b == 0) & (pl.program_id(2) == 0))(lambda: fill_bank(problem, refs))
+        pl.when((visit.b == 0) & (pl.program_id(2) == 0))(
+            lambda: fill_bank(problem.tiles, problem.bq, problem.bk, refs)
+        )
     pl.when((visit.flags & FIRST) != 0)(lambda: _clear(refs, "dq_sum"))
 
     def block(case: Case) -> None:

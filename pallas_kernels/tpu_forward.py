@@ -29,10 +29,10 @@ from pallas_kernels.tpu_scores import (
     Refs,
     Visit,
     constant,
-    fill_bank,
     for_each_case,
     scores,
 )
+from pallas_kernels.tpu_tiles import fill_bank
 from pallas_kernels.visits import FIRST, LAST, plan
 
 
@@ -90,7 +90,9 @@ def forward(
 def _kernel(problem: Problem, sub: ForwardSub, refs: Refs, visit: Visit) -> None:
     V = refs["v"].shape[1]
     if problem.bias == "t5":
-        pl.when((visit.b == 0) & (pl.program_id(2) == 0))(lambda: fill_bank(problem, refs))
+        pl.when((visit.b == 0) & (pl.program_id(2) == 0))(
+            lambda: fill_bank(problem.tiles, problem.bq, problem.bk, refs)
+        )
 
     @pl.when((visit.flags & FIRST) != 0)
     def _():
