@@ -3,13 +3,7 @@
     t5x-like train bert_sotu
 """
 
-from t5x_like.input_pipeline.config import DataConfig
-from t5x_like.input_pipeline.recipes import recipe
-from t5x_like.layers.config import Dropout
-from t5x_like.models.families import bert
-from t5x_like.objectives import MaskedLM
-from t5x_like.optim.config import AdamW, Schedule
-from t5x_like.train.config import Run, TrainConfig
+from t5x_like.config import AdamW, DataConfig, Dropout, MaskedLM, Run, Schedule, TrainConfig, bert, recipe
 
 
 def run() -> Run:

@@ -6,12 +6,7 @@
 Bytes instead of pieces; three encoder layers for each decoder layer, and long masked spans, as in ByT5.
 """
 
-from t5x_like.input_pipeline.config import Bytes, DataConfig
-from t5x_like.input_pipeline.recipes import recipe
-from t5x_like.models.families import byt5
-from t5x_like.objectives import SpanCorruption
-from t5x_like.optim.config import Adafactor, Schedule
-from t5x_like.train.config import Run, TrainConfig
+from t5x_like.config import Adafactor, Bytes, DataConfig, Run, Schedule, SpanCorruption, TrainConfig, byt5, recipe
 
 
 def run() -> Run:

@@ -6,12 +6,7 @@
 Documents are joined, cut into rows of 128 tokens, and attention stays inside each document's share of a row.
 """
 
-from t5x_like.input_pipeline.config import DataConfig
-from t5x_like.input_pipeline.recipes import recipe
-from t5x_like.models.families import llama
-from t5x_like.objectives import Autoregressive
-from t5x_like.optim.config import AdamW, Schedule
-from t5x_like.train.config import Run, TrainConfig
+from t5x_like.config import AdamW, Autoregressive, DataConfig, Run, Schedule, TrainConfig, llama, recipe
 
 
 def run() -> Run:

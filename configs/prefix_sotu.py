@@ -5,12 +5,7 @@
 The same blocks as ``gpt_sotu``, with ALiBi instead of rotary positions; the loss is on what follows the prefix.
 """
 
-from t5x_like.input_pipeline.config import DataConfig
-from t5x_like.input_pipeline.recipes import recipe
-from t5x_like.models.families import llama
-from t5x_like.objectives import PrefixLM
-from t5x_like.optim.config import AdamW, Schedule
-from t5x_like.train.config import Run, TrainConfig
+from t5x_like.config import AdamW, DataConfig, PrefixLM, Run, Schedule, TrainConfig, llama, recipe
 
 
 def run() -> Run:

@@ -7,15 +7,18 @@ The recipe is that of T5 1.1: 1M steps of 2048 rows of 512 tokens (targets of 11
 time and score depend on chips and text; this configuration has been built, planned and trained shrunk, not run whole.
 """
 
-from t5x_like.checkpoint.config import CheckpointConfig
-from t5x_like.input_pipeline.config import DataConfig
-from t5x_like.input_pipeline.recipes import recipe
-from t5x_like.models.families import t5_1_1
-from t5x_like.objectives import SpanCorruption
-from t5x_like.optim.config import Adafactor
-from t5x_like.report.config import ReportConfig
-from t5x_like.sharding.config import MeshConfig
-from t5x_like.train.config import Run, TrainConfig
+from t5x_like.config import (
+    Adafactor,
+    CheckpointConfig,
+    DataConfig,
+    MeshConfig,
+    ReportConfig,
+    Run,
+    SpanCorruption,
+    TrainConfig,
+    recipe,
+    t5_1_1,
+)
 
 
 def run() -> Run:

@@ -7,13 +7,17 @@ Held-out loss per target token at the end: 4.32 nats (5.01 after a fifth of the 
 is a target, the unigram baseline, gives 5.90 on the same targets. Measured 2026-11-22 with jax 0.10.2.
 """
 
-from t5x_like.checkpoint.config import CheckpointConfig
-from t5x_like.input_pipeline.config import DataConfig
-from t5x_like.input_pipeline.recipes import recipe
-from t5x_like.models.families import t5_1_1
-from t5x_like.objectives import SpanCorruption
-from t5x_like.optim.config import Adafactor, Schedule
-from t5x_like.train.config import Run, TrainConfig
+from t5x_like.config import (
+    Adafactor,
+    CheckpointConfig,
+    DataConfig,
+    Run,
+    Schedule,
+    SpanCorruption,
+    TrainConfig,
+    recipe,
+    t5_1_1,
+)
 
 
 def run() -> Run:

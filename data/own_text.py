@@ -5,7 +5,7 @@ Prepared: one file is one document. A SentencePiece Unigram vocabulary of 32,000
 the training files, then all are tokenized, once.
 """
 
-from t5x_like.input_pipeline.config import Corpus, SentencePiece, TextFiles
+from t5x_like.config import Corpus, SentencePiece, TextFiles
 
 
 def corpus(path: str = "texts", vocab_size: int = 32_100) -> Corpus:

@@ -9,7 +9,7 @@ unless another tokenizer is given, then all are tokenized. 5% of the files are h
 
 import sysconfig
 
-from t5x_like.input_pipeline.config import Corpus, SentencePiece, TextFiles, TokenizerConfig
+from t5x_like.config import Corpus, SentencePiece, TextFiles, TokenizerConfig
 
 
 def corpus(tokenizer: TokenizerConfig | None = None) -> Corpus:

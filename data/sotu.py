@@ -7,7 +7,7 @@ Prepared: one speech is one document, lines kept; a BPE vocabulary is trained on
 cores; ``model="unigram"`` takes 16 s), then all are tokenized (3 s). 5% of the speeches are held out.
 """
 
-from t5x_like.input_pipeline.config import Corpus, PackageText, SentencePiece, SentencePieceModel
+from t5x_like.config import Corpus, PackageText, SentencePiece, SentencePieceModel
 
 
 def corpus(vocab_size: int = 4096, model: SentencePieceModel = "bpe") -> Corpus:

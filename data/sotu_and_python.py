@@ -10,8 +10,7 @@ can also be a number, ``rate=3.0``, or change with the step, ``rate=RateSchedule
 come to an end, ``epochs=4``, or be a mixture itself.
 """
 
-from t5x_like.input_pipeline.config import Mixture, Part, Proportional, SentencePiece
-from t5x_like.input_pipeline.recipes import recipe
+from t5x_like.config import Mixture, Part, Proportional, SentencePiece, recipe
 
 
 def corpus(vocab_size: int = 8192, maximum: int = 0, temperature: float = 2.0) -> Mixture:

@@ -9,7 +9,7 @@ Prepared: one example's ``field`` is one document, read without TensorFlow (extr
 vocabulary of 8,192 ids is trained on the training documents, then all are tokenized.
 """
 
-from t5x_like.input_pipeline.config import Corpus, SentencePiece, TfdsBuilder
+from t5x_like.config import Corpus, SentencePiece, TfdsBuilder
 
 
 def corpus(
