@@ -3,7 +3,19 @@
     t5x-like train bert_sotu
 """
 
-from t5x_like.config import AdamW, DataConfig, Dropout, MaskedLM, Run, Schedule, TrainConfig, bert, recipe
+from t5x_like.config import (
+    AdamW,
+    DataConfig,
+    Dropout,
+    Learned,
+    MaskedLM,
+    Run,
+    Schedule,
+    Tokens,
+    TrainConfig,
+    bert,
+    recipe,
+)
 
 
 def run() -> Run:
@@ -17,8 +29,8 @@ def run() -> Run:
             heads=4,
             head_dim=32,
             encoder_layers=4,
-            max_length=128,
-            token_types=0,
+            positions=Learned(128),
+            inputs=Tokens(),
             dropout=Dropout(),
             scan_layers=False,
         ),

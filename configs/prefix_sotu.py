@@ -5,7 +5,7 @@
 The same blocks as ``gpt_sotu``, with ALiBi instead of rotary positions; the loss is on what follows the prefix.
 """
 
-from t5x_like.config import AdamW, DataConfig, PrefixLM, Run, Schedule, TrainConfig, llama, recipe
+from t5x_like.config import AdamW, Alibi, DataConfig, PrefixLM, Run, Schedule, TrainConfig, llama, recipe
 
 
 def run() -> Run:
@@ -20,7 +20,7 @@ def run() -> Run:
             kv_heads=0,
             head_dim=32,
             decoder_layers=4,
-            positions="alibi",
+            positions=Alibi(),
             scan_layers=False,
         ),
         objective=PrefixLM(),

@@ -30,9 +30,29 @@ from t5x_like.input_pipeline.config import (
     TokenizerConfig,
 )
 from t5x_like.input_pipeline.recipes import recipe
-from t5x_like.layers.config import Dropout
-from t5x_like.models.config import ModelConfig
-from t5x_like.models.families import bert, byt5, gpt2, llama, mt5, t5_1_0, t5_1_1, transformer_2017, umt5
+from t5x_like.layers.attention import Attention
+from t5x_like.layers.block import Layer
+from t5x_like.layers.feed_forward import FeedForward
+from t5x_like.layers.init import FanIn, Init, Normal
+from t5x_like.layers.mixer import Mixer, PerToken
+from t5x_like.layers.norms import LayerNorm, Norm, RMSNorm
+from t5x_like.layers.positions import Alibi, Learned, NoPositions, Positions, Rope, Sinusoidal, T5Relative
+from t5x_like.layers.stack import Group, Stack
+from t5x_like.models.config import HeadTransform, ModelConfig, Side
+from t5x_like.models.families import (
+    Dropout,
+    bert,
+    byt5,
+    gpt2,
+    llama,
+    mt5,
+    t5_1_0,
+    t5_1_1,
+    transformer_2017,
+    umt5,
+    uniform,
+)
+from t5x_like.models.inputs import Features, Inputs, Tokens
 from t5x_like.objectives import (
     UL2,
     Autoregressive,
@@ -45,15 +65,17 @@ from t5x_like.objectives import (
 )
 from t5x_like.optim.config import Adafactor, AdamW, Lion, Schedule
 from t5x_like.report.config import ReportConfig
-from t5x_like.sharding.config import MeshConfig
+from t5x_like.sharding.config import MeshConfig, Rule
 from t5x_like.train.config import Run, TrainConfig
 
 __all__ = [
-    "UL2", "Adafactor", "AdamW", "ArrayRecord", "Autoregressive", "Bytes", "CheckpointConfig", "Corpus", "Csv",
-    "DataConfig", "Dropout", "FillInTheMiddle", "Filters", "HuggingFaceDataset", "HuggingFaceTokenizer",
-    "IidDenoising", "JsonLines", "Lion", "MaskedLM", "MeshConfig", "Mixture", "ModelConfig", "PackageText", "Parquet",
-    "Part", "PermutationLM", "PrefixLM", "Proportional", "PythonGenerator", "RateSchedule", "ReportConfig", "Run",
-    "Schedule", "SentencePiece", "SentencePieceModel", "SpanCorruption", "TextFiles", "TfRecord", "TfdsBuilder",
-    "TokenizerConfig", "TrainConfig", "UserError", "bert", "byt5", "gpt2", "llama", "mt5", "recipe", "t5_1_0",
-    "t5_1_1", "transformer_2017", "umt5",
+    "UL2", "Adafactor", "AdamW", "Alibi", "ArrayRecord", "Attention", "Autoregressive", "Bytes", "CheckpointConfig",
+    "Corpus", "Csv", "DataConfig", "Dropout", "FanIn", "Features", "FeedForward", "FillInTheMiddle", "Filters",
+    "Group", "HeadTransform", "HuggingFaceDataset", "HuggingFaceTokenizer", "IidDenoising", "Init", "Inputs",
+    "JsonLines", "Layer", "LayerNorm", "Learned", "Lion", "MaskedLM", "MeshConfig", "Mixer", "Mixture", "ModelConfig",
+    "NoPositions", "Norm", "Normal", "PackageText", "Parquet", "Part", "PerToken", "PermutationLM", "Positions",
+    "PrefixLM", "Proportional", "PythonGenerator", "RMSNorm", "RateSchedule", "ReportConfig", "Rope", "Rule", "Run",
+    "Schedule", "SentencePiece", "SentencePieceModel", "Side", "Sinusoidal", "SpanCorruption", "Stack", "T5Relative",
+    "TextFiles", "TfRecord", "TfdsBuilder", "TokenizerConfig", "Tokens", "TrainConfig", "UserError", "bert", "byt5",
+    "gpt2", "llama", "mt5", "recipe", "t5_1_0", "t5_1_1", "transformer_2017", "umt5", "uniform",
 ]  # fmt: skip

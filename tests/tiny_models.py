@@ -15,9 +15,10 @@ import numpy as np
 from flax import nnx
 
 from t5x_like.arrays.trees import map_named
-from t5x_like.layers.config import Dropout
+from t5x_like.layers.positions import Alibi, Learned, T5Relative
 from t5x_like.models import families
 from t5x_like.models.config import ModelConfig
+from t5x_like.models.families import Dropout
 from t5x_like.models.transformer import make_model
 from t5x_like.ops.losses import LossConfig, cross_entropy
 
@@ -30,18 +31,18 @@ BOTH, ENCODER, DECODER = (
     dict(encoder_layers=2),
     dict(decoder_layers=2),
 )
-T5 = SIZES | BOTH | dict(buckets=8, max_distance=12)
+T5 = SIZES | BOTH | dict(positions=T5Relative(8, 12))
 
 FAMILIES = {
     "t5_1_0": lambda **o: families.t5_1_0(**(T5 | o)),
     "t5_1_1": lambda **o: families.t5_1_1(**(T5 | o)),
-    "umt5": lambda **o: families.umt5(**(T5 | o)),
+    "umt5": lambda **o: families.umt5(**(T5 | dict(positions=T5Relative(8, 12, own_tables=True)) | o)),
     "transformer_2017": lambda **o: families.transformer_2017(**(SIZES | BOTH | dict(embedding_init_std=0.25) | o)),
-    "gpt2": lambda **o: families.gpt2(**(SIZES | DECODER | dict(max_length=32) | o)),
+    "gpt2": lambda **o: families.gpt2(**(SIZES | DECODER | dict(positions=Learned(32)) | o)),
     "llama": lambda **o: families.llama(**(SIZES | DECODER | dict(kv_heads=2) | o)),
-    "bert": lambda **o: families.bert(**(SIZES | ENCODER | dict(max_length=32) | o)),
-    "prefix_lm": lambda **o: families.llama(**(SIZES | DECODER | dict(kv_heads=1, positions="t5", buckets=8) | o)),
-    "alibi": lambda **o: families.llama(**(SIZES | DECODER | dict(positions="alibi") | o)),
+    "bert": lambda **o: families.bert(**(SIZES | ENCODER | dict(positions=Learned(32)) | o)),
+    "prefix_lm": lambda **o: families.llama(**(SIZES | DECODER | dict(kv_heads=1, positions=T5Relative(8)) | o)),
+    "alibi": lambda **o: families.llama(**(SIZES | DECODER | dict(positions=Alibi()) | o)),
 }
 Z_LOSS = LossConfig(z_loss=1e-3)
 DECODING = [name for name in FAMILIES if name != "bert"]
@@ -107,8 +108,9 @@ def random_batch(
         segments[1::2, length - padding :] = 0
         batch[f"{side}_tokens"] = numbers.integers(1, config.vocab_size, (rows, length), np.int32) * segments
         batch[f"{side}_segments"] = segments
-    if config.token_types:
-        batch["encoder_types"] = numbers.integers(0, config.token_types, (rows, encoder), np.int32)
+    types = config.encoder.inputs.types if config.encoder else 0
+    if types:
+        batch["encoder_types"] = numbers.integers(0, types, (rows, encoder), np.int32)
     if prefix:
         batch["decoder_prefix"] = np.broadcast_to(np.arange(decoder) < prefix, (rows, decoder)).astype(np.int32)
     last = batch["decoder_segments"] if config.has_decoder else batch["encoder_segments"]

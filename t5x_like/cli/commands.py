@@ -121,16 +121,18 @@ def _inspect_parameters(run, devices: int) -> int:
     from t5x_like.models.counts import parameter_count, train_flops
     from t5x_like.plan.memory import bytes_per_device
     from t5x_like.report.console import short
+    from t5x_like.sharding.rules import axis_ways, rules_of
     from t5x_like.sharding.table import parameter_table
     from t5x_like.train.state import make_setup
 
     setup, mesh = make_setup(run), run.mesh.sizes(devices)
-    run.model.check_tensor(mesh["tensor"])
-    print(parameter_table(setup.specs, mesh))
+    run.model.check_sizes(axis_ways(rules_of(run.mesh), mesh))
+    print(parameter_table(setup.specs, mesh, rules_of(run.mesh)))
     flops = run.train.batch_size * train_flops(run.model, setup.specs, *run.lengths())
     state = 4 * sum(row.state_size for row in setup.parts.optimizer.table())
     print(f"\n{parameter_count(setup.specs):,} parameters, {short(flops)}FLOP per step of {run.train.batch_size} rows")
-    print(f"a device of {devices}: {short(bytes_per_device(setup.specs, mesh))}B of parameters", end="")
+    local = bytes_per_device(setup.specs, mesh, rules_of(run.mesh))
+    print(f"a device of {devices}: {short(local)}B of parameters", end="")
     print(f"; optimizer state {short(state)}B over all devices")
     return 0
 

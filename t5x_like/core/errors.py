@@ -34,6 +34,12 @@ class UserError(Exception):
         return type(self), (self.where, self.got, self.allowed, self.suggestion)
 
 
+def require(condition: bool, where: str, got: object, allowed: str, suggestion: str = "") -> None:
+    """Raises UserError at the field ``where`` unless the condition holds."""
+    if not condition:
+        raise UserError(where, f"got {got}", allowed, suggestion)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name most like ``name``, as ``did you mean 'x'?``, or an empty string if none is alike."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -17,7 +17,6 @@ from flax import nnx
 from t5x_like.arrays.trees import Tree
 from t5x_like.core.errors import UserError
 from t5x_like.models.config import ModelConfig
-from t5x_like.ops.attention import Causal, Mask, Prefix, Segments, SlidingWindow
 from t5x_like.ops.sampling import sample
 
 ROUND = 16  # lengths are rounded up to multiples of this, so that few are compiled
@@ -81,7 +80,7 @@ def generate(
         return []
     if config.has_encoder:
         config.check_length(max(*map(len, prompts), sampling.max_new_tokens))
-        encoder, encoder_segments = _pad(prompts, left=False, limit=config.max_length)
+        encoder, encoder_segments = _pad(prompts, left=False, limit=config.side("encoder").positions.max_length)
         start = np.full((len(prompts), 1), start_id, np.int32)
         arrays = {"prompt": start, "segments": np.ones_like(start)}
         arrays |= {"encoder_tokens": encoder, "encoder_segments": encoder_segments}
@@ -119,19 +118,14 @@ def _generate(structure, config, sampling: Sampling, eos_id: int, bidirectional:
     memory = model.encode(arrays) if config.has_encoder else None
     cache = model.start_cache(B, P + new, memory)
     key_segments_BC = jnp.pad(segments_BP, ((0, 0), (0, new)), constant_values=1)
-    prefix_BC = jnp.pad(segments_BP, ((0, 0), (0, new)))
+    prefix_BC = jnp.pad(segments_BP, ((0, 0), (0, new))) if bidirectional else None
     lengths_B = jnp.sum(segments_BP, axis=1)
 
     def activations(tokens_BL, positions_BL, query_segments_BL, cache, offset):
-        mask: Mask = Causal()
-        if bidirectional:
-            mask = mask | Prefix(prefix_BC)
-        if config.window:
-            mask = mask & SlidingWindow(config.window, config.window)
-        mask = mask & Segments(query_segments_BL, key_segments_BC)
-        cross = Segments(query_segments_BL, arrays["encoder_segments"]) if config.has_encoder else None
-        batch = {"decoder_tokens": tokens_BL, "decoder_positions": positions_BL}
-        x_BLD, cache = model.decode(batch, cache, offset, mask, cross)
+        batch = {name: arrays[name] for name in arrays if name == "encoder_segments"}
+        batch |= {"decoder_tokens": tokens_BL, "decoder_positions": positions_BL}
+        batch["decoder_segments"] = query_segments_BL
+        x_BLD, cache = model.decode(batch, cache, offset, key_segments_BC, prefix_BC)
         return model.head().logits(x_BLD[:, -1]), cache
 
     def choose(logits_BV, index, done_B):

@@ -7,106 +7,187 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import jax
-from flax import nnx
+from t5x_like.core.errors import UserError, require
+from t5x_like.layers.mixer import Mixer
+from t5x_like.layers.norms import Norm
+from t5x_like.layers.positions import Positions, rotate
 
-from t5x_like.layers.config import BlockConfig
-from t5x_like.layers.linear import Linear
-from t5x_like.layers.norms import RMSNorm
-from t5x_like.layers.param import fan_in, normal
-from t5x_like.layers.positions import rotate
-from t5x_like.ops.attention import Bias, Mask, attention, attention_scale
-from t5x_like.sharding.mesh import constrain
+if TYPE_CHECKING:
+    import jax
 
-Cache = dict[str, jax.Array]  # key, value: [B, S, K, N]
-
-
-@dataclasses.dataclass(frozen=True)
-class Visible:
-    """What an attention layer may see, the same for all layers of a stack."""
-
-    mask: Mask
-    bias: Bias | None = None
-    rotation: tuple[jax.Array, jax.Array] | None = None
-    offset: jax.Array | int = 0  # column of the first query: the position reached while decoding
+    from t5x_like.layers.context import Cache, Context, Out
+    from t5x_like.layers.module import Module, Site
 
 
-class Attention(nnx.Module):
-    """softmax(q k^T) v with projections; without biases unless the config has them."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attention(Mixer):
+    """softmax(q k^T) v with projections, without biases unless asked for.
 
-    def __init__(self, config: BlockConfig, output_scale: float = 1.0):
-        D, inner, key_inner = config.d_model, config.heads * config.head_dim, config.key_heads * config.head_dim
-        fans = config.init == "fan_in"
-        # T5 leaves the scores undivided and starts its queries smaller by the same factor.
-        query_fan = D if config.scale_attention else D * config.head_dim
-        plain = normal(config.init_std)
-        key_init = fan_in(D) if fans else plain
-        output = normal((1 / math.sqrt(inner) if fans else config.init_std) * output_scale)
-        self.config = config
-        self.query = Linear(D, inner, ("embed", "heads"), fan_in(query_fan) if fans else plain, config.bias)
-        self.key = Linear(D, key_inner, ("embed", "kv_heads"), key_init, config.bias)
-        self.value = Linear(D, key_inner, ("embed", "kv_heads"), key_init, config.bias)
-        self.out = Linear(inner, D, ("heads", "embed"), output, config.bias)
-        self.query_norm = RMSNorm(config.head_dim, config.norm_eps, "head_dim") if config.qk_norm else None
-        self.key_norm = RMSNorm(config.head_dim, config.norm_eps, "head_dim") if config.qk_norm else None
+    Attributes:
+      heads: of queries.
+      head_dim: features of a head.
+      kv_heads: heads of keys and values; 0: as many as of queries; fewer is grouped-query attention, 1 multi-query.
+      bias: whether the projections have biases.
+      scaled: whether scores are divided by sqrt(head_dim); T5 has that in the initialization of its queries instead.
+      qk_norm: of queries and keys over head_dim, or none.
+      soft_cap: scores become cap * tanh(scores / cap); 0 is off.
+      window: columns seen to each side (causal: before); 0 is all.
+      positions: of this layer; none: those of its stack.
+      dropout: of attention probabilities.
+    """
 
-    def keys_values(self, source_BSD: jax.Array, rotation=None) -> Cache:
-        """Keys and values of what is attended to, each [B, S, K, N]."""
-        B, S, _ = source_BSD.shape
-        shape = (B, S, self.config.key_heads, self.config.head_dim)
-        key, value = self.key(source_BSD).reshape(shape), self.value(source_BSD).reshape(shape)
-        if self.key_norm is not None:
-            key = self.key_norm(key)
-        if rotation is not None:
-            key = rotate(key, rotation)
-        axes = ("batch", None, "kv_heads", None)
-        return {"key": constrain(key, *axes), "value": constrain(value, *axes)}
+    heads: int
+    head_dim: int
+    kv_heads: int = 0
+    bias: bool = False
+    scaled: bool = True
+    qk_norm: Norm | None = None
+    soft_cap: float = 0.0
+    window: int = 0
+    positions: Positions | None = None
+    dropout: float = 0.0
 
-    def __call__(
+    name: ClassVar[str] = "attention"
+
+    def __post_init__(self):
+        for field in ("heads", "head_dim"):
+            require(getattr(self, field) >= 1, f"model.{field}", getattr(self, field), "a whole number from 1")
+        if self.kv_heads < 0 or self.heads % self.key_heads:
+            divisors = ", ".join(str(n) for n in range(1, self.heads + 1) if self.heads % n == 0)
+            raise UserError(
+                "model.kv_heads",
+                f"{self.kv_heads} does not divide model.heads = {self.heads}",
+                f"0 (as many as heads) or one of {divisors}",
+            )
+        require(0 <= self.soft_cap < math.inf, "model.attention_soft_cap", self.soft_cap, "a number, 0 or more")
+        require(self.window >= 0, "model.window", self.window, "0 or more")
+        require(0 <= self.dropout < 1, "model.dropout.attention", self.dropout, "a number from 0 up to but not 1")
+
+    @property
+    def key_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def rotated_dims(self) -> tuple[int, ...]:
+        return (self.head_dim,)
+
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        return {"heads": self.heads, "kv_heads": self.key_heads}
+
+    @property
+    def by_column(self) -> bool:
+        return self.window > 0
+
+    def own_positions(self) -> Positions | None:
+        return self.positions
+
+    def pair_flops(self, queries: int, keys: int, causal: bool) -> float:
+        """4 for each query, seen key and feature: scores and values."""
+        seen = (keys + 1) / 2 if causal else float(keys)
+        if self.window:
+            seen = min(seen, self.window * (1 if causal else 2) + 1)
+        return 4.0 * self.heads * self.head_dim * queries * seen
+
+    def declare(self, site: Site) -> Module:
+        from t5x_like.layers.linear import Linear
+        from t5x_like.layers.module import Module
+
+        D, inner, key_inner = site.width, self.heads * self.head_dim, self.key_heads * self.head_dim
+        query = site.init.kernel(D if self.scaled else D * self.head_dim)
+        key, output = site.init.kernel(D), site.init.output(inner, site.depth)
+        table = None
+        if self.positions is not None:
+            table = self.positions.declare_bias(self.heads, D, site.init)
+        elif site.positions is not None and site.positions.per_layer:
+            table = site.positions.declare_bias(self.heads, D, site.init)
+        return Module(
+            self,
+            query=Linear(D, inner, ("embed", "heads"), query, self.bias),
+            key=Linear(D, key_inner, ("embed", "kv_heads"), key, self.bias),
+            value=Linear(D, key_inner, ("embed", "kv_heads"), key, self.bias),
+            out=Linear(inner, D, ("heads", "embed"), output, self.bias),
+            query_norm=self.qk_norm and self.qk_norm.declare(self.head_dim, "head_dim"),
+            key_norm=self.qk_norm and self.qk_norm.declare(self.head_dim, "head_dim"),
+            position_bias=table,
+        )
+
+    def prepare(self, context: Context) -> Any:
+        """The rotation of queries and keys, made once for all layers of this choice."""
+        positions = self.positions or context.positions
+        return None if positions is None else positions.rotation(context.positions_BL, self.head_dim)
+
+    def apply(
         self,
+        parts: Module,
         x_BLD: jax.Array,
-        visible: Visible,
-        dropout_key: jax.Array | None,
-        *,
-        memory: Cache | None = None,
+        context: Context,
+        prepared: Any = None,
+        key: jax.Array | None = None,
         cache: Cache | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """([B, L, D], the cache with this call's keys and values written into it).
+    ) -> tuple[jax.Array, Out]:
+        import jax
 
-        Args:
-          x_BLD: the queries' source, and for self-attention the keys' too.
-          visible: mask, bias, rotation, offset.
-          dropout_key: for the attention probabilities.
-          memory: keys and values of the encoder: cross-attention.
-          cache: keys and values of all columns, of which those from ``visible.offset`` on are replaced.
-        """
-        config = self.config
-        B, L, _ = x_BLD.shape
-        query = self.query(x_BLD).reshape(B, L, config.heads, config.head_dim)
-        if self.query_norm is not None:
-            query = self.query_norm(query)
-        if visible.rotation is not None:
-            query = rotate(query, visible.rotation)
-        query = constrain(query, "batch", None, "heads", None)
-        seen = memory if memory is not None else self.keys_values(x_BLD, visible.rotation)
+        from t5x_like.layers.context import Out
+
+        seen = self.keys_values(parts, x_BLD, prepared)
         if cache is not None:
             seen = {
-                name: jax.lax.dynamic_update_slice_in_dim(cache[name], seen[name], visible.offset, axis=1)
+                name: jax.lax.dynamic_update_slice_in_dim(cache[name], seen[name], context.offset, axis=1)
                 for name in cache
             }
+        positions = self.positions or context.positions
+        table = context.position_table if parts.position_bias is None else parts.position_bias
+        bias = None if positions is None else positions.bias(table, self.heads, not context.causal)
+        out = self._attend(parts, x_BLD, seen, context, context.mask(self.window), bias, prepared, key)
+        return out, Out(None if cache is None else seen)
+
+    def apply_across(
+        self, parts: Module, x_BLD: jax.Array, memory: Cache, context: Context, key: jax.Array | None = None
+    ) -> jax.Array:
+        """[B, L, D] of cross-attention to ``memory``, which ``keys_values`` makes of the encoder's output."""
+        return self._attend(parts, x_BLD, memory, context, context.cross_mask(), None, None, key)
+
+    def keys_values(self, parts: Module, source_BSD: jax.Array, rotation: Any = None) -> Cache:
+        """Keys and values of what is attended to, each [B, S, K, N]."""
+        from t5x_like.sharding.mesh import constrain
+
+        B, S, _ = source_BSD.shape
+        shape = (B, S, self.key_heads, self.head_dim)
+        key, value = parts.key(source_BSD).reshape(shape), parts.value(source_BSD).reshape(shape)
+        if parts.key_norm is not None:
+            key = parts.key_norm(key)
+        axes = ("batch", "length", "kv_heads", "head_dim")
+        return {"key": constrain(rotate(key, rotation), *axes), "value": constrain(value, *axes)}
+
+    def start_cache(self, batch: int, columns: int, dtype: Any) -> Cache:
+        import jax.numpy as jnp
+
+        shape = (batch, columns, self.key_heads, self.head_dim)
+        return {name: jnp.zeros(shape, dtype) for name in ("key", "value")}
+
+    def _attend(self, parts, x_BLD, seen: Cache, context: Context, mask, bias, rotation, key):
+        from t5x_like.ops.attention import attention, attention_scale
+        from t5x_like.sharding.mesh import constrain
+
+        B, L, _ = x_BLD.shape
+        axes = ("batch", "length", "heads", "head_dim")
+        query = parts.query(x_BLD).reshape(B, L, self.heads, self.head_dim)
+        if parts.query_norm is not None:
+            query = parts.query_norm(query)
         out = attention(
-            query,
+            constrain(rotate(query, rotation), *axes),
             seen["key"],
             seen["value"],
-            mask=visible.mask,
-            bias=visible.bias,
-            scale=attention_scale(config.head_dim, config.scale_attention),
-            soft_cap=config.attention_soft_cap,
-            dropout_rate=config.dropout.attention,
-            dropout_key=dropout_key,
-            query_offset=visible.offset,
-            backend=config.attention_backend,
+            mask=mask,
+            bias=bias,
+            scale=attention_scale(self.head_dim, self.scaled),
+            soft_cap=self.soft_cap,
+            dropout_rate=self.dropout,
+            dropout_key=key,
+            query_offset=context.offset,
+            backend=context.backend,
         )
-        out = constrain(out, "batch", None, "heads", None)
-        return self.out(out.reshape(B, L, -1)), None if cache is None else seen
+        return parts.out(constrain(out, *axes).reshape(B, L, -1))

@@ -1,107 +1,146 @@
-"""One layer of a stack: self-attention, cross-attention in a decoder that has an encoder, MLP, each with its norms.
+"""One layer of a stack: a mixer, cross-attention where there is an encoder, and what computes on each token, each with
+its norms and a residual sum.
 
 Letters: B batch, L positions, D model width.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import jax
-from flax import nnx
+from t5x_like.core.errors import require
+from t5x_like.layers.attention import Attention
+from t5x_like.layers.mixer import Mixer, PerToken
+from t5x_like.layers.norms import Norm, RMSNorm
 
-from t5x_like.arrays.keys import maybe_named
-from t5x_like.layers.attention import Attention, Cache, Visible
-from t5x_like.layers.config import BlockConfig
-from t5x_like.layers.dropout import dropout
-from t5x_like.layers.feed_forward import FeedForward
-from t5x_like.layers.norms import make_norm
-from t5x_like.layers.param import fan_in, normal, param
-from t5x_like.ops.attention import T5Relative
-from t5x_like.sharding.mesh import constrain
+if TYPE_CHECKING:
+    import jax
 
+    from t5x_like.layers.context import Cache, Context, Out
+    from t5x_like.layers.module import Module, Site
 
-class Sublayer(nnx.Module):
-    """``inner``, a function, with the norms and the residual sum around it; the one place that knows norm placement."""
-
-    def __init__(self, config: BlockConfig, inner: Any):
-        self.config = config
-        self.inner = inner
-        self.norm = make_norm(config.norm, config.d_model, config.norm_eps, config.bias)
-        self.norm_after = (
-            make_norm(config.norm, config.d_model, config.norm_eps, config.bias)
-            if config.norm_placement == "sandwich"
-            else None
-        )
-
-    def __call__(self, x_BLD: jax.Array, function: Callable[[jax.Array], jax.Array], key: jax.Array | None):
-        """pre: x + f(norm(x)); post: norm(x + f(x)); sandwich: x + norm(f(norm(x)))."""
-        post = self.config.norm_placement == "post"
-        out = function(x_BLD if post else self.norm(x_BLD))
-        if self.norm_after is not None:
-            out = self.norm_after(out)
-        out = x_BLD + dropout(out, self.config.dropout.residual, maybe_named(key, "residual"))
-        return constrain(self.norm(out) if post else out, "batch", None, None)
+Placement = Literal["pre", "post", "sandwich"]
 
 
-def bias_table(config: BlockConfig) -> nnx.Param:
-    """T5's table [buckets, heads] of one layer or one stack."""
-    init = fan_in(config.d_model) if config.init == "fan_in" else normal(config.init_std)
-    return param((config.buckets, config.heads), ("buckets", "heads"), init)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One layer.
 
+    Attributes:
+      mixer: what lets tokens see each other.
+      feed_forward: what computes on each token; none: nothing.
+      cross: attention to the encoder's output; none: there is none.
+      norm: of each of these.
+      placement: pre: x + f(norm(x)); post: norm(x + f(x)); sandwich: x + norm(f(norm(x))).
+      dropout: of the output of each of these, before it is added.
+    """
 
-class Block(nnx.Module):
-    """One layer. ``bidirectional`` decides the sides of a T5 bias of its own."""
+    mixer: Mixer
+    feed_forward: PerToken | None = None
+    cross: Attention | None = None
+    norm: Norm = RMSNorm()
+    placement: Placement = "pre"
+    dropout: float = 0.0
 
-    def __init__(self, config: BlockConfig, layers: int, cross: bool, bidirectional: bool):
-        scale = (2 * layers) ** -0.5 if config.depth_scaled_init else 1.0
-        self.config, self.bidirectional = config, bidirectional
-        self.attention = Sublayer(config, Attention(config, scale))
-        self.cross_attention: Any = Sublayer(config, Attention(config, scale)) if cross else None
-        self.feed_forward = Sublayer(config, FeedForward(config, scale))
-        self.position_bias = bias_table(config) if config.positions == "t5" and config.bias_per_layer else None
+    def __post_init__(self):
+        require(0 <= self.dropout < 1, "model.dropout.residual", self.dropout, "a number from 0 up to but not 1")
 
-    def __call__(
+    @property
+    def parts(self) -> dict[str, Mixer | PerToken]:
+        """All that it is made of, by the names of their parameters."""
+        across = {"cross_attention": self.cross} if self.cross is not None else {}
+        after = {self.feed_forward.name: self.feed_forward} if self.feed_forward is not None else {}
+        return {self.mixer.name: self.mixer} | across | after
+
+    def declare(self, site: Site) -> Module:
+        from t5x_like.layers.module import Module
+
+        def sublayer(name: str, part: Mixer | PerToken) -> Module:
+            after = self.norm.declare(site.width) if self.placement == "sandwich" else None
+            where = dataclasses.replace(site, positions=None) if name == "cross_attention" else site
+            return Module(None, inner=part.declare(where), norm=self.norm.declare(site.width), norm_after=after)
+
+        return Module(self, **{name: sublayer(name, part) for name, part in self.parts.items()})
+
+    def apply(
         self,
+        parts: Module,
         x_BLD: jax.Array,
-        visible: Visible,
-        cross: Visible | None,
-        memory_BSD: jax.Array | None,
-        key: jax.Array | None,
-        cache: dict[str, Cache] | None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """([B, L, D], the updated cache of the self-attention).
+        context: Context,
+        prepared: Any = None,
+        key: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Out]:
+        """([B, L, D], what else the parts give, with the mixer's updated cache).
 
         Args:
+          parts: its parameters.
           x_BLD: the residual stream.
-          visible, cross: what self- and cross-attention may see.
-          memory_BSD: the encoder's output, where ``cache`` does not hold its keys and values.
+          context: what the layers share.
+          prepared: what ``mixer.prepare`` made.
           key: for dropout.
-          cache: ``self``, and ``cross`` where there is an encoder; see ``Stack.start_cache``.
+          cache: ``self`` of the mixer, and ``cross`` where there is an encoder; see ``start_cache``.
         """
-        written: Cache | None = None
-        if self.position_bias is not None:
-            own = T5Relative(self.position_bias[...], self.bidirectional, self.config.max_distance)
-            visible = Visible(visible.mask, own, visible.rotation, visible.offset)
+        from t5x_like.arrays.keys import maybe_named
+        from t5x_like.layers.context import Out, add_sums
 
-        def attend(x):
-            nonlocal written
-            mine = None if cache is None else cache["self"]
-            out, written = self.attention.inner(x, visible, maybe_named(key, "attention"), cache=mine)
-            return out
+        losses, metrics, statistics, written = {}, {}, {}, None
 
-        def attend_across(x):
-            inner = self.cross_attention.inner
-            seen = cache["cross"] if cache is not None else inner.keys_values(memory_BSD)
-            return inner(x, cross, maybe_named(key, "cross_attention"), memory=seen)[0]
+        def run(name: str, function: Callable[[jax.Array], tuple[jax.Array, Out]], x: jax.Array) -> jax.Array:
+            nonlocal losses, metrics, written
+            out: Out = Out()
 
-        x_BLD = self.attention(x_BLD, attend, maybe_named(key, "after_attention"))
-        if self.cross_attention is not None:
-            x_BLD = self.cross_attention(x_BLD, attend_across, maybe_named(key, "after_cross_attention"))
-        x_BLD = self.feed_forward(
-            x_BLD,
-            lambda x: self.feed_forward.inner(x, maybe_named(key, "hidden")),
-            maybe_named(key, "after_feed_forward"),
-        )
-        return x_BLD, written
+            def inner(x: jax.Array) -> jax.Array:
+                nonlocal out
+                y, out = function(x)
+                return y
+
+            x = self._residual(getattr(parts, name), x, inner, maybe_named(key, f"after_{name}"))
+            losses, metrics = add_sums(losses, out.losses), add_sums(metrics, out.metrics)
+            if out.statistics:
+                statistics[name] = {"inner": out.statistics}
+            written = out.cache if out.cache is not None else written
+            return x
+
+        def mix(x):
+            own = None if cache is None else cache["self"]
+            inner = getattr(parts, self.mixer.name).inner
+            return inner(x, context, prepared, maybe_named(key, "attention"), own)
+
+        x_BLD = run(self.mixer.name, mix, x_BLD)
+        if self.cross is not None:
+            across, inner = self.cross, parts.cross_attention.inner
+
+            def look(x):
+                seen = across.keys_values(inner, context.memory[0]) if cache is None else cache["cross"]
+                return across.apply_across(inner, x, seen, context, maybe_named(key, "cross_attention")), Out()
+
+            x_BLD = run("cross_attention", look, x_BLD)
+        if self.feed_forward is not None:
+            name = self.feed_forward.name
+            x_BLD = run(name, lambda x: getattr(parts, name).inner(x, context, maybe_named(key, "hidden")), x_BLD)
+        return x_BLD, Out(written, losses, metrics, statistics)
+
+    def start_cache(self, parts: Module, batch: int, columns: int, memory_BSD: jax.Array | None, dtype: Any) -> Cache:
+        """An empty cache: {"self": the mixer's, "cross": keys and values made of the encoder's output, once}."""
+        cache: Cache = {"self": self.mixer.start_cache(batch, columns, dtype)}
+        if self.cross is not None:
+            cache["cross"] = self.cross.keys_values(parts.cross_attention.inner, memory_BSD)
+        return cache
+
+    def _residual(
+        self, sublayer: Module, x_BLD: jax.Array, function: Callable[[jax.Array], jax.Array], key: jax.Array | None
+    ) -> jax.Array:
+        """The sum of x and a part's output, with the norms around them; the one place that knows their placement."""
+        from t5x_like.arrays.keys import maybe_named
+        from t5x_like.layers.dropout import dropout
+        from t5x_like.sharding.mesh import constrain
+
+        post = self.placement == "post"
+        out = function(x_BLD if post else sublayer.norm(x_BLD))
+        if sublayer.norm_after is not None:
+            out = sublayer.norm_after(out)
+        out = x_BLD + dropout(out, self.dropout, maybe_named(key, "residual"))
+        return constrain(sublayer.norm(out) if post else out, "batch", "length", "activation")

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_like.layers.activations import ACTIVATIONS
+from t5x_like.layers.init import Init
 from t5x_like.layers.linear import Linear
-from t5x_like.layers.norms import make_norm
-from t5x_like.layers.param import ZEROS, fan_in, normal, param
+from t5x_like.layers.norms import Norm
+from t5x_like.layers.param import ZEROS, normal, param
 from t5x_like.sharding.mesh import constrain
 
 
@@ -26,18 +27,17 @@ class Table(nnx.Module):
     def __call__(self, ids: jax.Array, dtype) -> jax.Array:
         """[..., D] for ids [...]."""
         # Whole along the width, as the activations are: else the partitioner copies the looked-up rows to all devices.
-        table = constrain(self.table[...].astype(dtype), self.axis, None)
+        table = constrain(self.table[...].astype(dtype), self.axis, "activation")
         return jnp.take(table, ids, axis=0)
 
 
 class OutputTransform(nnx.Module):
     """What BERT puts before its logits: linear, activation, norm."""
 
-    def __init__(self, width: int, activation: str, norm: str, eps: float, bias: bool, init_std: float | None):
-        init = fan_in(width) if init_std is None else normal(init_std)
+    def __init__(self, width: int, activation: str, norm: Norm, bias: bool, init: Init):
         self.activation = activation
-        self.linear = Linear(width, width, ("embed", None), init, bias)
-        self.norm = make_norm(norm, width, eps, bias)
+        self.linear = Linear(width, width, ("embed", None), init.kernel(width), bias)
+        self.norm = norm.declare(width)
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         return self.norm(ACTIVATIONS[self.activation](self.linear(x_BLD)))
@@ -46,7 +46,6 @@ class OutputTransform(nnx.Module):
 class OutputHead(nnx.Module):
     """The parameters of the logits: a kernel [V, D] unless the token table serves, a bias [V] if wanted."""
 
-    def __init__(self, vocab_size: int, width: int, tied: bool, bias: bool, init_std: float | None):
-        init = fan_in(width) if init_std is None else normal(init_std)
-        self.kernel = None if tied else param((vocab_size, width), ("vocab", "embed"), init, fan=1)
+    def __init__(self, vocab_size: int, width: int, tied: bool, bias: bool, init: Init):
+        self.kernel = None if tied else param((vocab_size, width), ("vocab", "embed"), init.kernel(width), fan=1)
         self.bias = param((vocab_size,), ("vocab",), ZEROS) if bias else None

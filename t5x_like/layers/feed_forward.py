@@ -1,33 +1,69 @@
-"""The MLP of a block, plain or gated."""
+"""The MLP of a layer, plain or gated."""
 
 from __future__ import annotations
 
-import jax
-from flax import nnx
+import dataclasses
+from typing import TYPE_CHECKING, Literal
 
-from t5x_like.layers.activations import ACTIVATIONS
-from t5x_like.layers.config import BlockConfig
-from t5x_like.layers.dropout import dropout
-from t5x_like.layers.linear import Linear
-from t5x_like.layers.param import fan_in, normal
-from t5x_like.sharding.mesh import constrain
+from t5x_like.core.errors import require
+from t5x_like.layers.mixer import PerToken
+
+if TYPE_CHECKING:
+    import jax
+
+    from t5x_like.layers.context import Context, Out
+    from t5x_like.layers.module import Module, Site
+
+ActivationName = Literal["relu", "gelu", "gelu_tanh", "silu"]
 
 
-class FeedForward(nnx.Module):
-    """down(activation(up(x))), or down(activation(gate(x)) * up(x)) (Shazeer 2020)."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeedForward(PerToken):
+    """down(activation(up(x))), or down(activation(gate(x)) * up(x)) (Shazeer 2020).
 
-    def __init__(self, config: BlockConfig, output_scale: float = 1.0):
-        D, F, fans = config.d_model, config.d_ff, config.init == "fan_in"
-        init = fan_in(D) if fans else normal(config.init_std)
-        output = normal((F**-0.5 if fans else config.init_std) * output_scale)
-        self.config = config
-        self.gate = Linear(D, F, ("embed", "mlp"), init, config.bias) if config.gated else None
-        self.up = Linear(D, F, ("embed", "mlp"), init, config.bias)
-        self.down = Linear(F, D, ("mlp", "embed"), output, config.bias)
+    Attributes:
+      width: of the hidden layer, F.
+      activation: by name.
+      gated: whether there is a gate.
+      bias: whether the linear maps have biases.
+      dropout: of the hidden layer.
+    """
 
-    def __call__(self, x_BLD: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
-        activation = ACTIVATIONS[self.config.activation]
-        up = self.up(x_BLD)
-        hidden = activation(up) if self.gate is None else activation(self.gate(x_BLD)) * up
-        hidden = constrain(hidden, "batch", None, "mlp")
-        return self.down(dropout(hidden, self.config.dropout.hidden, dropout_key))
+    width: int
+    activation: ActivationName = "gelu_tanh"
+    gated: bool = True
+    bias: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        require(self.width >= 1, "model.d_ff", self.width, "a whole number from 1")
+        require(0 <= self.dropout < 1, "model.dropout.hidden", self.dropout, "a number from 0 up to but not 1")
+
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        return {"mlp": self.width}
+
+    def declare(self, site: Site) -> Module:
+        from t5x_like.layers.linear import Linear
+        from t5x_like.layers.module import Module
+
+        D, F, init = site.width, self.width, site.init.kernel(site.width)
+        return Module(
+            self,
+            gate=Linear(D, F, ("embed", "mlp"), init, self.bias) if self.gated else None,
+            up=Linear(D, F, ("embed", "mlp"), init, self.bias),
+            down=Linear(F, D, ("mlp", "embed"), site.init.output(F, site.depth), self.bias),
+        )
+
+    def apply(
+        self, parts: Module, x_BLD: jax.Array, context: Context, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Out]:
+        from t5x_like.layers.activations import ACTIVATIONS
+        from t5x_like.layers.context import Out
+        from t5x_like.layers.dropout import dropout
+        from t5x_like.sharding.mesh import constrain
+
+        activation, up = ACTIVATIONS[self.activation], parts.up(x_BLD)
+        hidden = activation(up) if parts.gate is None else activation(parts.gate(x_BLD)) * up
+        hidden = constrain(hidden, "batch", "length", "mlp")
+        return parts.down(dropout(hidden, self.dropout, key)), Out()

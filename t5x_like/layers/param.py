@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -85,11 +84,6 @@ def abstract(specs: Tree, shardings: Tree | None = None) -> Tree:
 
 def normal(scale: float) -> Initializer:
     return Initializer("normal", scale)
-
-
-def fan_in(size: int) -> Initializer:
-    """Normal with variance 1 / size."""
-    return Initializer("normal", 1.0 / math.sqrt(size))
 
 
 ONES, ZEROS = Initializer("constant", 1.0), Initializer("constant", 0.0)

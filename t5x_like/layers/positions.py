@@ -1,29 +1,204 @@
-"""Positions that are added to, or rotate, activations. Biases by distance are in ``pallas_kernels.biases``."""
+"""Where tokens stand: each choice is a dataclass with the hooks it needs, in three places of a model.
+
+    embedding   added to what goes into a stack
+    rotation    of queries and keys
+    bias        added to attention scores, in T5 learned
+
+A choice belongs to a stack, whose attention layers all use it, or to one attention layer.
+"""
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from t5x_like.core.errors import UserError, require
+
+if TYPE_CHECKING:
+    import jax
+
+    from t5x_like.layers.init import Init
+    from t5x_like.ops.attention import Bias
 
 
-def sinusoids(positions_BL: jax.Array, width: int) -> jax.Array:
-    """[B, L, width] float32 (Vaswani et al. 2017, section 3.5): sines in the first half and cosines in the second,
-    where the paper has them in turn; the widths are learned against, so their order is free."""
-    half = width // 2
-    frequencies = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions_BL[..., None].astype(jnp.float32) * frequencies
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+@dataclasses.dataclass(frozen=True)
+class Positions:
+    """Base of the choices below; a hook that a choice leaves as it is does nothing.
+
+    Attributes:
+      reads_positions: whether positions are those that the batch gives; otherwise distances are counted in columns.
+      per_layer: whether each layer has parameters of its own; otherwise all layers of a stack share them.
+    """
+
+    reads_positions: ClassVar[bool] = False
+    per_layer: ClassVar[bool] = False
+
+    @property
+    def max_length(self) -> int:
+        """The longest row that there are positions for; 0 if it is not limited."""
+        return 0
+
+    def check(self, width: int, head_dims: tuple[int, ...]) -> None:
+        """Raises UserError unless the choice suits a stack of this width with attention heads of these sizes."""
+
+    def declare_embedding(self, width: int, init_std: float) -> Any:
+        """The module of ``embedding``'s parameters, or None."""
+        return None
+
+    def embedding(self, parts: Any, positions_BL: jax.Array, width: int, dtype: Any) -> jax.Array | None:
+        """[B, L, width] to be added to a stack's inputs, or None."""
+        return None
+
+    def rotation(self, positions_BL: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array] | None:
+        """(cosines, sines) for ``rotate``, each [B, L, 1, head_dim / 2] float32, or None."""
+        return None
+
+    def declare_bias(self, heads: int, width: int, init: Init) -> Any:
+        """The parameter of ``bias``, or None."""
+        return None
+
+    def bias(self, table: Any, heads: int, bidirectional: bool) -> Bias | None:
+        """What is added to attention scores, or None."""
+        return None
 
 
-def rotation(positions_BL: jax.Array, head_size: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """(cosines, sines) of RoPE, each [B, L, 1, head_size / 2] float32, made once for all layers."""
-    frequencies = theta ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
-    angles = positions_BL[..., None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+@dataclasses.dataclass(frozen=True)
+class NoPositions(Positions):
+    """None at all: order is seen by causal masks only (Kazemnejad et al. 2023)."""
 
 
-def rotate(x_BLHN: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """RoPE (Su et al. 2021), pairing dimension i with i + head_size / 2 as Llama does."""
+@dataclasses.dataclass(frozen=True)
+class Rope(Positions):
+    """Rotary positions (Su et al. 2021), pairing dimension i with i + head_dim / 2 as Llama does.
+
+    Attributes:
+      theta: the base of the wavelengths.
+    """
+
+    theta: float = 10_000.0
+
+    reads_positions: ClassVar[bool] = True
+
+    def __post_init__(self):
+        require(0 < self.theta < math.inf, "model.positions.theta", self.theta, "a number above 0")
+
+    def check(self, width: int, head_dims: tuple[int, ...]) -> None:
+        for head_dim in head_dims:
+            require(head_dim % 2 == 0, "model.head_dim", f"{head_dim} with rotary positions", "an even number")
+
+    def rotation(self, positions_BL: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array] | None:
+        import jax.numpy as jnp
+
+        frequencies = self.theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+        angles = positions_BL[..., None, None].astype(jnp.float32) * frequencies
+        return jnp.cos(angles), jnp.sin(angles)
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Relative(Positions):
+    """T5's relative bias (Raffel et al. 2020, section 2.1): one learned number per head and bucket of distances.
+
+    Attributes:
+      buckets: how many; half of them for each side where attention sees both.
+      max_distance: all distances from here on share a bucket.
+      own_tables: a table per layer (umT5) instead of one per stack.
+    """
+
+    buckets: int = 32
+    max_distance: int = 128
+    own_tables: bool = False
+
+    def __post_init__(self):
+        if self.buckets < 4 or self.buckets % 4 or self.max_distance <= self.buckets // 2:
+            raise UserError(
+                "model.positions.buckets",
+                f"got {self.buckets} with max_distance = {self.max_distance}",
+                "a multiple of 4, less than twice max_distance",
+                "T5Relative(buckets=32, max_distance=128)",
+            )
+
+    @property
+    def per_layer(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.own_tables
+
+    def declare_bias(self, heads: int, width: int, init: Init) -> Any:
+        from t5x_like.layers.param import param
+
+        return param((self.buckets, heads), ("buckets", "heads"), init.kernel(width))
+
+    def bias(self, table: Any, heads: int, bidirectional: bool) -> Bias | None:
+        from t5x_like.ops.attention import T5Relative as Buckets
+
+        return Buckets(table[...], bidirectional, self.max_distance)
+
+
+@dataclasses.dataclass(frozen=True)
+class Alibi(Positions):
+    """Scores fall linearly with distance, by a slope for each head (Press et al. 2022)."""
+
+    def bias(self, table: Any, heads: int, bidirectional: bool) -> Bias | None:
+        import jax.numpy as jnp
+
+        from t5x_like.ops.attention import Alibi as Slopes
+        from t5x_like.ops.attention import alibi_slopes
+
+        return Slopes(jnp.asarray(alibi_slopes(heads), jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned(Positions):
+    """A learned vector for each position, added to the embeddings (GPT-2, BERT).
+
+    Attributes:
+      length: how many positions there are.
+    """
+
+    length: int
+
+    reads_positions: ClassVar[bool] = True
+
+    def __post_init__(self):
+        require(self.length >= 1, "model.positions.length", self.length, "1 or more")
+
+    @property
+    def max_length(self) -> int:
+        return self.length
+
+    def declare_embedding(self, width: int, init_std: float) -> Any:
+        from t5x_like.layers.embedding import Table
+
+        return Table(self.length, width, "positions", init_std)
+
+    def embedding(self, parts: Any, positions_BL: jax.Array, width: int, dtype: Any) -> jax.Array | None:
+        return parts(positions_BL, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sinusoidal(Positions):
+    """Sines in the first half of the width and cosines in the second (Vaswani et al. 2017, section 3.5, which has them
+    in turn; the widths are learned against, so their order is free)."""
+
+    reads_positions: ClassVar[bool] = True
+
+    def check(self, width: int, head_dims: tuple[int, ...]) -> None:
+        require(width % 2 == 0, "model.d_model", f"{width} with sinusoidal positions", "an even number")
+
+    def embedding(self, parts: Any, positions_BL: jax.Array, width: int, dtype: Any) -> jax.Array | None:
+        import jax.numpy as jnp
+
+        half = width // 2
+        frequencies = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+        angles = positions_BL[..., None].astype(jnp.float32) * frequencies
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).astype(dtype)
+
+
+def rotate(x_BLHN: jax.Array, rotation: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+    """Queries or keys turned by ``Positions.rotation``; as they are where there is none."""
+    if rotation is None:
+        return x_BLHN
+    import jax.numpy as jnp
+
     cosines, sines = rotation
     one, other = jnp.split(x_BLHN.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([one * cosines - other * sines, other * cosines + one * sines], axis=-1)

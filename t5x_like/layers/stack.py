@@ -1,4 +1,5 @@
-"""Layers on layers: the parameters of all layers lie stacked in one array per name, whether or not they are scanned.
+"""Layers on layers, in groups of a repeated pattern; the parameters of repeated layers lie stacked in one array per
+name, whether or not they are scanned.
 
 So a scanned and an unrolled model have the same parameters, initial values, checkpoints and optimizer.
 
@@ -7,104 +8,252 @@ Letters: B batch, L positions, D model width.
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from t5x_like.arrays.keys import maybe_named, named
-from t5x_like.arrays.trees import map_named
-from t5x_like.layers.attention import Cache, Visible
-from t5x_like.layers.block import Block, bias_table
-from t5x_like.layers.config import BlockConfig
-from t5x_like.layers.dropout import dropout
-from t5x_like.layers.norms import make_norm
-from t5x_like.layers.param import declare
-from t5x_like.ops.attention import Alibi, T5Relative, alibi_slopes
+from t5x_like.core.errors import UserError, require
+from t5x_like.layers.block import Layer
+from t5x_like.layers.norms import Norm
+from t5x_like.layers.positions import NoPositions, Positions
 
-POLICIES = {
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names("attention"),  # or its forward pass would be run twice
-    ),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+if TYPE_CHECKING:
+    import jax
+
+    from t5x_like.layers.context import Cache, Context, Out
+    from t5x_like.layers.init import Init
+    from t5x_like.layers.module import Module, Site
 
 
-class Stack(nnx.Module):
-    """An encoder or a decoder without its embeddings."""
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A pattern of layers, repeated.
 
-    def __init__(self, config: BlockConfig, layers: int, *, cross: bool, bidirectional: bool):
-        self.config, self.count, self.bidirectional = config, layers, bidirectional
-        graphdef, specs = declare(Block(config, layers, cross, bidirectional))
-        self.layers = nnx.merge(graphdef, map_named(lambda _, spec: spec.stack(layers), specs))
-        shared = config.positions == "t5" and not config.bias_per_layer
-        self.position_bias = bias_table(config) if shared else None
-        ends_normed = config.norm_placement == "post"  # each layer already ends in a norm
-        self.final_norm = None if ends_normed else make_norm(config.norm, config.d_model, config.norm_eps, config.bias)
+    Attributes:
+      times: how often.
+      pattern: the layers of one repeat, alike or not.
+    """
 
-    def __call__(
-        self,
-        x_BLD: jax.Array,
-        visible: Visible,
-        key: jax.Array | None = None,
-        *,
-        cross: Visible | None = None,
-        memory_BSD: jax.Array | None = None,
-        cache: dict[str, Cache] | None = None,
-    ) -> tuple[jax.Array, dict[str, Cache] | None]:
-        """([B, L, D] after the final norm, the updated cache with a leading dimension of layers)."""
-        visible = self._with_bias(visible)
-        graphdef, stacked = declare(self.layers)
-        layer_keys = None if key is None else jax.random.split(named(key, "layers"), self.count)
+    times: int
+    pattern: tuple[Layer, ...]
 
-        def layer(x, inputs):
-            params, layer_key, layer_cache = inputs
-            return nnx.merge(graphdef, params)(x, visible, cross, memory_BSD, layer_key, layer_cache)
+    def __post_init__(self):
+        require(self.times >= 1, "model.groups.times", self.times, "1 or more")
+        require(bool(self.pattern), "model.groups.pattern", "no layer", "one layer or more")
 
-        if self.config.remat != "none":
+    def declare(self, site: Site) -> Module:
+        """The layers of one repeat, named 0, 1, ...; a single layer by itself. Stacked over the repeats."""
+        from flax import nnx
+
+        from t5x_like.arrays.trees import map_named
+        from t5x_like.layers.module import Module
+        from t5x_like.layers.param import declare
+
+        layers = [layer.declare(site) for layer in self.pattern]
+        repeat = layers[0] if len(layers) == 1 else Module(self, **{str(i): one for i, one in enumerate(layers)})
+        structure, specs = declare(repeat)
+        return nnx.merge(structure, map_named(lambda _, spec: spec.stack(self.times), specs))
+
+    def layers_of(self, repeat: Module) -> list[tuple[str, Layer, Module]]:
+        """(name, choice, parameters) of the layers of one repeat; the name is empty where there is one only."""
+        if len(self.pattern) == 1:
+            return [("", self.pattern[0], repeat)]
+        return [(str(i), layer, getattr(repeat, str(i))) for i, layer in enumerate(self.pattern)]
+
+    def run(
+        self, parts: Module, x_BLD: jax.Array, context: Context, prepared: dict, key: jax.Array | None, cache: Any
+    ) -> tuple[jax.Array, Out]:
+        """([B, L, D], what else all layers give: caches and statistics by layer name and stacked over repeats)."""
+        import jax
+        import jax.numpy as jnp
+        from flax import nnx
+
+        from t5x_like.layers.context import Out, add_sums, map_sums
+        from t5x_like.layers.param import declare
+
+        structure, stacked = declare(parts)
+        keys = None if key is None else jax.random.split(key, self.times)
+
+        def repeat(x, inputs):
+            params, repeat_key, caches = inputs
+            written, losses, metrics, statistics = {}, {}, {}, {}
+            for name, layer, one in self.layers_of(nnx.merge(structure, params)):
+                layer_key = jax.random.fold_in(repeat_key, int(name)) if name and key is not None else repeat_key
+                layer_cache = caches[name] if name and caches is not None else caches
+                x, out = layer.apply(one, x, context, prepared[layer.mixer], layer_key, layer_cache)
+                losses, metrics = add_sums(losses, out.losses), add_sums(metrics, out.metrics)
+                written[name], statistics[name] = out.cache, out.statistics
+            if "" in written:
+                written, statistics = written[""], statistics[""]
+            return x, Out(written if cache is not None else None, losses, metrics, statistics)
+
+        if context.remat != "none":
             # Inside a scan nothing can be merged with the first computation, so the guard against it is not needed.
-            layer = jax.checkpoint(layer, policy=POLICIES[self.config.remat], prevent_cse=not self.config.scan_layers)
-        inputs = (stacked, layer_keys, cache)
-        if self.config.scan_layers:
-            x_BLD, written = jax.lax.scan(layer, x_BLD, inputs)
+            repeat = jax.checkpoint(repeat, policy=_policy(context.remat), prevent_cse=not context.scan)
+        inputs = (stacked, keys, cache)
+        if context.scan:
+            x_BLD, outs = jax.lax.scan(repeat, x_BLD, inputs)
         else:
             each = []
-            for one in unstack(inputs, self.count):
-                x_BLD, layer_written = layer(x_BLD, one)
-                each.append(layer_written)
-            written = None if cache is None else jax.tree.map(lambda *a: jnp.stack(a), *each)
-        updated = None if cache is None or written is None else {**cache, "self": written}
-        if self.final_norm is not None:
-            x_BLD = self.final_norm(x_BLD)
-        return dropout(x_BLD, self.config.dropout.final, maybe_named(key, "final")), updated
+            for one in unstack(inputs, self.times):
+                x_BLD, out = repeat(x_BLD, one)
+                each.append(out)
+            outs = jax.tree.map(lambda *a: jnp.stack(a), *each)
+        total = (map_sums(lambda a: jnp.sum(a, axis=0), sums) for sums in (outs.losses, outs.metrics))
+        return x_BLD, Out(outs.cache, *total, outs.statistics)
 
-    def start_cache(self, batch: int, columns: int, memory_BSD: jax.Array | None, dtype) -> dict[str, Cache]:
-        """An empty cache for ``columns`` columns: {"self", "cross"}[key | value] of [layers, B, S, K, N].
 
-        The encoder's keys and values are computed here, once, from ``memory_BSD``; None for a stack without encoder.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stack:
+    """An encoder or a decoder without what is before and after its layers and last norm.
+
+    Attributes:
+      groups: of layers, one after the other; each group is compiled once, however often it is repeated.
+      positions: of all layers without positions of their own, and of the embeddings.
+      final_norm: after the last layer; none where layers end in a norm.
+      final_dropout: after that.
+    """
+
+    groups: tuple[Group, ...]
+    positions: Positions = NoPositions()
+    final_norm: Norm | None = None
+    final_dropout: float = 0.0
+
+    def __post_init__(self):
+        require(bool(self.groups), "model.groups", "no layer", "one group or more")
+        require(0 <= self.final_dropout < 1, "model.dropout.final", self.final_dropout, "from 0 up to but not 1")
+
+    @property
+    def depth(self) -> int:
+        """Layers in all."""
+        return sum(group.times * len(group.pattern) for group in self.groups)
+
+    def layers(self) -> Iterator[tuple[int, Layer]]:
+        """(how often, layer) of all unlike layers."""
+        for group in self.groups:
+            for layer in group.pattern:
+                yield group.times, layer
+
+    def named_groups(self) -> Iterator[tuple[str, Group]]:
+        """(name of its parameters, group)."""
+        for number, group in enumerate(self.groups):
+            yield ("layers" if len(self.groups) == 1 else f"layers_{number}"), group
+
+    def check(self, width: int) -> None:
+        """Raises UserError where positions and layers of this width do not suit each other."""
+        for _, layer in self.layers():
+            positions = layer.mixer.own_positions() or self.positions
+            positions.check(width, layer.mixer.rotated_dims)
+        if len(self._bias_heads()) > 1 and type(self.positions).declare_bias is not Positions.declare_bias:
+            if not self.positions.per_layer:
+                raise UserError(
+                    "model.positions",
+                    f"layers of {', '.join(map(str, sorted(self._bias_heads())))} heads cannot share one table",
+                    "a table for each layer",
+                    "T5Relative(own_tables=True)",
+                )
+
+    def declare(self, width: int, init: Init) -> Module:
+        """All layers, stacked by group, the table of positions that they share, and the last norm."""
+        from t5x_like.layers.module import Module, Site
+
+        site = Site(width, self.depth, init, self.positions)
+        heads = max(self._bias_heads(), default=0)
+        table = self.positions.declare_bias(heads, width, init) if heads and not self.positions.per_layer else None
+        norm = self.final_norm and self.final_norm.declare(width)
+        groups = {name: group.declare(site) for name, group in self.named_groups()}
+        return Module(self, **groups, position_bias=table, final_norm=norm)
+
+    def apply(
+        self, parts: Module, x_BLD: jax.Array, context: Context, key: jax.Array | None = None, cache: Any = None
+    ) -> tuple[jax.Array, Out]:
+        """([B, L, D] after the last norm, what else the layers give, with the updated cache).
+
+        Args:
+          parts: its parameters.
+          x_BLD: embedded inputs.
+          context: of the call; the stack adds its positions.
+          key: for dropout.
+          cache: see ``start_cache``.
         """
-        shape = (self.count, batch, columns, self.config.key_heads, self.config.head_dim)
-        cache: dict[str, Cache] = {"self": {name: jnp.zeros(shape, dtype) for name in ("key", "value")}}
-        if memory_BSD is not None:
-            graphdef, stacked = declare(self.layers)
-            cache["cross"] = jax.lax.map(
-                lambda params: nnx.merge(graphdef, params).cross_attention.inner.keys_values(memory_BSD), stacked
-            )
-        return cache
+        from t5x_like.arrays.keys import maybe_named
+        from t5x_like.layers.context import Out, add_sums
+        from t5x_like.layers.dropout import dropout
 
-    def _with_bias(self, visible: Visible) -> Visible:
-        """The bias that all layers share."""
-        bias = visible.bias
-        if self.position_bias is not None:
-            bias = T5Relative(self.position_bias[...], self.bidirectional, self.config.max_distance)
-        elif self.config.positions == "alibi":
-            bias = Alibi(jnp.asarray(alibi_slopes(self.config.heads), jnp.float32))
-        return Visible(visible.mask, bias, visible.rotation, visible.offset)
+        table = None if parts.position_bias is None else parts.position_bias[...]
+        context = dataclasses.replace(context, positions=self.positions, position_table=table)
+        prepared = {layer.mixer: layer.mixer.prepare(context) for _, layer in self.layers()}
+        written, losses, metrics, statistics = {}, {}, {}, {}
+        for name, group in self.named_groups():
+            own = None if cache is None else cache[name]
+            x_BLD, out = group.run(getattr(parts, name), x_BLD, context, prepared, maybe_named(key, name), own)
+            losses, metrics = add_sums(losses, out.losses), add_sums(metrics, out.metrics)
+            if out.statistics:
+                statistics[name] = out.statistics
+            if cache is not None:
+                written[name] = _written(own, out.cache)
+        if parts.final_norm is not None:
+            x_BLD = parts.final_norm(x_BLD)
+        x_BLD = dropout(x_BLD, self.final_dropout, maybe_named(key, "final"))
+        return x_BLD, Out(written if cache is not None else None, losses, metrics, statistics)
+
+    def start_cache(self, parts: Module, batch: int, columns: int, memory_BSD: jax.Array | None, dtype: Any) -> Cache:
+        """An empty cache for ``columns`` columns, by group and layer, stacked over repeats: arrays [times, B, ...].
+
+        Keys and values of the encoder's output ``memory_BSD`` are computed here, once.
+        """
+        import jax
+        from flax import nnx
+
+        from t5x_like.layers.param import declare
+
+        def of_group(group: Group, stacked: Module) -> Any:
+            structure, params = declare(stacked)
+
+            def one(params):
+                found = {
+                    name: layer.start_cache(parts, batch, columns, memory_BSD, dtype)
+                    for name, layer, parts in group.layers_of(nnx.merge(structure, params))
+                }
+                return found.get("", found)
+
+            return jax.lax.map(one, params)
+
+        return {name: of_group(group, getattr(parts, name)) for name, group in self.named_groups()}
+
+    def _bias_heads(self) -> set[int]:
+        """Heads of the layers that take the stack's bias."""
+        found = {max(layer.mixer.split_sizes.get("heads", 0), 0) for _, layer in self.layers()
+                 if layer.mixer.own_positions() is None}  # fmt: skip
+        return found - {0}
+
+
+def _written(cache: Cache, mixers: Any) -> Cache:
+    """The cache of a group with what its mixers have written; what cross-attention sees stays."""
+    if "self" in cache:
+        return cache | {"self": mixers}
+    return {name: cache[name] | {"self": mixers[name]} for name in cache}
+
+
+def _policy(remat: str) -> Any:
+    """What is kept of a layer for its gradient; everything else is computed again."""
+    import jax
+
+    policies = jax.checkpoint_policies
+    if remat == "full":
+        return policies.nothing_saveable
+    return policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable,
+        policies.save_only_these_names("attention"),  # or its forward pass would be run twice
+    )
 
 
 def unstack(tree, count: int) -> list:
     """The slices of all leaves along their first dimension. ``lax.split`` rather than indexing: its transpose is one
     concatenation, where that of indexing adds a padded array per layer."""
+    import jax
+    import jax.numpy as jnp
+
     leaves, structure = jax.tree.flatten(tree)
     parts = [[jnp.squeeze(p, 0) for p in jax.lax.split(leaf, (1,) * count, axis=0)] for leaf in leaves]
     return [jax.tree.unflatten(structure, [p[i] for p in parts]) for i in range(count)]

@@ -1,74 +1,166 @@
-"""A whole model as configured: the block's choices (``layers.config``) and what lies around the stacks. No JAX."""
+"""A whole model as configured: stacks of layers and what lies around them. ``families`` has the published ones.
+
+Imports no JAX.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from t5x_like.core.errors import UserError
-from t5x_like.layers.config import BlockConfig
+from t5x_like.core.batch import TOKENS, WEIGHTS, BatchArray
+from t5x_like.core.errors import UserError, require
+from t5x_like.layers.block import Layer
+from t5x_like.layers.feed_forward import ActivationName
+from t5x_like.layers.init import FanIn, Init
+from t5x_like.layers.norms import Norm
+from t5x_like.layers.stack import Stack
+from t5x_like.models.inputs import Inputs, Tokens
 
 Shape = Literal["encoder-decoder", "decoder-only", "encoder-only"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig(BlockConfig):
-    """A model. ``models.families`` has the published ones."""
+class Side(Stack):
+    """An encoder or a decoder.
 
-    shape: Shape = "encoder-decoder"
-    vocab_size: int
-    encoder_layers: int = 0
-    decoder_layers: int = 0
-    max_length: int = 0  # rows of learned position tables; unused by other positions
-    token_types: int = 0  # BERT's table of token types
-    embedding_init_std: float = 1.0
-    scale_embeddings: bool = False  # times sqrt(d_model) (Vaswani et al. 2017, section 3.4)
-    embedding_norm: bool = False  # a norm on the sum of embeddings (BERT)
-    tied_head: bool = False  # logits from the token table
-    scale_tied_logits: bool = False  # logits / sqrt(d_model) (T5 1.0)
-    head_bias: bool = False
-    head_transform: bool = False  # linear, activation, norm before the logits (BERT's masked-LM head)
-    logits_soft_cap: float = 0.0
-    future_heads: int = 0  # transforms for predicting further tokens ahead in training (Gloeckle et al. 2024)
+    Attributes:
+      inputs: what makes a batch's arrays into activations.
+      embedding_norm: of these, with positions added (BERT); none: there is none.
+      embedding_dropout: after that.
+    """
+
+    inputs: Inputs = Tokens()
+    embedding_norm: Norm | None = None
+    embedding_dropout: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
-        if self.vocab_size < 1:
-            raise UserError("model.vocab_size", f"got {self.vocab_size}", "a whole number from 1")
-        for side in ("encoder", "decoder"):
-            layers, used = getattr(self, f"{side}_layers"), side in self.shape
-            if used and layers < 1:
-                raise UserError(f"model.{side}_layers", f"got {layers} with model.shape={self.shape}", "1 or more")
-            if not used and layers:
-                raise UserError(f"model.{side}_layers", f"got {layers} with model.shape={self.shape}", "0")
-        if self.positions == "learned" and self.max_length < 1:
-            raise UserError("model.max_length", f"got {self.max_length} with model.positions=learned", "1 or more")
-        if self.positions != "learned" and self.max_length:
-            raise UserError("model.max_length", f"got {self.max_length}", "0 unless model.positions=learned")
+        rate = self.embedding_dropout
+        require(0 <= rate < 1, "model.dropout.embedding", rate, "a number from 0 up to but not 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadTransform:
+    """Linear map, activation and norm before the logits (BERT's masked-LM head)."""
+
+    activation: ActivationName
+    norm: Norm
+    bias: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A model.
+
+    Attributes:
+      vocab_size: rows of the token table and of the logits, V.
+      d_model: width of the residual stream, D.
+      encoder, decoder: its stacks; one may be missing.
+      init: how parameters start.
+      embedding_init_std: standard deviation of tables of tokens and positions.
+      tied_head: whether logits come from the token table.
+      scale_tied_logits: whether these are divided by sqrt(D) (T5 1.0).
+      head_bias: whether logits have a bias.
+      head_transform: before the logits; none: nothing.
+      logits_soft_cap: logits become cap * tanh(logits / cap); 0 is off.
+      future_heads: transforms for predicting further tokens ahead in training (Gloeckle et al. 2024).
+      dtype: of activations; parameters are float32.
+      attention_backend: what computes attention; auto: kernels where the device has them.
+      scan_layers: whether repeated layers are one compiled loop; off compiles each, which a CPU runs faster.
+      remat: what is computed again for gradients instead of kept: ``none``; ``dots``, all but matrix products and
+        attention; ``full``, everything.
+    """
+
+    vocab_size: int
+    d_model: int
+    encoder: Side | None = None
+    decoder: Side | None = None
+    init: Init = FanIn()
+    embedding_init_std: float = 1.0
+    tied_head: bool = False
+    scale_tied_logits: bool = False
+    head_bias: bool = False
+    head_transform: HeadTransform | None = None
+    logits_soft_cap: float = 0.0
+    future_heads: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention_backend: Literal["auto", "tpu", "gpu", "xla"] = "auto"
+    scan_layers: bool = True
+    remat: Literal["none", "dots", "full"] = "none"
+
+    def __post_init__(self):
+        for name in ("vocab_size", "d_model"):
+            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "a whole number from 1")
+        require(bool(self.sides), "model", "neither an encoder nor a decoder", "one or both")
+        for _, side in self.sides:
+            side.check(self.d_model)
+        for side, layer in self._unlike_layers():
+            crossed, wanted = layer.cross is not None, side == "decoder" and self.encoder is not None
+            require(
+                crossed == wanted, f"model.{side}.cross", "cross-attention" if crossed else "no cross-attention",
+                "cross-attention in the layers of a decoder that has an encoder, and nowhere else",
+            )  # fmt: skip
         if self.scale_tied_logits and not self.tied_head:
             raise UserError("model.scale_tied_logits", "on with model.tied_head=false", "model.tied_head=true")
-        if self.token_types and self.shape != "encoder-only":
-            raise UserError("model.token_types", f"got {self.token_types}", "0 unless model.shape=encoder-only")
         if self.future_heads and self.shape != "decoder-only":
-            raise UserError("model.future_heads", f"got {self.future_heads}", "0 unless model.shape=decoder-only")
+            raise UserError("model.future_heads", f"got {self.future_heads}", "0 unless the model is decoder-only")
         for name in ("logits_soft_cap", "embedding_init_std", "future_heads"):
-            if getattr(self, name) < 0:
-                raise UserError(f"model.{name}", f"got {getattr(self, name)}", "0 or more")
+            require(0 <= getattr(self, name) < math.inf, f"model.{name}", getattr(self, name), "a number, 0 or more")
+
+    @property
+    def sides(self) -> tuple[tuple[str, Side], ...]:
+        """(name, stack) of those that there are."""
+        both = (("encoder", self.encoder), ("decoder", self.decoder))
+        return tuple((name, side) for name, side in both if side is not None)
+
+    @property
+    def shape(self) -> Shape:
+        if self.encoder is not None and self.decoder is not None:
+            return "encoder-decoder"
+        return "encoder-only" if self.decoder is None else "decoder-only"
 
     @property
     def has_encoder(self) -> bool:
-        return self.encoder_layers > 0
+        return self.encoder is not None
 
     @property
     def has_decoder(self) -> bool:
-        return self.decoder_layers > 0
+        return self.decoder is not None
+
+    @property
+    def has_token_table(self) -> bool:
+        return self.tied_head or any(side.inputs.uses_tokens for _, side in self.sides)
+
+    def side(self, name: str) -> Side:
+        """The stack of this name, which must be there."""
+        return dict(self.sides)[name]
+
+    def arrays(self) -> dict[str, BatchArray]:
+        """The arrays of a batch that the model and a token loss read. Segments and positions may be left out."""
+        found: dict[str, BatchArray] = {}
+        for name, side in self.sides:
+            found |= side.inputs.arrays(name)
+            found |= {f"{name}_segments": TOKENS, f"{name}_positions": TOKENS}
+        return found | {"targets": TOKENS, "weights": WEIGHTS}
+
+    @property
+    def orders_by_column(self) -> bool:
+        """Whether some layer goes by columns instead of the positions that a batch gives."""
+        return any(
+            layer.mixer.by_column or not (layer.mixer.own_positions() or side.positions).reads_positions
+            for _, side in self.sides for _, layer in side.layers()
+        )  # fmt: skip
 
     def check_length(self, length: int) -> None:
-        """Raises UserError if learned positions end before ``length``."""
-        if self.positions == "learned" and length > self.max_length:
-            raise UserError(
-                "model.max_length", f"{self.max_length} rows for a length of {length}", f"at least {length}"
-            )
+        """Raises UserError if positions end before ``length``."""
+        for name, side in self.sides:
+            most = side.positions.max_length
+            if 0 < most < length:
+                where = f"model.{name}.positions.length"
+                raise UserError(where, f"{most} rows for a length of {length}", f"at least {length}")
 
     def check_attention(self, platform: str) -> None:
         """Raises UserError if attention is to be computed by kernels for other devices than ``platform``."""
@@ -79,14 +171,27 @@ class ModelConfig(BlockConfig):
                 "model.attention_backend=auto",
             )  # fmt: skip
 
-    def check_tensor(self, tensor: int) -> None:
-        """Raises UserError if heads or widths do not divide among ``tensor`` devices."""
-        for name in ("heads", "key_heads", "d_ff", "vocab_size"):
-            if getattr(self, name) % tensor:
-                field = "kv_heads" if name == "key_heads" else name
+    def check_sizes(self, ways: Mapping[str, int]) -> None:
+        """Raises UserError unless the mesh divides heads and widths, which no parameter's shape shows by itself.
+
+        Args:
+          ways: logical axis to the number of parts that it is split into.
+        """
+        fields = {"heads": "heads", "kv_heads": "kv_heads", "mlp": "width", "vocab": "vocab_size"}
+        sizes = [("vocab", self.vocab_size)]
+        sizes += [size for _, layer in self._unlike_layers() for part in layer.parts.values()
+                  for size in part.split_sizes.items()]  # fmt: skip
+        for axis, size in sizes:
+            if size % ways.get(axis, 1):
                 raise UserError(
-                    f"model.{field}",
-                    f"{getattr(self, name)}, which mesh.tensor = {tensor} does not divide",
-                    f"a multiple of {tensor}",
-                    "padding the vocabulary" if name == "vocab_size" else "a smaller mesh.tensor",
+                    f"model.{fields.get(axis, axis)}",
+                    f"{size}, which the {ways[axis]} parts of axis {axis!r} on this mesh do not divide",
+                    f"a multiple of {ways[axis]}",
+                    "padding the vocabulary" if axis == "vocab" else "a smaller mesh.tensor",
                 )
+
+    def _unlike_layers(self) -> Iterator[tuple[str, Layer]]:
+        """(side, layer) of all unlike layers."""
+        for name, side in self.sides:
+            for _, layer in side.layers():
+                yield name, layer

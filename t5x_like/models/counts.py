@@ -23,26 +23,19 @@ def forward_flops(config: ModelConfig, specs: Tree, encoder_length: int, decoder
     """
     total = 0.0
     for path, spec in flatten(specs).items():
-        on_encoder = path.startswith("encoder/") or "cross_attention/inner/key" in path
+        on_encoder = path.startswith(("encoder/", "encoder_")) or "cross_attention/inner/key" in path
         on_encoder |= "cross_attention/inner/value" in path or not config.has_decoder
         total += 2.0 * spec.size * spec.fan * (encoder_length if on_encoder else decoder_length)
     length = decoder_length if config.has_decoder else encoder_length
-    if config.tied_head:
-        total += 2.0 * config.vocab_size * config.d_model * length
-    total += 2.0 * config.future_heads * config.vocab_size * config.d_model * length
-    pair = 4.0 * config.heads * config.head_dim  # scores and values
-    total += config.encoder_layers * pair * encoder_length * _seen(config, encoder_length, two_sided=True)
-    total += config.decoder_layers * pair * decoder_length * _seen(config, decoder_length, two_sided=False)
-    if config.has_encoder and config.has_decoder:
-        total += config.decoder_layers * pair * decoder_length * encoder_length
+    projections = int(config.tied_head) + config.future_heads
+    total += 2.0 * projections * config.vocab_size * config.d_model * length
+    for name, side in config.sides:
+        queries, causal = (encoder_length, False) if name == "encoder" else (decoder_length, True)
+        for times, layer in side.layers():
+            total += times * layer.mixer.pair_flops(queries, queries, causal)
+            if layer.cross is not None:
+                total += times * layer.cross.pair_flops(queries, encoder_length, False)
     return total
-
-
-def _seen(config: ModelConfig, length: int, two_sided: bool) -> float:
-    """Keys that a query sees on average."""
-    everything = float(length) if two_sided else (length + 1) / 2
-    limit = config.window * (2 if two_sided else 1) + 1 if config.window else everything
-    return min(everything, limit)
 
 
 def train_flops(config: ModelConfig, specs: Tree, encoder_length: int, decoder_length: int) -> float:

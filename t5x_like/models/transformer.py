@@ -1,6 +1,6 @@
 """The transformer: an encoder, a decoder, or both, over one token table.
 
-A batch is a dict of arrays; which are needed follows from the model's shape:
+A batch is a dict of arrays; which are needed follows from the model's front ends, by default:
 
     encoder_tokens, encoder_segments, encoder_positions    [B, S] int32
     encoder_order                                          [B, S] int32, who sees whom in permutation LM: masks.Ordered
@@ -15,6 +15,7 @@ Letters: B batch, L decoder positions, S encoder positions, D model width, V voc
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,15 +25,12 @@ from flax import nnx
 
 from t5x_like.arrays.keys import maybe_named
 from t5x_like.arrays.trees import Tree, map_named
-from t5x_like.layers.attention import Cache, Visible
+from t5x_like.layers.context import Cache, Context, Out, add_sums
 from t5x_like.layers.dropout import dropout
 from t5x_like.layers.embedding import OutputHead, OutputTransform, Table
-from t5x_like.layers.norms import make_norm
 from t5x_like.layers.param import declare
-from t5x_like.layers.positions import rotation, sinusoids
-from t5x_like.layers.stack import Stack, unstack
-from t5x_like.models.config import ModelConfig
-from t5x_like.ops.attention import Causal, Full, Mask, Ordered, Prefix, Segments, SlidingWindow
+from t5x_like.layers.stack import unstack
+from t5x_like.models.config import HeadTransform, ModelConfig
 from t5x_like.ops.losses import Head
 from t5x_like.sharding.mesh import constrain
 
@@ -44,96 +42,93 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: ModelConfig):
         c = self.config = config
-        small_std = None if c.init == "fan_in" else c.init_std
-        self.token_embedding = Table(c.vocab_size, c.d_model, "vocab", c.embedding_init_std)
-        self.type_embedding = (
-            Table(c.token_types, c.d_model, "positions", c.embedding_init_std) if c.token_types else None
-        )
-        self.embedding_norm = make_norm(c.norm, c.d_model, c.norm_eps, c.bias) if c.embedding_norm else None
-        self.encoder_positions = self._position_table(c.encoder_layers)
-        self.encoder: Any = Stack(c, c.encoder_layers, cross=False, bidirectional=True) if c.has_encoder else None
-        self.decoder_positions = self._position_table(c.decoder_layers)
-        self.decoder: Any = (
-            Stack(c, c.decoder_layers, cross=c.has_encoder, bidirectional=False) if c.has_decoder else None
-        )
-        transform = (c.d_model, c.activation, c.norm, c.norm_eps, c.bias, small_std)
-        self.output_transform = OutputTransform(*transform) if c.head_transform else None
-        graphdef, specs = declare(OutputTransform(*transform))  # of one future head; stacked, as layers are
+        D, std = c.d_model, c.embedding_init_std
+        self.token_embedding = Table(c.vocab_size, D, "vocab", std) if c.has_token_table else None
+        for name, side in c.sides:
+            setattr(self, name, side.declare(D, c.init))
+            setattr(self, f"{name}_inputs", side.inputs.declare(D, c.init, std))
+            setattr(self, f"{name}_positions", side.positions.declare_embedding(D, std))
+            setattr(self, f"{name}_embedding_norm", side.embedding_norm and side.embedding_norm.declare(D))
+        self.output_transform = self._transform(c.head_transform) if c.head_transform else None
+        graphdef, specs = declare(self._transform(c.head_transform or self._future_transform()))  # of one future head
         stacked = map_named(lambda _, spec: spec.stack(c.future_heads), specs)
         self.future_transforms: Any = nnx.merge(graphdef, stacked) if c.future_heads else None
-        self.output_head = OutputHead(c.vocab_size, c.d_model, c.tied_head, c.head_bias, small_std)
+        self.output_head = OutputHead(c.vocab_size, D, c.tied_head, c.head_bias, c.init)
 
-    def _position_table(self, layers: int) -> Table | None:
+    def _transform(self, chosen: HeadTransform) -> OutputTransform:
         c = self.config
-        learned = layers and c.positions == "learned"
-        return Table(c.max_length, c.d_model, "positions", c.embedding_init_std) if learned else None
+        return OutputTransform(c.d_model, chosen.activation, chosen.norm, chosen.bias, c.init)
+
+    def _future_transform(self) -> HeadTransform:
+        """Activation, norm and bias of the model's last layer."""
+        *_, (_, last) = self.config.sides[-1][1].layers()
+        feed_forward = last.feed_forward
+        activation = getattr(feed_forward, "activation", "gelu_tanh")
+        return HeadTransform(activation, last.norm, getattr(feed_forward, "bias", False))
 
     def __call__(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
-        """Activations before the logits, [B, L, D] of the decoder (of the encoder where there is no decoder).
+        """Activations before the logits, [B, L, D] of the decoder (of the encoder where there is no decoder); see
+        ``run``."""
+        return self.run(batch, key)[0]
+
+    def run(self, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, Out]:
+        """(activations before the logits, what else the layers give: side losses, metrics, statistics by side).
 
         Args:
           batch: see the module's text.
           key: for dropout; None is none.
         """
-        memory = self.encode(batch, maybe_named(key, "encoder")) if self.config.has_encoder else None
-        if memory is not None and not self.config.has_decoder:
-            return self.transform(memory)
-        x_BLD = self.embed("decoder", batch, key)
-        visible = self._visible("decoder", batch, decoder_mask(batch, self.config.window))
-        cross = Visible(segment_mask(batch, "decoder", "encoder")) if memory is not None else None
-        x_BLD, _ = self.decoder(x_BLD, visible, maybe_named(key, "decoder"), cross=cross, memory_BSD=memory)
-        return self.transform(x_BLD)
+        if not self.config.has_encoder:
+            x_BLD, out = self._side("decoder", batch, key, maybe_named(key, "decoder"))
+            return self.transform(x_BLD), out
+        encoder_key = maybe_named(key, "encoder")
+        memory_BSD, out = self._side("encoder", batch, encoder_key, encoder_key)
+        if not self.config.has_decoder:
+            return self.transform(memory_BSD), out
+        x_BLD, more = self._side("decoder", batch, key, maybe_named(key, "decoder"), memory_BSD)
+        losses, metrics = add_sums(out.losses, more.losses), add_sums(out.metrics, more.metrics)
+        return self.transform(x_BLD), Out(None, losses, metrics, out.statistics | more.statistics)
 
     def encode(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
         """The encoder's output [B, S, D]."""
-        mask = segment_mask(batch, "encoder", "encoder")
-        if "encoder_order" in batch:
-            mask = mask & Ordered(batch["encoder_order"], batch["encoder_order"])
-        if self.config.window:
-            mask = mask & SlidingWindow(self.config.window, self.config.window)
-        x_BSD = self.embed("encoder", batch, key)
-        return self.encoder(x_BSD, self._visible("encoder", batch, mask), key)[0]
+        return self._side("encoder", batch, key, key)[0]
 
     def decode(
-        self, batch: Batch, cache: dict[str, Cache], offset: jax.Array, mask: Mask, cross_mask: Mask | None = None
-    ) -> tuple[jax.Array, dict[str, Cache]]:
-        """Activations of the columns from ``offset`` on, and the cache with their keys and values.
+        self, batch: Batch, cache: Cache, offset: jax.Array, segments_BC: jax.Array, prefix_BC: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache]:
+        """Activations of the columns from ``offset`` on, and the cache with what their layers keep.
 
         Args:
-          batch: decoder_tokens and decoder_positions of these columns only.
+          batch: decoder arrays of these columns only; encoder_segments of all the encoder's columns.
           cache: from ``start_cache``.
           offset: the first column; int32 scalar.
-          mask: over all the cache's columns.
-          cross_mask: of these queries over the encoder's columns.
+          segments_BC: of all the cache's columns; 0 is padding.
+          prefix_BC: non-zero in a bidirectional prefix; None: there is none.
         """
-        visible = self._visible("decoder", batch, mask, offset)
-        cross = None if cross_mask is None else Visible(cross_mask)
-        x_BLD, cache = self.decoder(self.embed("decoder", batch, None), visible, cross=cross, cache=cache)
-        return self.transform(x_BLD), cache
+        context = dataclasses.replace(
+            self._context("decoder", batch), offset=offset, prefix_BS=prefix_BC,
+            segments=(batch["decoder_segments"], segments_BC), remat="none",
+        )  # fmt: skip
+        if self.config.has_encoder:
+            context = dataclasses.replace(context, memory=(None, _segments(batch, "decoder", "encoder")))
+        x_BLD, out = self.decoder(self.embed("decoder", batch, None), context, None, cache)
+        return self.transform(x_BLD), out.cache
 
-    def start_cache(self, batch: int, columns: int, memory_BSD: jax.Array | None = None) -> dict[str, Cache]:
+    def start_cache(self, batch: int, columns: int, memory_BSD: jax.Array | None = None) -> Cache:
         """An empty decoder cache; see ``Stack.start_cache``."""
-        return self.decoder.start_cache(batch, columns, memory_BSD, jnp.dtype(self.config.dtype))
+        decoder = self.config.side("decoder")
+        return decoder.start_cache(self.decoder, batch, columns, memory_BSD, jnp.dtype(self.config.dtype))
 
     def embed(self, side: str, batch: Batch, key: jax.Array | None) -> jax.Array:
-        """Token, position and type embeddings of one side, [B, L, D]."""
-        c, dtype = self.config, jnp.dtype(self.config.dtype)
-        tokens = batch[f"{side}_tokens"]
-        x = self.token_embedding(tokens, dtype)
-        if c.scale_embeddings:
-            x = x * jnp.asarray(c.d_model**0.5, dtype)
-        if c.positions == "learned":
-            x = x + getattr(self, f"{side}_positions")(positions(batch, side), dtype)
-        elif c.positions == "sinusoidal":
-            x = x + sinusoids(positions(batch, side), c.d_model).astype(dtype)
-        if self.type_embedding is not None:
-            types = batch.get(f"{side}_types", jnp.zeros_like(tokens))
-            x = x + self.type_embedding(types, dtype)
-        if self.embedding_norm is not None:
-            x = self.embedding_norm(x)
-        return constrain(
-            dropout(x, c.dropout.embedding, maybe_named(key, f"{side}_embedding")), "batch", None, None
-        )
+        """What goes into the first layer of a side, [B, L, D]."""
+        chosen, dtype = self.config.side(side), jnp.dtype(self.config.dtype)
+        x = chosen.inputs.apply(getattr(self, f"{side}_inputs"), batch, side, self.token_embedding, dtype)
+        parts, norm = getattr(self, f"{side}_positions"), getattr(self, f"{side}_embedding_norm")
+        added = chosen.positions.embedding(parts, self._positions(side, batch), x.shape[-1], dtype)
+        x = x if added is None else x + added
+        x = x if norm is None else norm(x)
+        x = dropout(x, chosen.embedding_dropout, maybe_named(key, f"{side}_embedding"))
+        return constrain(x, "batch", "length", "activation")
 
     def transform(self, x_BLD: jax.Array) -> jax.Array:
         return x_BLD if self.output_transform is None else self.output_transform(x_BLD)
@@ -155,42 +150,55 @@ class Transformer(nnx.Module):
         """[B, L, V] float32, without dropout."""
         return self.head().logits(self(batch))
 
-    def _visible(self, side: str, batch: Batch, mask: Mask, offset: jax.Array | int = 0) -> Visible:
-        turned = None
-        if self.config.positions == "rope":
-            turned = rotation(positions(batch, side), self.config.head_dim, self.config.rope_theta)
-        return Visible(mask, None, turned, offset)
+    def _side(
+        self, side: str, batch: Batch, key: jax.Array | None, layers_key: jax.Array | None,
+        memory_BSD: jax.Array | None = None,
+    ) -> tuple[jax.Array, Out]:
+        """(output of one stack, what else its layers give)."""
+        context = self._context(side, batch)
+        if memory_BSD is not None:
+            context = dataclasses.replace(context, memory=(memory_BSD, _segments(batch, side, "encoder")))
+        x, out = getattr(self, side)(self.embed(side, batch, key), context, layers_key)
+        return x, out._replace(statistics={side: out.statistics} if out.statistics else {})
+
+    def _context(self, side: str, batch: Batch) -> Context:
+        """What the layers of one side share; the mask of training and of decoding follows from it."""
+        c = self.config
+        return Context(
+            causal=side == "decoder",
+            positions_BL=self._positions(side, batch),
+            segments=_segments(batch, side, side),
+            prefix_BS=batch.get("decoder_prefix") if side == "decoder" else None,
+            order_BS=batch.get("encoder_order") if side == "encoder" else None,
+            backend=c.attention_backend,
+            scan=c.scan_layers,
+            remat=c.remat,
+        )
+
+    def _positions(self, side: str, batch: Batch) -> jax.Array:
+        """[B, L] positions of one side; counted along the row where the batch has none."""
+        found = batch.get(f"{side}_positions")
+        if found is None:
+            shape = _rows_of(batch, side)
+            found = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
+        return found
 
 
-def positions(batch: Batch, side: str) -> jax.Array:
-    """[B, L] positions of one side; counted along the row where the batch has none."""
-    found = batch.get(f"{side}_positions")
-    if found is None:
-        tokens = batch[f"{side}_tokens"]
-        found = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    return found
+def _rows_of(batch: Batch, side: str) -> tuple[int, int]:
+    """(rows, places) of one side, of whichever of its arrays there are."""
+    array = next(array for name, array in batch.items() if name.startswith(f"{side}_"))
+    return array.shape[0], array.shape[1]
 
 
-def segment_mask(batch: Batch, queries: str, keys: str) -> Mask:
-    """Queries of one side see keys of the same segment of the other; all of them where there are no segments."""
-    if f"{keys}_segments" not in batch:
-        return Full()
-    key_segments = batch[f"{keys}_segments"]
+def _segments(batch: Batch, queries: str, keys: str) -> tuple[jax.Array, jax.Array] | None:
+    """Segments of the queries of one side and the keys of another; None where the keys have none."""
+    key_segments = batch.get(f"{keys}_segments")
+    if key_segments is None:
+        return None
     query_segments = batch.get(f"{queries}_segments")
-    if query_segments is None:  # sampling: one example per row
-        query_segments = jnp.ones(batch[f"{queries}_tokens"].shape, key_segments.dtype)
-    return Segments(query_segments, key_segments)
-
-
-def decoder_mask(batch: Batch, window: int) -> Mask:
-    """Causal, with a bidirectional prefix where the batch marks one, within segments, within a window if there is
-    one."""
-    mask: Mask = Causal()
-    if "decoder_prefix" in batch:
-        mask = mask | Prefix(batch["decoder_prefix"])
-    if window:
-        mask = mask & SlidingWindow(window, window)
-    return mask & segment_mask(batch, "decoder", "decoder")
+    if query_segments is None:  # one example per row
+        query_segments = jnp.ones(_rows_of(batch, queries), key_segments.dtype)
+    return query_segments, key_segments
 
 
 def make_model(config: ModelConfig) -> tuple[nnx.GraphDef, Tree]:

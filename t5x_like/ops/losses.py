@@ -132,7 +132,7 @@ def _over_chunks(arrays, targets_BL, weights_BL, static, with_gradient):
 def _one_chunk(x_BLD, kernel_VD, bias_V, targets_BL, weights_BL, static, with_gradient):
     scale, soft_cap, config = static
     V = kernel_VD.shape[0]
-    raw_BLV = constrain(project(x_BLD, kernel_VD, bias_V, scale), "batch", None, "vocab")
+    raw_BLV = constrain(project(x_BLD, kernel_VD, bias_V, scale), "batch", "length", "vocab")
     logits_BLV = soft_cap * jnp.tanh(raw_BLV / soft_cap) if soft_cap else raw_BLV
     peak_BL1 = jnp.max(logits_BLV, axis=-1, keepdims=True)
     exp_BLV = jnp.exp(logits_BLV - peak_BL1)
@@ -162,7 +162,7 @@ def _one_chunk(x_BLD, kernel_VD, bias_V, targets_BL, weights_BL, static, with_gr
         d_BLV = d_BLV - (smooth / V) * weights_BL[..., None]
     if soft_cap:
         d_BLV = d_BLV * (1 - jnp.square(logits_BLV / soft_cap))
-    d_BLV = constrain(d_BLV, "batch", None, "vocab")
+    d_BLV = constrain(d_BLV, "batch", "length", "vocab")
     db_V = None if bias_V is None else jnp.sum(d_BLV, axis=(0, 1)).astype(bias_V.dtype)
     d_MV = (d_BLV * scale if scale != 1.0 else d_BLV).astype(x_BLD.dtype).reshape(-1, V)
     x_MD = x_BLD.reshape(-1, x_BLD.shape[-1])

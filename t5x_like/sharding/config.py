@@ -5,9 +5,27 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import UserError, nearest
 
 AXES = ("data", "fsdp", "tensor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Which mesh axes split a logical axis; the table of all is ``rules.RULES``.
+
+    Attributes:
+      axis: a logical axis, such as ``embed`` or ``length``, of this package or of a layer of your own.
+      mesh: the mesh axes; none: it is whole on every device.
+    """
+
+    axis: str
+    mesh: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if unknown := [name for name in self.mesh if name not in AXES]:
+            raise UserError("mesh.rules", f"no mesh axis {unknown[0]!r} (of logical axis {self.axis!r})",
+                            ", ".join(AXES), nearest(unknown[0], AXES))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +40,7 @@ class MeshConfig:
     fsdp: int = 1
     tensor: int = 1
     replicated_limit_mb: int = 256  # a weight larger than this that no mesh axis splits, on a mesh that could, raises
+    rules: tuple[Rule, ...] = ()  # for logical axes that are to lie elsewhere than ``rules.RULES`` says
 
     def __post_init__(self):
         sizes = {name: getattr(self, name) for name in AXES}

@@ -19,7 +19,7 @@ from t5x_like.arrays.spec import ParamSpec
 from t5x_like.arrays.trees import Tree, map_named
 from t5x_like.core.errors import UserError
 from t5x_like.sharding.config import AXES, MeshConfig
-from t5x_like.sharding.rules import RULES, Rules, partition
+from t5x_like.sharding.rules import RULES, Rules, axis_ways, partition, rules_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +58,14 @@ class Placement:
         return NamedSharding(self.mesh, PartitionSpec(names))
 
     @property
+    def ways(self) -> dict[str, int]:
+        """Logical axis to the number of parts that it is split into."""
+        return axis_ways(self.rules, self.mesh.shape)
+
+    @property
     def batch_ways(self) -> int:
         """Into how many parts the rows of a batch are split."""
-        return int(np.prod([self.mesh.shape[name] for name in dict(self.rules)["batch"]]))
+        return self.ways["batch"]
 
 
 def make_placement(
@@ -72,7 +77,7 @@ def make_placement(
     sizes = config.sizes(len(devices))
     shape = tuple(sizes[name] for name in AXES)
     mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
-    return Placement(mesh, RULES, config.replicated_limit_mb)
+    return Placement(mesh, rules_of(config), config.replicated_limit_mb)
 
 
 def check_replication(path: str, spec: ParamSpec, sharding: NamedSharding, limit_mb: int) -> None:

@@ -12,24 +12,41 @@ from collections.abc import Mapping, Sequence
 from jax.sharding import PartitionSpec
 
 from t5x_like.core.errors import UserError, nearest
+from t5x_like.sharding.config import MeshConfig
 
 Rules = tuple[tuple[str, tuple[str, ...]], ...]
 
 RULES: Rules = (
     # activations
     ("batch", ("data", "fsdp")),
+    ("length", ()),  # places of a row
+    ("activation", ()),  # the model's width, in activations
     # parameters; heads, mlp and vocab name activations too
-    ("embed", ("fsdp",)),  # the model's width, in weights; never of activations
+    ("embed", ("fsdp",)),  # the model's width, in weights
     ("heads", ("tensor",)),
     ("kv_heads", ("tensor",)),
     ("mlp", ("tensor",)),
     ("vocab", ("tensor",)),
+    ("experts", ()),
+    ("stage", ()),  # of a pipeline
     ("layers", ()),
     ("norm", ()),  # scales and biases as wide as the model: small, used everywhere
     ("head_dim", ()),
     ("positions", ()),
+    ("features", ()),  # of inputs that are no tokens
     ("buckets", ()),
 )
+
+
+def rules_of(config: MeshConfig) -> Rules:
+    """The table above with a run's own rules in place of its own or behind it."""
+    own = {rule.axis: rule.mesh for rule in config.rules}
+    return tuple((dict(RULES) | own).items())
+
+
+def axis_ways(rules: Rules, mesh: Mapping[str, int]) -> dict[str, int]:
+    """Logical axis to the number of parts that a mesh of these sizes splits it into."""
+    return {axis: math.prod(mesh.get(name, 1) for name in names) for axis, names in rules}
 
 
 def partition(

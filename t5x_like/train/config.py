@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import math
 
 from t5x_like.checkpoint.config import CheckpointConfig
@@ -79,7 +80,7 @@ class Run:
             raise UserError(
                 "objective",
                 f"{type(self.objective).__name__} cannot train a model of shape {self.model.shape}",
-                f"model.shape of {' | '.join(self.objective.shapes)}",
+                f"a model that is {' | '.join(self.objective.shapes)}",
             )
         tokenizer = self.data.corpus.tokenizer
         vocabulary = 259 if isinstance(tokenizer, Bytes) else tokenizer.vocab_size  # 0: known once the file is open
@@ -97,18 +98,12 @@ class Run:
                 "as many of each",
                 f"model.future_heads={self.objective.future_tokens}",
             )
-        if self.objective.needs_position_ids and self.model.window:
-            raise UserError(
-                "model.window",
-                f"{self.model.window}, but windows go by column, and {type(self.objective).__name__} puts places of "
-                "prediction behind the text",
-                "0",
-            )
-        if self.objective.needs_position_ids and self.model.positions not in ("learned", "sinusoidal", "rope"):
+        if self.objective.needs_position_ids and self.model.orders_by_column:
             raise UserError(
                 "model.positions",
-                f"{self.model.positions}, but {type(self.objective).__name__} gives each token a position of its own",
-                "learned, sinusoidal or rope",
+                f"{type(self.objective).__name__} gives each token a position of its own, but some layer goes by "
+                "columns",
+                "Learned, Sinusoidal or Rope positions, and no window",
             )
         self.model.check_length(max(self.objective.capacity(self.data, self.model.shape)))
 
@@ -138,7 +133,7 @@ FREE_TO_CHANGE = (
     "model.scan_layers",
     "model.remat",
     "model.dtype",
-    "model.dropout",
+    "model.*dropout",
     "data.cache",
     "data.skip",  # checked against the checkpoint when the run goes on
     "data.prepare_processes",
@@ -152,4 +147,4 @@ def free_to_change(field: str) -> bool:
     """Whether a run that goes on from a checkpoint may have another value of this dotted field."""
     if field.startswith("data.corpus.") and field.rsplit(".", 1)[1] in ("licence", "origin"):
         return True
-    return any(field == free or field.startswith(f"{free}.") for free in FREE_TO_CHANGE)
+    return any(field.startswith(f"{free}.") or fnmatch.fnmatchcase(field, free) for free in FREE_TO_CHANGE)

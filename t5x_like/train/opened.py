@@ -85,7 +85,7 @@ def open_run(directory: Path, step: int | None = None, assignments: Sequence[str
     join_processes()
     run = override(read_config(directory), assignments)
     placement = make_placement(run.mesh)
-    run.model.check_tensor(placement.mesh.shape["tensor"])
+    run.model.check_sizes(placement.ways)
     run.model.check_attention(jax.default_backend())
     setup = make_setup(run)
     with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:

@@ -20,6 +20,7 @@ from t5x_like.core.config import to_plain
 from t5x_like.core.errors import UserError
 from t5x_like.evaluate.heldout import evaluate
 from t5x_like.input_pipeline.order import ORDER_VERSION
+from t5x_like.layers.attention import Attention
 from t5x_like.models.counts import parameter_count, train_flops
 from t5x_like.ops.attention import Full, choose
 from t5x_like.plan.chips import peak_flops
@@ -76,7 +77,7 @@ def train(run: Run, directory: str | Path) -> Outcome:
     join_processes()
     directory = Path(directory)
     placement = make_placement(run.mesh)
-    run.model.check_tensor(placement.mesh.shape["tensor"])
+    run.model.check_sizes(placement.ways)
     run.model.check_attention(jax.default_backend())
     check_batch_size(placement, run.train.batch_size, run.train.micro_batches)
     setup = make_setup(run)
@@ -247,7 +248,7 @@ class Job:
 
 def _opening(run: Run, setup: Setup, first: int, directory: Path) -> Opening:
     model = run.model
-    layers = "+".join(str(n) for n in (model.encoder_layers, model.decoder_layers) if n)
+    layers = "+".join(str(side.depth) for _, side in model.sides)
     return Opening(
         name=run.name,
         model=f"{model.shape}, {layers} layers of width {model.d_model}, {type(run.objective).__name__}",
@@ -275,9 +276,13 @@ def _attention(run: Run) -> str:
     if model.attention_backend != "auto":
         return f"{model.attention_backend}, as model.attention_backend says"
     rows, length = run.train.batch_size, max(run.lengths())
+    mixers = (layer.mixer for _, side in model.sides for _, layer in side.layers())
+    chosen = next((mixer for mixer in mixers if isinstance(mixer, Attention)), None)
+    if chosen is None:
+        return "there is none"
     q, k = (
-        jax.ShapeDtypeStruct((rows, length, heads, model.head_dim), model.dtype)
-        for heads in (model.heads, model.key_heads)
+        jax.ShapeDtypeStruct((rows, length, heads, chosen.head_dim), model.dtype)
+        for heads in (chosen.heads, chosen.key_heads)
     )
     choice = choose(q, k, k, mask=Full())
     return f"{choice.backend}: {choice.reason}"

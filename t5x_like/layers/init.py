@@ -1,0 +1,60 @@
+"""How the parameters of a model start: the choice, and the standard deviation that it gives a kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+from t5x_like.core.errors import require
+
+if TYPE_CHECKING:
+    from t5x_like.arrays.spec import Initializer
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+    """Base of the choices below.
+
+    Attributes:
+      depth_scaled: whether the last kernel of each sublayer is divided by sqrt(2 layers), as in GPT-2.
+    """
+
+    depth_scaled: bool = False
+
+    def std(self, fan: int) -> float:
+        """Standard deviation of a kernel whose outputs each sum ``fan`` inputs."""
+        raise TypeError(f"{type(self).__name__} does not say how kernels start")
+
+    def kernel(self, fan: int) -> Initializer:
+        """The initializer of a kernel with this many inputs."""
+        from t5x_like.arrays.spec import Initializer
+
+        return Initializer("normal", self.std(fan))
+
+    def output(self, fan: int, depth: int) -> Initializer:
+        """The initializer of the last kernel of a sublayer, in a stack of ``depth`` layers."""
+        from t5x_like.arrays.spec import Initializer
+
+        return Initializer("normal", self.std(fan) * ((2 * depth) ** -0.5 if self.depth_scaled else 1.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class FanIn(Init):
+    """Normal with variance 1 / inputs (LeCun)."""
+
+    def std(self, fan: int) -> float:
+        return 1.0 / math.sqrt(fan)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normal(Init):
+    """Normal with one standard deviation for all kernels."""
+
+    stddev: float = 0.02
+
+    def __post_init__(self):
+        require(0 <= self.stddev < math.inf, "model.init.stddev", self.stddev, "a number, 0 or more")
+
+    def std(self, fan: int) -> float:
+        return self.stddev

@@ -1,0 +1,104 @@
+"""The two kinds of work in a layer, as bases of choices: mixing over tokens, and computing on each token by itself.
+
+A new kind is a frozen dataclass in one file that fills in ``declare`` and ``apply``. See ``attention`` and
+``feed_forward``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import jax
+
+    from t5x_like.layers.context import Cache, Context, Out
+    from t5x_like.layers.module import Module, Site
+    from t5x_like.layers.positions import Positions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """What both kinds have.
+
+    Attributes:
+      name: of its parameters, below the layer.
+    """
+
+    name: ClassVar[str] = ""
+
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        """Sizes that a mesh must divide and that no parameter shows by itself: logical axis to size."""
+        return {}
+
+    def declare(self, site: Site) -> Module:
+        """Its parameters: ``Module(self, NAME=...)`` of ``param``s, ``Linear``s and other modules."""
+        raise TypeError(f"{type(self).__name__} does not declare its parameters")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixer(Part):
+    """What lets tokens see each other: attention, a recurrence, a convolution."""
+
+    name: ClassVar[str] = "mixer"
+
+    @property
+    def rotated_dims(self) -> tuple[int, ...]:
+        """Sizes of the heads that positions may rotate."""
+        return ()
+
+    @property
+    def by_column(self) -> bool:
+        """Whether what is seen depends on columns, so that tokens must stand in order."""
+        return True
+
+    def own_positions(self) -> Positions | None:
+        """Positions of this layer instead of its stack's."""
+        return None
+
+    def pair_flops(self, queries: int, keys: int, causal: bool) -> float:
+        """Floating-point operations of one example's forward pass beyond those of the parameters."""
+        return 0.0
+
+    def prepare(self, context: Context) -> Any:
+        """What is the same in all layers of this choice, made once for a call of the stack; a tree of arrays."""
+        return None
+
+    def apply(
+        self,
+        parts: Module,
+        x_BLD: jax.Array,
+        context: Context,
+        prepared: Any = None,
+        key: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Out]:
+        """([B, L, D], what else it gives).
+
+        Args:
+          parts: its parameters, as declared.
+          x_BLD: the layer's normalized input.
+          context: what the layers share.
+          prepared: what ``prepare`` made.
+          key: for dropout; None is none.
+          cache: what ``start_cache`` made and earlier calls updated; columns from ``context.offset`` on are replaced.
+        """
+        raise TypeError(f"{type(self).__name__} does not compute anything")
+
+    def start_cache(self, batch: int, columns: int, dtype: Any) -> Cache:
+        """What it keeps of earlier columns while decoding, empty; the first dimension of each array is the batch."""
+        raise TypeError(f"{type(self).__name__} cannot decode: it has no start_cache")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerToken(Part):
+    """What computes on each token by itself: an MLP, experts."""
+
+    name: ClassVar[str] = "feed_forward"
+
+    def apply(
+        self, parts: Module, x_BLD: jax.Array, context: Context, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Out]:
+        """([B, L, D], what else it gives); see ``Mixer.apply``."""
+        raise TypeError(f"{type(self).__name__} does not compute anything")

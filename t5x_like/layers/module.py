@@ -1,0 +1,44 @@
+"""A choice and its parameters in one: what ``declare`` of a choice returns and ``nnx.merge`` fills with arrays.
+
+A kind of layer is a frozen dataclass in a file of its own: its fields are what a user chooses, ``declare`` names its
+parameters, ``apply`` computes with them. Such files import JAX inside functions only, because run files load them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from flax import nnx
+
+from t5x_like.layers.init import Init
+from t5x_like.layers.positions import Positions
+
+
+class Module(nnx.Module):
+    """Named parameters and modules (None where a choice has none of them); calling it calls ``choice.apply``."""
+
+    def __init__(self, choice: Any, **parts: Any):
+        self.choice = choice
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self.choice.apply(self, *arguments, **named)
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """Where a layer stands: all that its parameters depend on besides its own choice.
+
+    Attributes:
+      width: of the residual stream, D.
+      depth: layers of the stack.
+      init: how parameters start.
+      positions: the stack's choice.
+    """
+
+    width: int
+    depth: int
+    init: Init
+    positions: Positions | None = None
