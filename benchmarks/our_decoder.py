@@ -15,6 +15,8 @@ from decoder_sizes import Sizes
 
 from t5x_like.arrays.trees import flatten, unflatten
 from t5x_like.input_pipeline.config import Bytes, Corpus, DataConfig, TextFiles
+from t5x_like.layers.norms import RMSNorm
+from t5x_like.layers.positions import Rope
 from t5x_like.models.families import llama
 from t5x_like.objectives import Autoregressive
 from t5x_like.optim.config import AdamW
@@ -50,7 +52,7 @@ def run(sizes: Sizes, scan: bool) -> Run:
         model=llama(
             vocab_size=sizes.vocabulary, d_model=sizes.width, d_ff=sizes.hidden, heads=sizes.heads,
             kv_heads=0, head_dim=sizes.head_size, decoder_layers=sizes.layers, scan_layers=scan,
-            norm_eps=decoder_sizes.NORM_EPSILON, rope_theta=decoder_sizes.ROPE_THETA,
+            norm=RMSNorm(decoder_sizes.NORM_EPSILON), positions=Rope(decoder_sizes.ROPE_THETA),
         ),
         objective=Autoregressive(),
         data=DataConfig(corpus, input_length=sizes.length),

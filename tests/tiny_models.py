@@ -6,6 +6,7 @@ T5's relative bias reach their logarithmic part within a short row.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import zlib
 
@@ -15,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from t5x_like.arrays.trees import map_named
+from t5x_like.layers.block import Layer
 from t5x_like.layers.positions import Alibi, Learned, T5Relative
 from t5x_like.models import families
 from t5x_like.models.config import ModelConfig
@@ -51,6 +53,21 @@ DECODING = [name for name in FAMILIES if name != "bert"]
 def tiny(family: str, **overrides) -> ModelConfig:
     """A tiny config; ``prefix_lm`` is a decoder-only model whose batches mark a prefix."""
     return FAMILIES[family](**overrides)
+
+
+def first(config: ModelConfig, side: str = "") -> Layer:
+    """The first layer of a side; by default of the only one or the decoder."""
+    return (config.side(side) if side else config.sides[-1][1]).groups[0].pattern[0]
+
+
+def resized(value, **fields):
+    """A dataclass tree with these fields, wherever they are in it, set anew."""
+    if isinstance(value, tuple):
+        return tuple(resized(each, **fields) for each in value)
+    if not dataclasses.is_dataclass(value):
+        return value
+    own = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return dataclasses.replace(value, **{n: fields[n] if n in fields else resized(v, **fields) for n, v in own.items()})
 
 
 def random_value(path: str, spec, seed: int = 0) -> np.ndarray:

@@ -22,12 +22,14 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from tiny_models import first, resized
 
 from t5x_like.arrays.trees import flatten, unflatten
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.checkpoint.config import CheckpointConfig
 from t5x_like.core.config import override, to_json
 from t5x_like.input_pipeline.config import Bytes, Corpus, DataConfig, Mixture, SentencePiece, TextFiles
+from t5x_like.layers.positions import Learned
 from t5x_like.models import families
 from t5x_like.objectives import Autoregressive, MaskedLM, SpanCorruption
 from t5x_like.optim.config import AdamW
@@ -40,7 +42,7 @@ SIZES = dict(vocab_size=264, d_model=16, d_ff=32, heads=4, head_dim=8, scan_laye
 MODELS = {
     "t5": lambda: families.t5_1_1(**SIZES, encoder_layers=1, decoder_layers=1),
     "llama": lambda: families.llama(**SIZES, kv_heads=4, decoder_layers=1),
-    "bert": lambda: families.bert(**SIZES, encoder_layers=1, max_length=32),
+    "bert": lambda: families.bert(**SIZES, encoder_layers=1, positions=Learned(32)),
 }
 OBJECTIVES = {"t5": SpanCorruption(), "llama": Autoregressive(), "bert": MaskedLM()}
 MEASURED = ("time", "train/tokens_per_second", "train/utilization")  # differ from one run of the same bits to the next
@@ -268,16 +270,8 @@ def shrink(run: Run, kind: str) -> Run:
     return dataclasses.replace(
         run,
         data=dataclasses.replace(tiny.data, corpus=small(run.data.corpus), packing=run.data.packing),
-        model=dataclasses.replace(
-            model,
-            vocab_size=264 if tokenizer == Bytes() else 400,
-            d_model=16,
-            d_ff=32,
-            heads=4,
-            head_dim=8,
-            kv_heads=min(model.kv_heads, 2),
-            encoder_layers=min(model.encoder_layers, 2),
-            decoder_layers=min(model.decoder_layers, 2),
-            max_length=64 if model.max_length else 0,
-        ),
+        model=resized(
+            model, vocab_size=264 if tokenizer == Bytes() else 400, d_model=16, width=32, heads=4, head_dim=8,
+            kv_heads=min(first(model).mixer.kv_heads, 2), times=2, length=64,
+        ),  # fmt: skip
     )

@@ -12,9 +12,9 @@ import pytest
 
 from t5x_like.core.config import diff, flatten, from_json, load_run, override, structure, to_json
 from t5x_like.core.errors import UserError, nearest
-from t5x_like.layers.config import Dropout
 from t5x_like.models import families
 from t5x_like.models.config import ModelConfig
+from t5x_like.models.families import Dropout
 
 
 @dataclasses.dataclass(frozen=True)

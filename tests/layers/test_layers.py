@@ -9,21 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_models import random_params, tiny
+from tiny_models import random_params
 
 from t5x_like.arrays.spec import Initializer, ParamSpec
 from t5x_like.layers.activations import ACTIVATIONS
-from t5x_like.layers.attention import Attention, Visible
+from t5x_like.layers.attention import Attention
+from t5x_like.layers.context import Context
 from t5x_like.layers.dropout import dropout
 from t5x_like.layers.embedding import OutputTransform, Table
 from t5x_like.layers.feed_forward import FeedForward
+from t5x_like.layers.init import FanIn
 from t5x_like.layers.linear import Linear
+from t5x_like.layers.module import Site
 from t5x_like.layers.norms import LayerNorm, RMSNorm
 from t5x_like.layers.param import ZEROS, Draw, declare, draw
-from t5x_like.layers.positions import rotate, rotation, sinusoids
-from t5x_like.ops.attention import Full
+from t5x_like.layers.positions import Rope, Sinusoidal, rotate
 
 X = np.random.default_rng(0).normal(size=(2, 5, 8)) * 3 + 1
+SITE = Site(width=8, depth=1, init=FanIn())
+CONTEXT = Context(causal=False, positions_BL=jnp.zeros((2, 5), jnp.int32))
 
 
 def filled(module):
@@ -34,14 +38,14 @@ def filled(module):
 
 
 def test_rms_norm():
-    norm, params = filled(RMSNorm(8, 1e-2))
+    norm, params = filled(RMSNorm(1e-2).declare(8))
     wanted = X / np.sqrt((X**2).mean(-1, keepdims=True) + 1e-2) * np.asarray(params["scale"])
     np.testing.assert_allclose(norm(jnp.asarray(X, jnp.float32)), wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_layer_norm(bias):
-    norm, params = filled(LayerNorm(8, 1e-2, bias))
+    norm, params = filled(LayerNorm(1e-2, bias).declare(8))
     assert ("bias" in params) == bias
     centred = X - X.mean(-1, keepdims=True)
     wanted = centred / np.sqrt(X.var(-1, keepdims=True) + 1e-2) * np.asarray(params["scale"])
@@ -49,9 +53,9 @@ def test_layer_norm(bias):
     np.testing.assert_allclose(norm(jnp.asarray(X, jnp.float32)), wanted, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [lambda: RMSNorm(8, 1e-6), lambda: LayerNorm(8, 1e-6, True)])
+@pytest.mark.parametrize("kind", [RMSNorm(1e-6), LayerNorm(1e-6)])
 def test_norms_of_bfloat16_take_their_statistics_in_float32(kind):
-    norm, _ = filled(kind())
+    norm, _ = filled(kind.declare(8))
     x = jnp.asarray(X * 1e3 + 3e4, jnp.bfloat16)  # squares and sums here are far beyond 8 bits of mantissa
     got = norm(x)
     assert got.dtype == jnp.bfloat16
@@ -80,18 +84,18 @@ def test_linear_and_its_bias_in_any_rank():
 
 @pytest.mark.parametrize("gated", [True, False])
 def test_feed_forward(gated):
-    config = tiny("llama", d_model=8, gated=gated, bias=True)
-    layer, params = filled(FeedForward(config))
+    chosen = FeedForward(width=24, activation="silu", gated=gated, bias=True)
+    layer, params = filled(chosen.declare(SITE))
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     up = X @ p["up"]["kernel"] + p["up"]["bias"]
     inner = X @ p["gate"]["kernel"] + p["gate"]["bias"] if gated else up
     hidden = inner / (1 + np.exp(-inner)) * (up if gated else 1)
     wanted = hidden @ p["down"]["kernel"] + p["down"]["bias"]
-    np.testing.assert_allclose(layer(jnp.asarray(X, jnp.float32), None), wanted, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(layer(jnp.asarray(X, jnp.float32), CONTEXT)[0], wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_output_transform():
-    layer, params = filled(OutputTransform(8, "relu", "rms", 1e-6, True, None))
+    layer, params = filled(OutputTransform(8, "relu", RMSNorm(1e-6), True, FanIn()))
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     hidden = np.maximum(X @ p["linear"]["kernel"] + p["linear"]["bias"], 0)
     wanted = hidden / np.sqrt((hidden**2).mean(-1, keepdims=True) + 1e-6) * p["norm"]["scale"]
@@ -107,21 +111,21 @@ def test_table():
 
 
 def test_query_and_key_norms_make_scores_independent_of_their_size():
-    layer, params = filled(Attention(tiny("llama", d_model=8, qk_norm=True, norm_eps=1e-12)))
+    layer, params = filled(Attention(heads=4, head_dim=8, kv_heads=2, qk_norm=RMSNorm(1e-12)).declare(SITE))
     loud = jax.tree.map(lambda a: a, params)
     loud["query"]["kernel"] = params["query"]["kernel"] * 50
     structure, _ = declare(layer)
     x = jnp.asarray(X, jnp.float32)
-    one = layer(x, Visible(Full()), None)[0]
-    np.testing.assert_allclose(nnx.merge(structure, loud)(x, Visible(Full()), None)[0], one, atol=1e-3)
+    one = layer(x, CONTEXT)[0]
+    np.testing.assert_allclose(nnx.merge(structure, loud)(x, CONTEXT)[0], one, atol=1e-3)
     assert params["query_norm"]["scale"].shape == params["key_norm"]["scale"].shape == (8,)
     louder = loud | {"query_norm": {"scale": params["query_norm"]["scale"] * 50}}
-    assert np.abs(nnx.merge(structure, louder)(x, Visible(Full()), None)[0] - one).max() > 0.1
+    assert np.abs(nnx.merge(structure, louder)(x, CONTEXT)[0] - one).max() > 0.1
 
 
 def test_sinusoids():
     positions = np.array([[0, 1, 7], [300, 2, 5]])
-    got = np.asarray(sinusoids(jnp.asarray(positions), 6))
+    got = np.asarray(Sinusoidal().embedding(None, jnp.asarray(positions), 6, jnp.float32))
     for i in range(3):
         angle = positions / 10_000 ** (2 * i / 6)
         np.testing.assert_allclose(got[..., i], np.sin(angle), atol=2e-5)
@@ -133,7 +137,7 @@ def test_rope_turns_pairs_by_their_angle_so_that_scores_depend_on_distance_alone
     q, k = (jnp.asarray(numbers.normal(size=(1, 1, 1, 6)), jnp.float32) for _ in range(2))
 
     def turned(x, position, theta=100.0):
-        return np.asarray(rotate(x, rotation(jnp.asarray([[position]]), 6, theta)), np.float64)[0, 0, 0]
+        return np.asarray(rotate(x, Rope(theta).rotation(jnp.asarray([[position]]), 6)), np.float64)[0, 0, 0]
 
     angle = 3 * 100.0 ** (-2 / 6)  # position 3, the second pair: dimensions 1 and 4
     one, other = np.asarray(q[0, 0, 0, 1]), np.asarray(q[0, 0, 0, 4])

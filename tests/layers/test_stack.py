@@ -12,7 +12,7 @@ from flax import nnx
 from tiny_models import built, compiled, loss_function, random_batch, relative_error, tiny
 
 from t5x_like.arrays.trees import flatten
-from t5x_like.layers.config import Dropout
+from t5x_like.models.families import Dropout
 
 
 @functools.lru_cache(maxsize=16)

@@ -6,10 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_models import DECODING, built, compiled, logits_function, random_batch, relative_error, tiny
-
-from t5x_like.models.transformer import segment_mask
-from t5x_like.ops.attention import Causal, Prefix, SlidingWindow
+from tiny_models import DECODING, built, compiled, first, logits_function, random_batch, relative_error, tiny
 
 ROWS, COLUMNS, PROMPT = 2, 9, 4
 SLOW = ("t5_1_0", "t5_1_1", "transformer_2017")
@@ -29,12 +26,8 @@ def test_prompt_then_single_tokens(family, fields):
     batch = random_batch(config, rows=ROWS, decoder=COLUMNS)
     tokens = jnp.maximum(batch["decoder_tokens"], 1)
     given = {name: value for name, value in batch.items() if name.startswith("encoder")}
-    mask = Causal()
     if family == "prefix_lm":
         given["decoder_prefix"] = (jnp.arange(COLUMNS) < PROMPT).astype(jnp.int32)[None].repeat(ROWS, axis=0)
-        mask = mask | Prefix(given["decoder_prefix"])
-    if config.window:
-        mask = mask & SlidingWindow(config.window, config.window)
     whole = given | {"decoder_tokens": tokens, "decoder_segments": jnp.ones_like(tokens)}
     wanted = logits_function(config)(params, batch | whole)
 
@@ -48,17 +41,18 @@ def test_prompt_then_single_tokens(family, fields):
     def step(params, cache, columns, offset):
         model = nnx.merge(structure, params)
         places = jnp.broadcast_to(jnp.arange(columns.shape[1], dtype=jnp.int32) + offset, columns.shape)
-        part = {"decoder_tokens": columns, "decoder_positions": places}
-        across = segment_mask(given | part, "decoder", "encoder") if config.has_encoder else None
-        x, cache = model.decode(part, cache, offset, mask, across)
+        part = given | {"decoder_tokens": columns, "decoder_positions": places}
+        part["decoder_segments"] = jnp.ones_like(columns)
+        everything = jnp.ones((ROWS, COLUMNS), jnp.int32)
+        x, cache = model.decode(part, cache, offset, everything, given.get("decoder_prefix"))
         return model.head().logits(x), cache
 
-    cache = start(params)
-    assert cache["self"]["key"].shape == (2, ROWS, COLUMNS, config.key_heads, config.head_dim)
+    cache, attention = start(params), first(config).mixer
+    assert cache["layers"]["self"]["key"].shape == (2, ROWS, COLUMNS, attention.key_heads, attention.head_dim)
     got, cache = step(params, cache, tokens[:, :PROMPT], jnp.int32(0))
     parts = [got]
     for column in range(PROMPT, COLUMNS):
         got, cache = step(params, cache, tokens[:, column : column + 1], jnp.int32(column))
         parts.append(got)
     assert relative_error(jnp.concatenate(parts, axis=1), wanted) < 1e-5
-    assert np.any(cache["self"]["key"][:, :, -1] != 0)
+    assert np.any(cache["layers"]["self"]["key"][:, :, -1] != 0)

@@ -6,6 +6,7 @@ import pytest
 from tiny_models import built, tiny
 
 from t5x_like.arrays.trees import flatten
+from t5x_like.layers.positions import T5Relative
 from t5x_like.models import families
 from t5x_like.models.counts import forward_flops, parameter_count, train_flops
 from t5x_like.models.transformer import make_model
@@ -23,7 +24,7 @@ PUBLISHED = [
     (families.byt5, "base", {}, 581_653_248),
     (families.t5_1_1, "xxl", UL2_20B, 19_591_209_984),
     # Pile-T5: T5 1.1 with a table of relative biases in every layer
-    *[(families.t5_1_1, size, dict(bias_per_layer=True), count) for size, count in (
+    *[(families.t5_1_1, size, dict(positions=T5Relative(own_tables=True)), count) for size, count in (
         ("base", 247_586_304), ("xl", 2_849_804_288), ("xxl", 11_135_426_560))],
 ]  # fmt: skip
 
@@ -65,5 +66,5 @@ def test_flops_of_a_tied_head_and_a_window():
 def test_names_of_parameters_are_the_same_scanned_or_not():
     one, other = (make_model(tiny("umt5", scan_layers=scan))[1] for scan in (True, False))
     assert flatten(one) == flatten(other)
-    assert flatten(one)["decoder/layers/position_bias"].shape == (2, 8, 4)
+    assert flatten(one)["decoder/layers/attention/inner/position_bias"].shape == (2, 8, 4)
     assert "decoder/position_bias" not in flatten(one)

@@ -10,9 +10,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import compiled, random_batch, random_params, segments_of
 
-from t5x_like.models.config import ModelConfig
+from t5x_like.layers.norms import LayerNorm, RMSNorm
+from t5x_like.layers.positions import Alibi, Learned, NoPositions, Rope, Sinusoidal, T5Relative
+from t5x_like.models.config import HeadTransform
+from t5x_like.models.families import uniform
+from t5x_like.models.inputs import Tokens
 from t5x_like.models.transformer import make_model
 
+POSITIONS = {
+    "t5": T5Relative(8, 12), "own tables": T5Relative(8, 12, own_tables=True), "rope": Rope(), "alibi": Alibi(),
+    "learned": Learned(16), "sinusoidal": Sinusoidal(), "none": NoPositions(),
+}  # fmt: skip
+NORMS = {"rms": RMSNorm(), "layer": LayerNorm(), "layer without bias": LayerNorm(bias=False)}
 LAYERS = {
     "encoder-decoder": dict(encoder_layers=1, decoder_layers=1),
     "decoder-only": dict(decoder_layers=1),
@@ -20,26 +29,25 @@ LAYERS = {
 }
 CHOICES = dict(
     shape=st.sampled_from(list(LAYERS)),
-    positions=st.sampled_from(["t5", "rope", "alibi", "learned", "sinusoidal", "none"]),
-    norm=st.sampled_from(["rms", "layer"]),
-    norm_placement=st.sampled_from(["pre", "post", "sandwich"]),
+    positions=st.sampled_from(list(POSITIONS)),
+    norm=st.sampled_from(list(NORMS)),
+    placement=st.sampled_from(["pre", "post", "sandwich"]),
     activation=st.sampled_from(["relu", "gelu", "gelu_tanh", "silu"]),
     gated=st.booleans(),
     kv_heads=st.sampled_from([0, 1, 2]),
     bias=st.booleans(),
     qk_norm=st.booleans(),
-    scale_attention=st.booleans(),
+    scaled=st.booleans(),
     attention_soft_cap=st.sampled_from([0.0, 5.0]),
     logits_soft_cap=st.sampled_from([0.0, 5.0]),
     tied_head=st.booleans(),
     head_bias=st.booleans(),
     head_transform=st.booleans(),
     embedding_norm=st.booleans(),
-    scale_embeddings=st.booleans(),
+    scaled_embeddings=st.booleans(),
     window=st.sampled_from([0, 3]),
     scan_layers=st.booleans(),
     remat=st.sampled_from(["none", "dots", "full"]),
-    per_layer=st.booleans(),
     prefix=st.booleans(),
 )
 
@@ -47,18 +55,19 @@ CHOICES = dict(
 def check(chosen: dict) -> None:
     chosen = dict(chosen)
     prefix = 3 if chosen.pop("prefix") and chosen["shape"] == "decoder-only" else 0
-    positions = chosen["positions"]
-    config = ModelConfig(
+    norm = NORMS[chosen.pop("norm")]
+    config = uniform(
         vocab_size=12,
         d_model=8,
         d_ff=12,
         heads=2 if chosen["kv_heads"] != 2 else 4,
         head_dim=6,
-        buckets=8,
-        max_distance=12,
-        max_length=16 if positions == "learned" else 0,
-        bias_per_layer=chosen.pop("per_layer") and positions == "t5",
-        **LAYERS[chosen["shape"]],
+        positions=POSITIONS[chosen.pop("positions")],
+        norm=norm,
+        qk_norm=norm if chosen.pop("qk_norm") else None,
+        head_transform=HeadTransform("relu", norm, chosen["bias"]) if chosen.pop("head_transform") else None,
+        inputs=Tokens(scaled=chosen.pop("scaled_embeddings")),
+        **LAYERS[chosen.pop("shape")],
         **chosen,
     )
     structure, specs = make_model(config)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
-from tiny_models import tiny
+from tiny_models import first, tiny
 
 from t5x_like.core.errors import UserError
-from t5x_like.layers.config import Dropout
+from t5x_like.layers.init import Normal
+from t5x_like.layers.norms import RMSNorm
+from t5x_like.layers.positions import Learned, Rope, Sinusoidal, T5Relative
+from t5x_like.layers.stack import Group
 from t5x_like.models import families
+from t5x_like.models.config import Side
+from t5x_like.models.families import Dropout
+from t5x_like.models.inputs import Features, Tokens
+from t5x_like.sharding.rules import RULES, axis_ways
 
 
 def refused(function, *args, **fields) -> str:
@@ -21,35 +30,66 @@ def refused(function, *args, **fields) -> str:
     "fields, where, parts",
     [
         *[({name: 0}, f"model.{name}", ["got 0"]) for name in ("d_model", "d_ff", "heads", "head_dim")],
-        (dict(positions="none", buckets=0), "model.buckets", ["got 0"]),
-        (dict(positions="none", max_distance=0), "model.max_distance", ["got 0"]),
         (dict(kv_heads=3), "model.kv_heads", ["3 does not divide model.heads = 4", "1, 2, 4"]),
         (dict(kv_heads=-1), "model.kv_heads", ["-1"]),
         (dict(kv_heads=8), "model.kv_heads", ["8 does not divide"]),
-        (dict(positions="rope", head_dim=7), "model.head_dim", ["got 7", "even"]),
-        (dict(positions="sinusoidal", d_model=15), "model.d_model", ["got 15", "even"]),
-        (dict(buckets=6), "model.buckets", ["got 6", "a multiple of 4"]),
-        (dict(buckets=32, max_distance=16), "model.buckets", ["model.max_distance = 16"]),
-        (dict(positions="rope", bias_per_layer=True), "model.bias_per_layer", ["model.positions=t5"]),
-        *[({name: -1}, f"model.{name}", ["got -1", "0 or more"])
-          for name in ("attention_soft_cap", "window", "norm_eps", "init_std")],  # fmt: skip
+        (dict(positions=Rope(), head_dim=7), "model.head_dim", ["got 7", "even"]),
+        (dict(positions=Sinusoidal(), d_model=15), "model.d_model", ["got 15", "even"]),
+        *[({name: -1}, f"model.{name}", ["got -1", "0 or more"]) for name in ("attention_soft_cap", "window")],
         (dict(vocab_size=0), "model.vocab_size", ["got 0"]),
-        (dict(encoder_layers=0), "model.encoder_layers", ["got 0", "encoder-decoder", "1 or more"]),
-        (dict(decoder_layers=-2), "model.decoder_layers", ["got -2"]),
-        (dict(shape="decoder-only"), "model.encoder_layers", ["got 2 with model.shape=decoder-only", "allowed: 0"]),
-        (dict(shape="encoder-only"), "model.decoder_layers", ["got 2 with model.shape=encoder-only"]),
-        (dict(positions="learned"), "model.max_length", ["got 0 with model.positions=learned"]),
-        (dict(max_length=5), "model.max_length", ["got 5", "0 unless model.positions=learned"]),
+        (dict(encoder_layers=0, decoder_layers=0), "model", ["neither an encoder nor a decoder"]),
+        (dict(decoder_layers=-2), "model.layers", ["got -2"]),
         (dict(scale_tied_logits=True), "model.scale_tied_logits", ["model.tied_head=true"]),
-        (dict(token_types=2), "model.token_types", ["got 2", "encoder-only"]),
         (dict(logits_soft_cap=-1.0), "model.logits_soft_cap", ["got -1.0"]),
         (dict(embedding_init_std=-1.0), "model.embedding_init_std", ["got -1.0"]),
+        (dict(future_heads=1), "model.future_heads", ["got 1", "decoder-only"]),
+        (dict(windows=3), "windows", ["no such field of a model", "did you mean 'window'?"]),
     ],
 )
 def test_checks(fields, where, parts):
     text = refused(tiny, "t5_1_1", **fields)
     for part in [where, *parts]:
         assert part in text
+
+
+@pytest.mark.parametrize(
+    "build, where, part",
+    [
+        (lambda: T5Relative(buckets=0), "model.positions.buckets", "got 0"),
+        (lambda: T5Relative(buckets=6), "model.positions.buckets", "a multiple of 4"),
+        (lambda: T5Relative(32, 16), "model.positions.buckets", "max_distance = 16"),
+        (lambda: Rope(0.0), "model.positions.theta", "got 0.0"),
+        (lambda: Learned(0), "model.positions.length", "got 0"),
+        (lambda: RMSNorm(-1.0), "model.norm.eps", "got -1.0"),
+        (lambda: Normal(stddev=-1.0), "model.init.stddev", "got -1.0"),
+        (lambda: Tokens(types=-1), "model.token_types", "got -1"),
+        (lambda: Features(0), "model.inputs.size", "got 0"),
+        (lambda: Group(0, (first(tiny("llama")),)), "model.groups.times", "got 0"),
+        (lambda: Group(1, ()), "model.groups.pattern", "no layer"),
+        (lambda: Side(groups=()), "model.groups", "no layer"),
+    ],
+)
+def test_checks_of_choices(build, where, part):
+    text = refused(build)
+    assert text.startswith(where) and part in text
+
+
+def test_cross_attention_is_where_it_must_be():
+    both, alone = tiny("t5_1_1"), tiny("llama")
+    text = refused(dataclasses.replace, both, encoder=None)
+    assert text.startswith("model.decoder.cross: got cross-attention")
+    text = refused(dataclasses.replace, both, decoder=alone.decoder)
+    assert text.startswith("model.decoder.cross: got no cross-attention")
+
+
+def test_layers_of_unlike_heads_share_no_table():
+    layer = first(tiny("t5_1_1"), "encoder")
+    other = dataclasses.replace(layer, mixer=dataclasses.replace(layer.mixer, heads=2))
+    side = dataclasses.replace(tiny("t5_1_1").encoder, groups=(Group(1, (layer, other)),))
+    text = refused(dataclasses.replace, tiny("t5_1_1"), encoder=side)
+    assert "layers of 2, 4 heads cannot share one table" in text
+    own = dataclasses.replace(side, positions=T5Relative(8, 12, own_tables=True))
+    dataclasses.replace(tiny("t5_1_1"), encoder=own)
 
 
 @pytest.mark.parametrize("place", ["embedding", "attention", "residual", "hidden", "final"])
@@ -63,15 +103,18 @@ def test_sizes_by_name():
 
 
 def test_length_of_learned_positions():
-    config = tiny("gpt2", max_length=32)
+    config = tiny("gpt2", positions=Learned(32))
     config.check_length(32)
-    assert "model.max_length: 32 rows for a length of 33" in refused(config.check_length, 33)
+    assert "model.decoder.positions.length: 32 rows for a length of 33" in refused(config.check_length, 33)
     tiny("llama").check_length(10_000)
 
 
 def test_tensor_parallel_sizes():
-    tiny("t5_1_1").check_tensor(4)
-    text = refused(tiny("llama").check_tensor, 4)
-    assert text.startswith("model.kv_heads: 2, which mesh.tensor = 4 does not divide")
-    assert "model.heads: 4, which mesh.tensor = 8" in refused(tiny("t5_1_1").check_tensor, 8)
-    assert "model.vocab_size: 41" in refused(tiny("t5_1_1", vocab_size=41).check_tensor, 2)
+    def ways(tensor):
+        return axis_ways(RULES, {"tensor": tensor})
+
+    tiny("t5_1_1").check_sizes(ways(4))
+    text = refused(tiny("llama").check_sizes, ways(4))
+    assert text.startswith("model.kv_heads: 2, which the 4 parts of axis 'kv_heads'")
+    assert "model.heads: 4, which the 8 parts" in refused(tiny("t5_1_1").check_sizes, ways(8))
+    assert "model.vocab_size: 41" in refused(tiny("t5_1_1", vocab_size=41).check_sizes, ways(2))

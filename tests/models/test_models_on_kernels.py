@@ -3,7 +3,6 @@ they compute without."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -13,13 +12,14 @@ from tiny_models import built, compiled, loss_function, random_batch, relative_e
 
 import pallas_kernels
 from t5x_like.arrays.trees import flatten
+from t5x_like.layers.positions import Alibi
 from t5x_like.ops.losses import LossConfig
 
 # family and changes
 MODELS = {
     "t5, packed": ("t5_1_1", {}),
     "umt5, a table per layer": ("umt5", {}),
-    "alibi, prefix": ("llama", dict(positions="alibi")),
+    "alibi, prefix": ("llama", dict(positions=Alibi())),
     "rope, window, grouped heads": ("llama", dict(window=3)),
     "bert, packed": ("bert", {}),
 }
@@ -27,7 +27,7 @@ MODELS = {
 
 def configured(name: str, backend: str):
     family, changes = MODELS[name]
-    return dataclasses.replace(tiny(family), attention_backend=backend, **changes)
+    return tiny(family, attention_backend=backend, **changes)
 
 
 def batch_of(name: str, config):

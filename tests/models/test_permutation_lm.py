@@ -8,19 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fake_tokenizer import FakeTokenizer
-from tiny_models import built, logits_function, tiny
+from tiny_models import built, first, logits_function, tiny
 
 from t5x_like.arrays.trees import flatten
 from t5x_like.input_pipeline.example import Example
 from t5x_like.input_pipeline.features import make_batch
+from t5x_like.layers.positions import Rope, Sinusoidal
 from t5x_like.objectives import PermutationLM
 
 TOKENIZER = FakeTokenizer(vocab_size=40, sentinel_ids=(), mask_id=3, modes=())
 OBJECTIVE = PermutationLM(0.4)
 POSITIONS = {
     "learned": {},
-    "sinusoidal": dict(positions="sinusoidal", max_length=0),
-    "rope": dict(positions="rope", max_length=0),
+    "sinusoidal": dict(positions=Sinusoidal()),
+    "rope": dict(positions=Rope()),
 }
 
 
@@ -70,22 +71,22 @@ def two_streams(config, tokens, rank, predicted) -> np.ndarray:
     """Logits of the tokens at places ``predicted``, by section 2.3 of the paper, in float64: a content stream h, which
     sees ranks up to its own, and a query stream g, which starts from the mask id and sees ranks below its own."""
     weights = {path: np.asarray(array, np.float64) for path, array in flatten(built(config)[2]).items()}
-    table, eps, where = weights["token_embedding/table"], config.norm_eps, "encoder/layers"
+    table, eps, where = weights["token_embedding/table"], first(config).norm.eps, "encoder/layers"
 
     def embedded(ids, places):
-        x = table[ids] + weights["encoder_positions/table"][places] + weights["type_embedding/table"][0]
-        return normed(x, weights, "embedding_norm", eps)
+        x = table[ids] + weights["encoder_positions/table"][places] + weights["encoder_inputs/types/table"][0]
+        return normed(x, weights, "encoder_embedding_norm", eps)
 
     places = np.arange(len(tokens))
     h, g = embedded(tokens, places), embedded(np.full(len(tokens), TOKENIZER.mask_id), places)
     sees_itself, sees_before = rank[None] <= rank[:, None], rank[None] < rank[:, None]
-    for layer in range(config.encoder_layers):
+    for layer in range(config.encoder.depth):
         mine = {path: a[layer] for path, a in weights.items() if path.startswith(where)}
         keys, values = (linear(h, mine, f"{where}/attention/inner/{name}") for name in ("key", "value"))
 
         def block(x, allowed, mine=mine, keys=keys, values=values):
             queries = linear(x, mine, f"{where}/attention/inner/query")
-            seen = attend(queries, keys, values, allowed, config.heads)
+            seen = attend(queries, keys, values, allowed, first(config).mixer.heads)
             x = normed(x + linear(seen, mine, f"{where}/attention/inner/out"), mine, f"{where}/attention/norm", eps)
             hidden = gelu(linear(x, mine, f"{where}/feed_forward/inner/up"))
             out = linear(hidden, mine, f"{where}/feed_forward/inner/down")

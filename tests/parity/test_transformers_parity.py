@@ -9,10 +9,20 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from tiny_models import built, compiled, logits_function, loss_function, random_batch, relative_error, segments_of, tiny
+from tiny_models import (
+    built,
+    compiled,
+    first,
+    logits_function,
+    loss_function,
+    random_batch,
+    relative_error,
+    segments_of,
+    tiny,
+)
 
 from t5x_like.arrays.trees import flatten, unflatten
-from t5x_like.convert.hugging_face import from_hugging_face, name_table, to_hugging_face
+from t5x_like.convert.hugging_face import family_of, from_hugging_face, to_hugging_face
 from t5x_like.core.errors import UserError
 from t5x_like.models.config import ModelConfig
 from t5x_like.ops.attention import relative_buckets
@@ -65,13 +75,13 @@ def make_t5(family: str):
     settings = getattr(transformers, names[0])(
         vocab_size=config.vocab_size,
         d_model=config.d_model,
-        d_kv=config.head_dim,
-        d_ff=config.d_ff,
-        num_layers=config.encoder_layers,
-        num_decoder_layers=config.decoder_layers,
-        num_heads=config.heads,
-        relative_attention_num_buckets=config.buckets,
-        relative_attention_max_distance=config.max_distance,
+        d_kv=first(config).mixer.head_dim,
+        d_ff=first(config).feed_forward.width,
+        num_layers=config.encoder.depth,
+        num_decoder_layers=config.decoder.depth,
+        num_heads=first(config).mixer.heads,
+        relative_attention_num_buckets=config.encoder.positions.buckets,
+        relative_attention_max_distance=config.encoder.positions.max_distance,
         dropout_rate=0.0,
         **T5_SETTINGS[family],
     )
@@ -91,7 +101,7 @@ def make_t5(family: str):
 @pytest.mark.parametrize("family", T5_SETTINGS)
 def test_t5_logits(family):
     config, model, batch, inputs = make_t5(family)
-    assert config.heads * config.head_dim != config.d_model
+    assert first(config).mixer.heads * first(config).mixer.head_dim != config.d_model
     compare_logits(config, model, batch, inputs)
 
 
@@ -111,12 +121,12 @@ def test_gpt2_logits():
     model = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
             vocab_size=config.vocab_size,
-            n_positions=config.max_length,
+            n_positions=config.sides[0][1].positions.length,
             n_embd=config.d_model,
-            n_layer=config.decoder_layers,
-            n_head=config.heads,
-            n_inner=config.d_ff,
-            layer_norm_epsilon=config.norm_eps,
+            n_layer=config.decoder.depth,
+            n_head=first(config).mixer.heads,
+            n_inner=first(config).feed_forward.width,
+            layer_norm_epsilon=first(config).norm.eps,
         )
     )
     batch = random_batch(config, rows=3, decoder=21)
@@ -126,18 +136,18 @@ def test_gpt2_logits():
 
 def test_llama_logits_with_grouped_heads():
     config = tiny("llama", decoder_layers=3)
-    assert 1 < config.kv_heads < config.heads
+    assert 1 < first(config).mixer.kv_heads < first(config).mixer.heads
     model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=config.vocab_size,
             hidden_size=config.d_model,
-            intermediate_size=config.d_ff,
-            num_hidden_layers=config.decoder_layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            rms_norm_eps=config.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            intermediate_size=first(config).feed_forward.width,
+            num_hidden_layers=config.decoder.depth,
+            num_attention_heads=first(config).mixer.heads,
+            num_key_value_heads=first(config).mixer.kv_heads,
+            head_dim=first(config).mixer.head_dim,
+            rms_norm_eps=first(config).norm.eps,
+            rope_parameters={"rope_type": "default", "rope_theta": config.decoder.positions.theta},
             tie_word_embeddings=False,
         )
     )
@@ -152,12 +162,12 @@ def test_bert_logits():
         transformers.BertConfig(
             vocab_size=config.vocab_size,
             hidden_size=config.d_model,
-            num_hidden_layers=config.encoder_layers,
-            num_attention_heads=config.heads,
-            intermediate_size=config.d_ff,
-            max_position_embeddings=config.max_length,
-            type_vocab_size=config.token_types,
-            layer_norm_eps=config.norm_eps,
+            num_hidden_layers=config.encoder.depth,
+            num_attention_heads=first(config).mixer.heads,
+            intermediate_size=first(config).feed_forward.width,
+            max_position_embeddings=config.sides[0][1].positions.length,
+            type_vocab_size=config.encoder.inputs.types,
+            layer_norm_eps=first(config).norm.eps,
             hidden_act="gelu",
         )
     )
@@ -173,7 +183,7 @@ def test_bert_logits():
 def test_t5_gradients_of_every_parameter():
     """The gradient of the mean cross-entropy, our fused one against PyTorch's autograd, within 1e-4 of its largest."""
     config, model, batch, inputs = make_t5("t5_1_1")
-    params, table = built(config)[2], name_table(config)
+    params, table = built(config)[2], family_of(config).names(config)
     copy_weights(model, params, config)
     real = np.asarray(batch["decoder_segments"]) != 0
     batch = batch | {"weights": real.astype(np.float32)}
@@ -187,7 +197,7 @@ def test_t5_gradients_of_every_parameter():
     for name, entry in table.items():
         (path,) = entry.paths
         stacked = "{}" in name
-        layers = config.encoder_layers if path.startswith("encoder") else config.decoder_layers
+        layers = (config.encoder if path.startswith("encoder") else config.decoder).depth
         for layer in range(layers if stacked else 1):
             wanted = theirs[name.format(layer)]
             got = np.asarray(ours[path][layer] if stacked else ours[path])

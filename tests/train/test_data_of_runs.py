@@ -3,11 +3,13 @@
 import dataclasses
 
 import pytest
+from tiny_models import resized
 from tiny_runs import losses, record_batches, rows, run_file, text_folder, tiny_run
 
 from t5x_like.cli.main import main
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Bytes, Corpus, Mixture, Part, TextFiles
+from t5x_like.layers.positions import T5Relative
 from t5x_like.objectives import UL2, Autoregressive, PermutationLM, PrefixLM, SpanCorruption
 from t5x_like.report.writers import read_metrics
 from t5x_like.train.data import check_skipped
@@ -97,11 +99,11 @@ def test_configs_of_objectives_and_models_that_do_not_go_together():
     with pytest.raises(UserError, match="objective.future_tokens: 2, but model.future_heads is 0"):
         dataclasses.replace(llama, objective=Autoregressive(future_tokens=2))
     bert = tiny_run("bert")
-    relative = dataclasses.replace(bert.model, positions="t5", max_length=0)
-    with pytest.raises(UserError, match="learned, sinusoidal or rope"):
+    relative = resized(bert.model, positions=T5Relative())
+    with pytest.raises(UserError, match="Learned, Sinusoidal or Rope positions"):
         dataclasses.replace(bert, objective=PermutationLM(), model=relative)
-    with pytest.raises(UserError, match="model.window"):
-        dataclasses.replace(bert, objective=PermutationLM(), model=dataclasses.replace(bert.model, window=4))
+    with pytest.raises(UserError, match="no window"):
+        dataclasses.replace(bert, objective=PermutationLM(), model=resized(bert.model, window=4))
 
 
 def test_what_may_be_skipped_when_a_run_goes_on():

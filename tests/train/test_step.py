@@ -12,7 +12,7 @@ from tiny_models import random_batch, tiny
 from tiny_runs import assert_close, assert_same_bits
 
 from t5x_like.arrays.trees import flatten
-from t5x_like.layers.config import Dropout
+from t5x_like.models.families import Dropout
 from t5x_like.models.transformer import make_model
 from t5x_like.ops.losses import LossConfig, LossSums
 from t5x_like.optim.config import AdamW
