@@ -4,6 +4,7 @@ Imports no JAX, so that ``--help`` and ``inspect config`` are instant. Files bel
 """
 
 from t5x_like.checkpoint.config import CheckpointConfig
+from t5x_like.core.batch import BatchArray
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import (
     ArrayRecord,
@@ -69,7 +70,7 @@ from t5x_like.sharding.config import MeshConfig, Rule
 from t5x_like.train.config import Run, TrainConfig
 
 __all__ = [
-    "UL2", "Adafactor", "AdamW", "Alibi", "ArrayRecord", "Attention", "Autoregressive", "Bytes", "CheckpointConfig",
+    "UL2", "Adafactor", "AdamW", "Alibi", "ArrayRecord", "Attention", "Autoregressive", "BatchArray", "Bytes", "CheckpointConfig",
     "Corpus", "Csv", "DataConfig", "Dropout", "FanIn", "Features", "FeedForward", "FillInTheMiddle", "Filters",
     "Group", "HeadTransform", "HuggingFaceDataset", "HuggingFaceTokenizer", "IidDenoising", "Init", "Inputs",
     "JsonLines", "Layer", "LayerNorm", "Learned", "Lion", "MaskedLM", "MeshConfig", "Mixer", "Mixture", "ModelConfig",

@@ -125,7 +125,7 @@ def random_batch(
         segments[1::2, length - padding :] = 0
         batch[f"{side}_tokens"] = numbers.integers(1, config.vocab_size, (rows, length), np.int32) * segments
         batch[f"{side}_segments"] = segments
-    types = config.encoder.inputs.types if config.encoder else 0
+    types = getattr(config.encoder.inputs, "types", 0) if config.encoder else 0
     if types:
         batch["encoder_types"] = numbers.integers(0, types, (rows, encoder), np.int32)
     if prefix:

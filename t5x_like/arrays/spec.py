@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 LAYERS = "layers"  # the logical axis of parameters stacked over the layers of one stack
 
@@ -26,7 +27,9 @@ class ParamSpec:
     """One parameter: shape, one logical axis name (or None) per dimension, initializer, dtype.
 
     ``fan`` is the number of multiply-adds one token spends on one element (1 for a kernel, 0 for a lookup table), so
-    that FLOPs are counted from the same declaration.
+    that FLOPs are counted from the same declaration. With ``update`` it is no weight but state without a gradient, such
+    as the bias of a router: once a step it becomes ``update(old, statistic)``, both of this shape (of one layer), where
+    the statistic is what its layer gave under the parameter's name, summed over the whole batch.
 
     Raises:
       ValueError: axes and shape differ in rank.
@@ -37,6 +40,7 @@ class ParamSpec:
     init: Initializer
     dtype: str = "float32"
     fan: int = 0
+    update: Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self):
         if len(self.shape) != len(self.axes):

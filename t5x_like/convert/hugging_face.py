@@ -17,7 +17,7 @@ from t5x_like.models.config import ModelConfig
 from t5x_like.models.families.bert import FAMILY as BERT
 from t5x_like.models.families.gpt2 import FAMILY as GPT2
 from t5x_like.models.families.llama import FAMILY as LLAMA
-from t5x_like.models.families.names import Entry, Family
+from t5x_like.models.families.names import Family
 from t5x_like.models.families.t5 import FAMILY as T5
 from t5x_like.models.transformer import make_model
 
@@ -56,7 +56,7 @@ def to_hugging_face(config: ModelConfig, params: Tree, family: Family | None = N
     leaves, used = flatten(params), set()
     found: dict[str, np.ndarray] = {}
     for name, entry in (family or family_of(config)).names(config).items():
-        for layer in range(_layers(config, entry) if "{}" in name else 1):
+        for layer in range(len(leaves[entry.paths[0]]) if "{}" in name else 1):
             parts = [np.asarray(leaves[path][layer] if "{}" in name else leaves[path]) for path in entry.paths]
             value = np.concatenate(parts, axis=-1)
             found[name.format(layer)] = value.T if entry.turned else value
@@ -77,7 +77,7 @@ def from_hugging_face(config: ModelConfig, tensors: Mapping[str, np.ndarray], fa
     problems, used = [], set()
     for name, entry in (family or family_of(config)).names(config).items():
         width = sum(specs[path].shape[-1] for path in entry.paths)
-        for layer in range(_layers(config, entry) if "{}" in name else 1):
+        for layer in range(len(leaves[entry.paths[0]]) if "{}" in name else 1):
             theirs = name.format(layer)
             used.add(theirs)
             where = (layer,) if "{}" in name else ()
@@ -100,7 +100,3 @@ def from_hugging_face(config: ModelConfig, tensors: Mapping[str, np.ndarray], fa
     if problems:
         raise UserError("weights", "do not fit the model:\n    " + "\n    ".join(problems), "those of this config")
     return unflatten(leaves)
-
-
-def _layers(config: ModelConfig, entry: Entry) -> int:
-    return config.side(entry.paths[0].split("/")[0]).depth

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,15 @@ from t5x_like.arrays.trees import Tree, map_named
 
 
 def param(
-    shape: tuple[int, ...], axes: tuple[str | None, ...], init: Initializer, dtype: str = "float32", fan: int = 0
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    init: Initializer,
+    dtype: str = "float32",
+    fan: int = 0,
+    update: Callable[[Any, Any], Any] | None = None,
 ) -> nnx.Param:
     """Declares a parameter; see ``ParamSpec``. Whoever holds the merged module reads the array as ``p[...]``."""
-    return nnx.Param(ParamSpec(shape, axes, init, dtype, fan))
+    return nnx.Param(ParamSpec(shape, axes, init, dtype, fan, update))
 
 
 def declare(module: nnx.Module) -> tuple[nnx.GraphDef, Tree]:
