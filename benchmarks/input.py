@@ -28,13 +28,13 @@ import numpy as np
 from table import Point, at_least, at_most, show, show_points, write_json
 
 from t5x_like.core.config import from_json, to_json
+from t5x_like.input_pipeline.batches.features import Batch
+from t5x_like.input_pipeline.batches.pipeline import Batches
 from t5x_like.input_pipeline.config import Corpus, DataConfig, SentencePiece, TextFiles
-from t5x_like.input_pipeline.features import Batch
-from t5x_like.input_pipeline.pipeline import Batches
-from t5x_like.input_pipeline.prepare import prepare
-from t5x_like.input_pipeline.sources import read_documents
-from t5x_like.input_pipeline.token_cache import TokenSplit
-from t5x_like.input_pipeline.tokenizers import open_tokenizer, tokenizer_config
+from t5x_like.input_pipeline.prepare.prepare import prepare
+from t5x_like.input_pipeline.prepare.token_cache import TokenSplit
+from t5x_like.input_pipeline.sources.source import read_documents
+from t5x_like.input_pipeline.tokenizers.tokenizer import open_tokenizer, tokenizer_config
 from t5x_like.objectives import UL2, Autoregressive, MaskedLM, SpanCorruption
 
 LENGTH, ROWS = 512, 128
@@ -305,7 +305,7 @@ def memory_part(folder: str) -> None:
 
     from t5x_like.input_pipeline.config import Bytes
     from t5x_like.input_pipeline.disk import map_array
-    from t5x_like.input_pipeline.tokenizers import ByteTokenizer
+    from t5x_like.input_pipeline.tokenizers.tokenizer import ByteTokenizer
 
     path = Path(folder)
     tokens, offsets = map_array(path / "train.tokens", "<u2"), map_array(path / "train.offsets", "<i8")

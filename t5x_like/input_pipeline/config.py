@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.source_config import (
+from t5x_like.input_pipeline.sources.config import (
     ArrayRecord,
     Csv,
     DocumentUnit,
@@ -32,6 +32,7 @@ from t5x_like.input_pipeline.source_config import (
     TfRecord,
     require_choice,
 )
+from t5x_like.input_pipeline.sources.filters import Filters
 
 __all__ = [
     "ArrayRecord", "Bytes", "Corpus", "Csv", "DataConfig", "DocumentUnit", "FileSource", "Filters",
@@ -116,33 +117,6 @@ class HuggingFaceTokenizer:
 
 
 TokenizerConfig = SentencePiece | Bytes | HuggingFaceTokenizer
-
-
-@dataclass(frozen=True)
-class Filters:
-    """Which documents are dropped before they are tokenized; how many, and by which rule, the cache's manifest says.
-
-    Attributes:
-      min_characters, max_characters: of a document; 0 is no limit.
-      min_letters: the least share of characters that are letters or white space.
-      max_repeated_lines: the greatest share of non-empty lines that are copies of an earlier one (Rae et al. 2021,
-        Gopher, table A1: 0.3).
-      max_mean_word_length: the greatest mean length of words, in characters (Gopher: 10); 0 is no limit.
-    """
-
-    min_characters: int = 0
-    max_characters: int = 0
-    min_letters: float = 0.0
-    max_repeated_lines: float = 1.0
-    max_mean_word_length: float = 0.0
-
-    def __post_init__(self):
-        for name in ("min_characters", "max_characters", "max_mean_word_length"):
-            if getattr(self, name) < 0:
-                raise UserError(f"data.corpus.filters.{name}", str(getattr(self, name)), "0 or more")
-        for name in ("min_letters", "max_repeated_lines"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UserError(f"data.corpus.filters.{name}", str(getattr(self, name)), "a share from 0 to 1")
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ import hashlib
 from collections.abc import Callable, Mapping
 
 from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.batches.pipeline import Batches
+from t5x_like.input_pipeline.batches.streaming import StreamingBatches, require_streamable
 from t5x_like.input_pipeline.config import DataConfig, corpora
-from t5x_like.input_pipeline.pipeline import Batches
-from t5x_like.input_pipeline.prepare import prepare
-from t5x_like.input_pipeline.progress import Show
-from t5x_like.input_pipeline.sources import source_digest
-from t5x_like.input_pipeline.streaming import StreamingBatches, require_streamable
-from t5x_like.input_pipeline.token_cache import TokenCache, TokenSplit
-from t5x_like.input_pipeline.tokenizers import Tokenizer, check_vocabulary, open_tokenizer, tokenizer_config
+from t5x_like.input_pipeline.prepare.prepare import prepare
+from t5x_like.input_pipeline.prepare.progress import Show
+from t5x_like.input_pipeline.prepare.token_cache import TokenCache, TokenSplit
+from t5x_like.input_pipeline.sources.source import source_digest
+from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer, check_vocabulary, open_tokenizer, tokenizer_config
 from t5x_like.train.config import Run
 
 

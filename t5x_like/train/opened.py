@@ -13,7 +13,7 @@ from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import override
 from t5x_like.core.errors import UserError
 from t5x_like.decode.generate import Sampling, generate
-from t5x_like.input_pipeline.tokenizers import load_tokenizer
+from t5x_like.input_pipeline.tokenizers.tokenizer import load_tokenizer
 from t5x_like.models.transformer import Batch
 from t5x_like.sharding.mesh import Placement, make_placement, use
 from t5x_like.sharding.processes import join_processes

@@ -19,7 +19,7 @@ from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import to_plain
 from t5x_like.core.errors import UserError
 from t5x_like.evaluate.heldout import evaluate
-from t5x_like.input_pipeline.order import ORDER_VERSION
+from t5x_like.input_pipeline.batches.order import ORDER_VERSION
 from t5x_like.models.counts import parameter_count, train_flops
 from t5x_like.ops.attention import Full, choose
 from t5x_like.plan.chips import peak_flops

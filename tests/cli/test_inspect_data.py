@@ -10,7 +10,7 @@ from tiny_runs import run_file, text_folder, tiny_run
 
 from t5x_like.cli.main import main
 from t5x_like.input_pipeline.config import Mixture, Part, TextFiles
-from t5x_like.input_pipeline.tokenizers import ByteTokenizer
+from t5x_like.input_pipeline.tokenizers.tokenizer import ByteTokenizer
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import t5x_like.input_pipeline.mixture as mixture
+import t5x_like.input_pipeline.batches.mixture as mixture
 from t5x_like.core.config import flatten, from_json, override, to_json
 from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.batches.mixture import Interleaving, limits, shares
 from t5x_like.input_pipeline.config import (
     Bytes,
     Corpus,
@@ -22,7 +23,6 @@ from t5x_like.input_pipeline.config import (
     TextFiles,
     corpora,
 )
-from t5x_like.input_pipeline.mixture import Interleaving, limits, shares
 
 
 def corpus(name: str) -> Corpus:

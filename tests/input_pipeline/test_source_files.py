@@ -9,8 +9,8 @@ import pytest
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Csv, JsonLines, TextFiles
-from t5x_like.input_pipeline.sources import read_documents, read_unit, source_digest, source_files, source_units
 from t5x_like.input_pipeline.sources.files import BrokenFile, folder_files, list_files, open_file
+from t5x_like.input_pipeline.sources.source import read_documents, read_unit, source_digest, source_files, source_units
 
 LINES = "".join(f"line {number} of a text é\n" for number in range(40_000))
 

@@ -4,8 +4,9 @@ import pytest
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import PythonGenerator
-from t5x_like.input_pipeline.recipes import load_recipe, mark, was_chosen
-from t5x_like.input_pipeline.sources import read_documents, read_unit, source_digest, source_files, source_units
+from t5x_like.input_pipeline.recipes import load_recipe
+from t5x_like.input_pipeline.sources.generator import mark, was_chosen
+from t5x_like.input_pipeline.sources.source import read_documents, read_unit, source_digest, source_files, source_units
 
 CORPUS_FILE = """
 from pathlib import Path

@@ -6,7 +6,7 @@ import pytest
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import HuggingFaceDataset
-from t5x_like.input_pipeline.sources import read_documents, read_unit, source_digest, source_units
+from t5x_like.input_pipeline.sources.source import read_documents, read_unit, source_digest, source_units
 
 datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
 

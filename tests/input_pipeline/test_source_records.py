@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import ArrayRecord, TfdsBuilder, TfRecord
-from t5x_like.input_pipeline.sources import read_documents, read_unit, source_units
 from t5x_like.input_pipeline.sources.crc32c import crc32c, masked_crc32c
+from t5x_like.input_pipeline.sources.source import read_documents, read_unit, source_units
 from t5x_like.input_pipeline.sources.tf_example import feature_bytes, feature_names
 
 

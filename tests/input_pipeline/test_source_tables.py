@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Csv, Parquet
-from t5x_like.input_pipeline.sources import read_documents, read_unit, source_units
+from t5x_like.input_pipeline.sources.source import read_documents, read_unit, source_units
 
 
 def read_all(source) -> list[str]:

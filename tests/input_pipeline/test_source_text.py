@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import JsonLines, TextFiles
-from t5x_like.input_pipeline.sources import Unit, read_documents, read_unit, source_units, text
+from t5x_like.input_pipeline.sources import text
+from t5x_like.input_pipeline.sources.source import Unit, read_documents, read_unit, source_units
 
 LINE_ENDS_AND_TEXT = st.lists(
     st.sampled_from([b"\n", b"\r\n", b"a", b"bc ", "é".encode(), b" ", b"\xff", b"\r"]), max_size=60

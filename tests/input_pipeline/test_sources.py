@@ -21,7 +21,7 @@ from t5x_like.input_pipeline.config import (
     TextFiles,
     TfdsBuilder,
 )
-from t5x_like.input_pipeline.sources import (
+from t5x_like.input_pipeline.sources.source import (
     Unit,
     describe_source,
     read_documents,

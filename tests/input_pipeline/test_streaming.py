@@ -6,11 +6,11 @@ import itertools
 import numpy as np
 import pytest
 
-import t5x_like.input_pipeline.streaming as streaming
+import t5x_like.input_pipeline.batches.streaming as streaming
 from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.batches.streaming import StreamingBatches, require_streamable
 from t5x_like.input_pipeline.config import Bytes, Corpus, DataConfig, Filters, JsonLines, SentencePiece
-from t5x_like.input_pipeline.streaming import StreamingBatches, require_streamable
-from t5x_like.input_pipeline.tokenizers import ByteTokenizer
+from t5x_like.input_pipeline.tokenizers.tokenizer import ByteTokenizer
 from t5x_like.objectives import UL2, Autoregressive, SpanCorruption
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from t5x_like.core.config import shipped
 from t5x_like.input_pipeline.recipes import load_recipe
-from t5x_like.input_pipeline.sources import read_documents
+from t5x_like.input_pipeline.sources.source import read_documents
 
 pytest.importorskip("tensorflow_datasets")
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from t5x_like.core.config import from_json, to_json
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline import tokenizer_sentencepiece, tokenizer_training
 from t5x_like.input_pipeline.config import Bytes, Corpus, Filters, Mixture, Part, SentencePiece, TextFiles
-from t5x_like.input_pipeline.splits import documents_of_split
-from t5x_like.input_pipeline.tokenizer_training import train_sentencepiece, trained_model_path
-from t5x_like.input_pipeline.tokenizers import (
+from t5x_like.input_pipeline.sources.splits import documents_of_split
+from t5x_like.input_pipeline.tokenizers import sentencepiece as tokenizer_sentencepiece
+from t5x_like.input_pipeline.tokenizers import training as tokenizer_training
+from t5x_like.input_pipeline.tokenizers.tokenizer import (
     ByteTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
@@ -28,6 +28,7 @@ from t5x_like.input_pipeline.tokenizers import (
     open_tokenizer,
     tokenizer_config,
 )
+from t5x_like.input_pipeline.tokenizers.training import train_sentencepiece, trained_model_path
 
 MODES = ("[NLU]", "[NLG]", "[a,b]")
 HARD_TEXTS = [

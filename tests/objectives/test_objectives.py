@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from t5x_like.core.config import flatten, from_json, structure, to_json
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.input_pipeline.example import Example, Objective
 from t5x_like.objectives import (
     UL2,
     Autoregressive,
@@ -26,6 +25,7 @@ from t5x_like.objectives import (
     PrefixLM,
     SpanCorruption,
 )
+from t5x_like.objectives.base import Example, Objective
 
 
 def sides(example: Example, shape: Shape) -> tuple[int, ...]:

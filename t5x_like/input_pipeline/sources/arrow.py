@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.source_config import Parquet
+from t5x_like.input_pipeline.sources.config import Parquet
 from t5x_like.input_pipeline.sources.files import (
     File,
     Unit,

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.source_config import Csv
+from t5x_like.input_pipeline.sources.config import Csv
 from t5x_like.input_pipeline.sources.files import BrokenFile, Unit, format_suffix, open_file
 from t5x_like.input_pipeline.sources.messages import (
     broken_file,

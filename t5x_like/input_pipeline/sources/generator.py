@@ -12,9 +12,20 @@ from pathlib import Path
 
 from t5x_like.core.config import load_module
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.recipes import was_chosen
-from t5x_like.input_pipeline.source_config import PythonGenerator
+from t5x_like.input_pipeline.sources.config import PythonGenerator
 from t5x_like.input_pipeline.sources.messages import half_character, is_whole, local_path
+
+_CHOSEN: set[Path] = set()  # files whose code the user asked to be run
+
+
+def mark(file: Path) -> None:
+    """Notes that the user chose ``file``: its functions may be run in this process."""
+    _CHOSEN.add(Path(file).resolve())
+
+
+def was_chosen(file: Path) -> bool:
+    """Whether the user chose ``file`` in this process, as ``mark`` notes it."""
+    return Path(file).resolve() in _CHOSEN
 
 
 def read_generator(source: PythonGenerator) -> Iterator[str | UserError]:

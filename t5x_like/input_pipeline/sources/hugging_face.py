@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from t5x_like.core.errors import UserError, nearest
-from t5x_like.input_pipeline.source_config import HuggingFaceDataset
 from t5x_like.input_pipeline.sources.arrow import BATCH_ROWS, column_texts, holds_text
+from t5x_like.input_pipeline.sources.config import HuggingFaceDataset
 from t5x_like.input_pipeline.sources.files import BrokenFile, File, Unit, cut, folder_files, list_files
 from t5x_like.input_pipeline.sources.messages import (
     broken_file,

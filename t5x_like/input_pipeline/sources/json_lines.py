@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.source_config import JsonLines
+from t5x_like.input_pipeline.sources.config import JsonLines
 from t5x_like.input_pipeline.sources.files import Unit
 from t5x_like.input_pipeline.sources.messages import half_character, no_column
 from t5x_like.input_pipeline.sources.text import Lines

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, BinaryIO
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.source_config import RecordContent
+from t5x_like.input_pipeline.sources.config import RecordContent
 from t5x_like.input_pipeline.sources.crc32c import masked_crc32c
 from t5x_like.input_pipeline.sources.files import (
     BrokenFile,

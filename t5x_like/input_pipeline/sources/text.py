@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import BinaryIO
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.source_config import PackageText, TextFiles
+from t5x_like.input_pipeline.sources.config import PackageText, TextFiles
 from t5x_like.input_pipeline.sources.files import (
     BrokenFile,
     File,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.source_config import TfdsBuilder
+from t5x_like.input_pipeline.sources.config import TfdsBuilder
 from t5x_like.input_pipeline.sources.files import File, Unit, cut, folder_files, open_plain
 from t5x_like.input_pipeline.sources.messages import local_path, missing_package, no_column
 from t5x_like.input_pipeline.sources.records import read_array_record, read_tf_record

@@ -20,7 +20,7 @@ import numpy as np
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.disk import map_array
-from t5x_like.input_pipeline.splits import SPLIT_NAMES, SplitName
+from t5x_like.input_pipeline.sources.splits import SPLIT_NAMES, SplitName
 
 # Bump when the layout changes, so that older caches are built anew instead of misread.
 FORMAT_VERSION = 2

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from t5x_like.input_pipeline.config import Shape
-from t5x_like.input_pipeline.example import Example
+from t5x_like.objectives.base import Example
 
 Batch = dict[str, np.ndarray]
 

@@ -22,10 +22,9 @@ import numpy as np
 from t5x_like.core.config import structure, to_plain
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Corpus, PythonGenerator, TokenizerConfig, cache_folder
-from t5x_like.input_pipeline.disk import is_left_behind, publish, room_in, temporary_name
-from t5x_like.input_pipeline.locks import held_lock
-from t5x_like.input_pipeline.merge import CacheWriter, PartFiles, mark_copies, merge, survey
-from t5x_like.input_pipeline.parts import (
+from t5x_like.input_pipeline.disk import held_lock, is_left_behind, publish, room_in, temporary_name
+from t5x_like.input_pipeline.prepare.merge import CacheWriter, PartFiles, mark_copies, merge, survey
+from t5x_like.input_pipeline.prepare.parts import (
     DOCUMENT,
     BadDocument,
     Counts,
@@ -41,8 +40,10 @@ from t5x_like.input_pipeline.parts import (
     tokenize_documents,
     tokenize_part,
 )
-from t5x_like.input_pipeline.progress import Progress, Show, Tally
-from t5x_like.input_pipeline.sources import (
+from t5x_like.input_pipeline.prepare.progress import Progress, Show, Tally
+from t5x_like.input_pipeline.prepare.token_cache import FORMAT_VERSION, TokenCache, TokenSplit, open_cache, token_type
+from t5x_like.input_pipeline.prepare.workers import available_cores, tokenize_in_processes
+from t5x_like.input_pipeline.sources.source import (
     File,
     describe_source,
     read_unit,
@@ -50,10 +51,8 @@ from t5x_like.input_pipeline.sources import (
     source_files,
     source_units,
 )
-from t5x_like.input_pipeline.splits import SPLIT_NAMES, division_of, split_tail, text_hash
-from t5x_like.input_pipeline.token_cache import FORMAT_VERSION, TokenCache, TokenSplit, open_cache, token_type
-from t5x_like.input_pipeline.tokenizers import Tokenizer, open_tokenizer
-from t5x_like.input_pipeline.workers import available_cores, tokenize_in_processes
+from t5x_like.input_pipeline.sources.splits import SPLIT_NAMES, division_of, split_tail, text_hash
+from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer, open_tokenizer
 
 __all__ = ["Progress", "TokenCache", "TokenSplit", "open_cache", "prepare", "prepare_by"]
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from t5x_like.input_pipeline.disk import HashedFile, temporary_name
-from t5x_like.input_pipeline.parts import DOCUMENT
-from t5x_like.input_pipeline.splits import SPLIT_NAMES, Division, SplitName
+from t5x_like.input_pipeline.prepare.parts import DOCUMENT
+from t5x_like.input_pipeline.sources.splits import SPLIT_NAMES, Division, SplitName
 
 _CHUNK_DOCUMENTS = 2**20  # at a time: 24 MB
 _BUCKET_DOCUMENTS = 2**21  # whose hashes are sorted at a time: about 200 MB with what sorting needs

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.tokenizer_text import (
+from t5x_like.input_pipeline.tokenizers.pieces import (
     cut_text,
     encode_around,
     encode_documents,

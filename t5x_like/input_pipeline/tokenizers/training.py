@@ -21,13 +21,12 @@ from t5x_like.core.config import structure, to_plain
 from t5x_like.core.errors import UserError
 from t5x_like.core.paths import write_atomically
 from t5x_like.input_pipeline.config import Corpus, Mixture, SentencePiece, SentencePieceModel, cache_folder, corpora
-from t5x_like.input_pipeline.filters import kept_by
-from t5x_like.input_pipeline.locks import held_lock
-from t5x_like.input_pipeline.source_config import Csv, FileSource, JsonLines, Parquet, TextFiles
-from t5x_like.input_pipeline.sources import read_documents, source_digest
-from t5x_like.input_pipeline.splits import documents_of_split
-from t5x_like.input_pipeline.tokenizer_sentencepiece import MASK_PIECE, require_symbols
-from t5x_like.input_pipeline.tokenizer_text import sentinel_piece
+from t5x_like.input_pipeline.disk import held_lock
+from t5x_like.input_pipeline.sources.config import Csv, FileSource, JsonLines, Parquet, TextFiles
+from t5x_like.input_pipeline.sources.source import read_documents, source_digest
+from t5x_like.input_pipeline.sources.splits import documents_of_split
+from t5x_like.input_pipeline.tokenizers.pieces import sentinel_piece
+from t5x_like.input_pipeline.tokenizers.sentencepiece import MASK_PIECE, require_symbols
 
 # Bump when the options below change, so that models trained with the old ones are not taken for new ones.
 TRAINER_VERSION = 2
@@ -172,7 +171,8 @@ def _train(corpus: Corpus | Mixture, config: SentencePiece, path: Path, progress
 
 def _training_texts(corpus: Corpus) -> Iterator[str]:
     def read() -> Iterator[str]:
-        return kept_by(corpus.filters, read_documents(corpus.source, corpus.bad_documents))
+        documents = read_documents(corpus.source, corpus.bad_documents)
+        return (text for text in documents if not corpus.filters.drops(text))
 
     return documents_of_split(read, corpus.heldout, "train")
 

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.batches.order import ExampleRandom, Permutation, epoch_and_position, permutation
+from t5x_like.input_pipeline.batches.row_table import RowPacking
+from t5x_like.input_pipeline.batches.rows import DocumentRows, JoinedRows, Rows
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.input_pipeline.example import Example, Objective
-from t5x_like.input_pipeline.order import ExampleRandom, Permutation, epoch_and_position, permutation
-from t5x_like.input_pipeline.row_table import RowPacking
-from t5x_like.input_pipeline.rows import DocumentRows, JoinedRows, Rows
-from t5x_like.input_pipeline.token_cache import TokenSplit
-from t5x_like.input_pipeline.tokenizers import Tokenizer
+from t5x_like.input_pipeline.prepare.token_cache import TokenSplit
+from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+from t5x_like.objectives.base import Example, Objective
 
 # First words of every derived seed, so that no two uses of one seed share random numbers.
 _ORDER, _BORDERS, _EXAMPLES, _HELDOUT = range(4)

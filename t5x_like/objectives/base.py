@@ -14,7 +14,7 @@ from t5x_like.input_pipeline.config import DataConfig, Shape
 if TYPE_CHECKING:
     import numpy as np
 
-    from t5x_like.input_pipeline.tokenizers import Tokenizer
+    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Example:
       targets: (targets,) ids that are predicted; for an encoder without decoder as many as ``inputs``.
       weights: (targets,) float32 weight of each target in the loss; None: all 1.
       positions: (inputs,) int32 positions of the inputs of an encoder without decoder; None: counted from 0.
-      order: (inputs,) int32, for the feature ``encoder_order``: who sees whom, as ``corruption.reordering`` says.
+      order: (inputs,) int32, for the feature ``encoder_order``: who sees whom, as ``objectives.reordering`` says.
     """
 
     inputs: np.ndarray

@@ -10,8 +10,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from t5x_like.input_pipeline.row_table import RowPacking, row_table
-from t5x_like.input_pipeline.token_cache import TokenSplit
+from t5x_like.input_pipeline.batches.row_table import RowPacking, row_table
+from t5x_like.input_pipeline.prepare.token_cache import TokenSplit
 
 
 class Piece(NamedTuple):

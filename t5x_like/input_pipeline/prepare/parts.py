@@ -26,13 +26,12 @@ import numpy as np
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Filters, Source, TokenizerConfig
 from t5x_like.input_pipeline.disk import HashedFile, room_in, temporary_name
-from t5x_like.input_pipeline.filters import dropped_by
-from t5x_like.input_pipeline.sources import File, Unit, read_unit, source_files
+from t5x_like.input_pipeline.prepare.token_cache import file_digest, token_type
 from t5x_like.input_pipeline.sources.files import list_files
-from t5x_like.input_pipeline.splits import text_hash
-from t5x_like.input_pipeline.token_cache import file_digest, token_type
-from t5x_like.input_pipeline.tokenizer_text import groups_of
-from t5x_like.input_pipeline.tokenizers import Tokenizer, open_tokenizer
+from t5x_like.input_pipeline.sources.source import File, Unit, read_unit, source_files
+from t5x_like.input_pipeline.sources.splits import text_hash
+from t5x_like.input_pipeline.tokenizers.pieces import groups_of
+from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer, open_tokenizer
 
 # What is known of a document besides its tokens: how many, and ``splits.text_hash`` as two big-endian halves.
 DOCUMENT = np.dtype([("length", "<i8"), ("hash", ">u8", (2,))])
@@ -281,7 +280,7 @@ def kept_documents(items: Iterable[str | UserError], work: Work, counts: Counts)
             counts.add_bad(item)
         elif not item or item.isspace():
             counts.empty += 1
-        elif filtered and (rule := dropped_by(work.filters, item)):
+        elif filtered and (rule := work.filters.drops(item)):
             counts.dropped[rule] = counts.dropped.get(rule, 0) + 1
         else:
             yield item

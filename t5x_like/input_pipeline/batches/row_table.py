@@ -19,10 +19,9 @@ import numpy as np
 
 from t5x_like.core.errors import UserError
 from t5x_like.core.paths import write_atomically
-from t5x_like.input_pipeline.disk import HashedFile, map_array, publish, room_in
-from t5x_like.input_pipeline.locks import held_lock
-from t5x_like.input_pipeline.packing import Rule, plan
-from t5x_like.input_pipeline.token_cache import TokenSplit
+from t5x_like.input_pipeline.batches.packing import Rule, plan
+from t5x_like.input_pipeline.disk import HashedFile, held_lock, map_array, publish, room_in
+from t5x_like.input_pipeline.prepare.token_cache import TokenSplit
 
 # Bump when what a table holds changes, so that older ones are made anew.
 FORMAT_VERSION = 1

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from t5x_like.core.errors import UserError, nearest
-from t5x_like.input_pipeline.tokenizer_text import (
+from t5x_like.input_pipeline.tokenizers.pieces import (
     cut_text,
     encode_around,
     encode_documents,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.corruption.spans import (
+from t5x_like.objectives.spans import (
     iid_denoising,
     iid_limits,
     noise_counts,

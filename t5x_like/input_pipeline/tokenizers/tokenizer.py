@@ -23,11 +23,11 @@ from t5x_like.input_pipeline.config import (
     SentencePiece,
     TokenizerConfig,
 )
-from t5x_like.input_pipeline.tokenizer_bytes import ByteTokenizer
-from t5x_like.input_pipeline.tokenizer_hugging_face import JsonTokenizer
-from t5x_like.input_pipeline.tokenizer_sentencepiece import SentencePieceTokenizer
-from t5x_like.input_pipeline.tokenizer_text import sentinel_piece
-from t5x_like.input_pipeline.tokenizer_training import trained_model_path
+from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
+from t5x_like.input_pipeline.tokenizers.hugging_face import JsonTokenizer
+from t5x_like.input_pipeline.tokenizers.pieces import sentinel_piece
+from t5x_like.input_pipeline.tokenizers.sentencepiece import SentencePieceTokenizer
+from t5x_like.input_pipeline.tokenizers.training import trained_model_path
 
 __all__ = [
     "ByteTokenizer", "JsonTokenizer", "SentencePieceTokenizer", "Tokenizer", "check_vocabulary", "config_of_file",

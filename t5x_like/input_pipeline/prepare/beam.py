@@ -15,7 +15,7 @@ from pathlib import Path
 from t5x_like.core.config import from_json, to_plain
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Corpus, TokenizerConfig
-from t5x_like.input_pipeline.parts import (
+from t5x_like.input_pipeline.prepare.parts import (
     ERROR_KINDS,
     Counts,
     Part,
@@ -25,9 +25,9 @@ from t5x_like.input_pipeline.parts import (
     plain_error,
     tokenize_part,
 )
-from t5x_like.input_pipeline.prepare import TokenCache, prepare_by
-from t5x_like.input_pipeline.progress import Show, Tally
-from t5x_like.input_pipeline.tokenizers import Tokenizer
+from t5x_like.input_pipeline.prepare.prepare import TokenCache, prepare_by
+from t5x_like.input_pipeline.prepare.progress import Show, Tally
+from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
 
 
 def prepare_with_beam(

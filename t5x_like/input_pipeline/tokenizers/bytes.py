@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from t5x_like.input_pipeline.tokenizer_text import begins_word, encode_around, sentinel_piece
+from t5x_like.input_pipeline.tokenizers.pieces import begins_word, encode_around, sentinel_piece
 
 _OFFSET = 3  # byte b is id b + 3
 _NAMED = {"<pad>": 0, "</s>": 1, "<unk>": 2}

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.batches.order import ExampleRandom
 from t5x_like.input_pipeline.config import Corpus, Mixture, Part, Proportional, RateSchedule
-from t5x_like.input_pipeline.order import ExampleRandom
 
 # Rows of a block where rates do not change: enough to spread small rates, few enough to lay out in a millisecond.
 _ROWS_PER_BLOCK = 8192

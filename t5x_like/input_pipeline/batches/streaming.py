@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 
 from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.batches.features import Batch, feature_names, make_batch
+from t5x_like.input_pipeline.batches.order import ExampleRandom, checked_seed
+from t5x_like.input_pipeline.batches.pipeline import Seen, process_rows
 from t5x_like.input_pipeline.config import Bytes, Corpus, DataConfig, Shape
-from t5x_like.input_pipeline.example import Example, Objective
-from t5x_like.input_pipeline.features import Batch, feature_names, make_batch
-from t5x_like.input_pipeline.filters import dropped_by
-from t5x_like.input_pipeline.order import ExampleRandom, checked_seed
-from t5x_like.input_pipeline.pipeline import Seen, process_rows
-from t5x_like.input_pipeline.sources import read_documents
-from t5x_like.input_pipeline.splits import hashed_share
-from t5x_like.input_pipeline.tokenizers import Tokenizer
+from t5x_like.input_pipeline.sources.source import read_documents
+from t5x_like.input_pipeline.sources.splits import hashed_share
+from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+from t5x_like.objectives.base import Example, Objective
 
 _EXAMPLES, _HELDOUT = 10, 11  # first words of derived seeds; those of ``stream`` are below 10
 _SHUFFLE_WINDOW = 1024  # documents
@@ -134,7 +133,7 @@ class StreamingBatches:
         while True:
             found = tokens = 0
             for text in read_documents(corpus.source, corpus.bad_documents):
-                if dropped_by(corpus.filters, text):
+                if corpus.filters.drops(text):
                     continue
                 if (hashed_share(text) < corpus.heldout) == heldout:
                     if found % count == index:

@@ -18,12 +18,12 @@ from typing import Any
 
 from t5x_like.core.config import to_plain
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.parts import ERROR_KINDS, Counts, Part, Work
+from t5x_like.input_pipeline.prepare.parts import ERROR_KINDS, Counts, Part, Work
 
 # Called with what was done so far of a part: part, documents, tokens, bytes of the source.
 Report = Callable[[Part, int, int, int], None]
 
-_COMMAND = (sys.executable, "-P", "-m", "t5x_like.input_pipeline.prepare_worker")
+_COMMAND = (sys.executable, "-P", "-m", "t5x_like.input_pipeline.prepare.worker")
 _READ_BYTES = 2**16
 
 

@@ -19,14 +19,14 @@ from typing import NamedTuple
 import numpy as np
 
 from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.batches.features import Batch, feature_names, make_batch
+from t5x_like.input_pipeline.batches.mixture import Interleaving, limits, shares
+from t5x_like.input_pipeline.batches.order import checked_seed
+from t5x_like.input_pipeline.batches.stream import Stream
 from t5x_like.input_pipeline.config import DataConfig, Shape, corpora
-from t5x_like.input_pipeline.example import Objective
-from t5x_like.input_pipeline.features import Batch, feature_names, make_batch
-from t5x_like.input_pipeline.mixture import Interleaving, limits, shares
-from t5x_like.input_pipeline.order import checked_seed
-from t5x_like.input_pipeline.stream import Stream
-from t5x_like.input_pipeline.token_cache import TokenSplit
-from t5x_like.input_pipeline.tokenizers import Tokenizer, check_vocabulary
+from t5x_like.input_pipeline.prepare.token_cache import TokenSplit
+from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer, check_vocabulary
+from t5x_like.objectives.base import Objective
 
 __all__ = ["Batches", "Seen", "check_vocabulary", "process_rows"]
 

@@ -1,4 +1,4 @@
-"""``python -m t5x_like.input_pipeline.prepare_worker``: a process that tokenizes parts of a corpus for another one.
+"""``python -m t5x_like.input_pipeline.prepare.worker``: a process that tokenizes parts of a corpus for another one.
 
 Reads JSON lines from standard input: a ``parts.Work``, then one ``parts.Part`` after the other. Answers with JSON lines
 on standard output: {"report": [documents, tokens, bytes]} now and then, {"counts": {...}} when a part is finished,
@@ -20,7 +20,7 @@ from typing import TextIO
 
 from t5x_like.core.config import from_json
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.parts import Part, Work, plain_error, tokenize_part
+from t5x_like.input_pipeline.prepare.parts import Part, Work, plain_error, tokenize_part
 
 
 def main() -> None:
