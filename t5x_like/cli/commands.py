@@ -188,17 +188,17 @@ def tokenizer(options: argparse.Namespace) -> int:
 
 def _train_tokenizer(options: argparse.Namespace) -> int:
     from t5x_like.input_pipeline.config import SentencePiece
-    from t5x_like.input_pipeline.sources.source import describe_source, read_documents
+    from t5x_like.input_pipeline.prepare.vocabulary import source_by_suffix
     from t5x_like.input_pipeline.tokenizers.tokenizer import open_tokenizer
-    from t5x_like.input_pipeline.tokenizers.training import Sample, source_by_suffix, train_sentencepiece
+    from t5x_like.input_pipeline.tokenizers.training import Sample, train_sentencepiece
 
     if options.pad_to_multiple < 1:
         raise UserError("--pad-to-multiple", str(options.pad_to_multiple), "1 or more")
     size = -(-options.vocab_size // options.pad_to_multiple) * options.pad_to_multiple
     wanted = SentencePiece(size, options.model, options.sentinels, tuple(options.symbols))
     source, output = source_by_suffix(options.inputs, options.field), Path(options.output)
-    print(f"training {size:,} pieces on {describe_source(source)}", file=sys.stderr, flush=True)
-    sample = Sample(read_documents(source))
+    print(f"training {size:,} pieces on {source.describe()}", file=sys.stderr, flush=True)
+    sample = Sample(source.texts())
     train_sentencepiece(sample, output, size, wanted.model, wanted.sentinels, wanted.symbols)
     config = replace(wanted, path=str(output))
     made = open_tokenizer(config)

@@ -19,7 +19,7 @@ def prepare_data(run: Run, options: argparse.Namespace) -> int:
     from t5x_like.input_pipeline.config import corpora
     from t5x_like.input_pipeline.prepare.beam import prepare_with_beam
     from t5x_like.input_pipeline.prepare.prepare import prepare
-    from t5x_like.input_pipeline.tokenizers.tokenizer import tokenizer_config
+    from t5x_like.input_pipeline.prepare.vocabulary import tokenizer_config
     from t5x_like.report.preparing import Preparing
 
     if options.processes < 0:

@@ -19,7 +19,7 @@ from t5x_like.input_pipeline.batches.order import ExampleRandom, permutation
 from t5x_like.input_pipeline.batches.pipeline import Batches
 from t5x_like.input_pipeline.config import Bytes, Corpus, DataConfig, Mixture, Part, TextFiles, corpora
 from t5x_like.input_pipeline.prepare.prepare import prepare
-from t5x_like.input_pipeline.tokenizers.tokenizer import ByteTokenizer
+from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
 from t5x_like.objectives import UL2, Autoregressive, SpanCorruption
 
 PINNED = ["78078f8b9401391b", "5fac7aae140f360b", "f3ed5d64b649ed1b", "2ab862d4e27c4f01"]

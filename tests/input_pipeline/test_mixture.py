@@ -1,6 +1,5 @@
 """Which source a row comes from: exact counts at any step, rates kept, limits kept."""
 
-import dataclasses
 
 import numpy as np
 import pytest
@@ -171,7 +170,3 @@ def test_mistakes_in_mixtures():
         RateSchedule((5, 5), (1.0, 1.0))
     with pytest.raises(UserError, match="temperature"):
         Proportional(temperature=0.0)
-    with pytest.raises(UserError, match="best_fit with data.streaming"):
-        dataclasses.replace(DataConfig(A, 32), streaming=True, packing="best_fit")
-    with pytest.raises(UserError, match="streaming"):
-        dataclasses.replace(DataConfig(A, 32), streaming=True, skip=("1:2",))

@@ -31,10 +31,11 @@ from t5x_like.input_pipeline.prepare import parts
 from t5x_like.input_pipeline.prepare import prepare as module
 from t5x_like.input_pipeline.prepare.prepare import prepare
 from t5x_like.input_pipeline.prepare.token_cache import TokenSplit, open_cache
+from t5x_like.input_pipeline.prepare.vocabulary import tokenizer_config
 from t5x_like.input_pipeline.sources import splits
-from t5x_like.input_pipeline.sources.source import source_files, source_units
 from t5x_like.input_pipeline.sources.splits import documents_of_split
-from t5x_like.input_pipeline.tokenizers.tokenizer import ByteTokenizer, open_tokenizer, tokenizer_config
+from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
+from t5x_like.input_pipeline.tokenizers.tokenizer import open_tokenizer
 
 
 def byte_corpus(folder, heldout=0.2, name="bytes", **options) -> Corpus:
@@ -218,8 +219,8 @@ def test_a_part_of_other_content_is_not_kept_when_the_files_change_back(tmp_path
 def test_a_part_whose_file_changes_is_never_finished(tmp_path, monkeypatch, moment):
     (tmp_path / "a.txt").write_text("one text")
     source = TextFiles((str(tmp_path / "a.txt"),))
-    (part,) = parts.cut_into_parts(source_units(source))
-    part = dataclasses.replace(part, stamp=parts.stamp_of(part.units, {f.address: f for f in source_files(source)}))
+    (part,) = parts.cut_into_parts(source.units())
+    part = dataclasses.replace(part, stamp=parts.stamp_of(part.units, {f.address: f for f in source.files()}))
     work = parts.Work(source, Bytes(), ByteTokenizer().fingerprint, Filters(), False, str(tmp_path / "work"))
     (tmp_path / "work").mkdir()
 
@@ -253,7 +254,7 @@ def test_files_that_are_no_local_ones_are_looked_at_too(tmp_path, kind, monkeypa
     assert texts_of(prepare(corpus, Bytes(), str(tmp_path))) == ["one text"]
     encode = ByteTokenizer.encode_batch
     monkeypatch.setattr(ByteTokenizer, "encode_batch", lambda *given: (change(), encode(*given))[1])
-    files = source_files(source)
+    files = source.files()
     monkeypatch.setattr(module, "source_files", lambda _: files)  # the parts notice it by themselves
     with pytest.raises(parts.SourceChanged):
         prepare(dataclasses.replace(corpus, name="d"), Bytes(), str(tmp_path))

@@ -14,9 +14,9 @@ from t5x_like.input_pipeline.config import Bytes, Corpus, TextFiles
 from t5x_like.input_pipeline.prepare import merge, parts
 from t5x_like.input_pipeline.prepare.merge import Marks
 from t5x_like.input_pipeline.prepare.prepare import prepare
-from t5x_like.input_pipeline.sources.source import Unit
+from t5x_like.input_pipeline.sources.files import Unit
 from t5x_like.input_pipeline.sources.splits import division_of
-from t5x_like.input_pipeline.tokenizers.tokenizer import ByteTokenizer
+from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
 
 
 def plainly(texts: list[str], heldout: float, deduplicate: bool) -> tuple[list[str], list[str]]:

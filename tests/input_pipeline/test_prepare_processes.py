@@ -19,8 +19,8 @@ from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Bytes, Corpus, Csv, JsonLines, Parquet, Source, TextFiles
 from t5x_like.input_pipeline.prepare import parts, workers
 from t5x_like.input_pipeline.prepare.prepare import prepare, prepare_by
-from t5x_like.input_pipeline.sources.source import read_documents
-from t5x_like.input_pipeline.tokenizers.tokenizer import open_tokenizer, tokenizer_config
+from t5x_like.input_pipeline.prepare.vocabulary import tokenizer_config
+from t5x_like.input_pipeline.tokenizers.tokenizer import open_tokenizer
 
 FILES, FILE_BYTES = 12, 400_000  # four parts of three files
 SCRIPT = """
@@ -276,7 +276,7 @@ def test_sources_and_tokenizers_reach_the_workers(tmp_path, texts, corpus, cache
     made = prepare(many, config, str(tmp_path), seen.append, processes=2)
     decode = open_tokenizer(config).decode
     split = made.split("train")
-    assert [decode(split.document(i).tolist()) for i in range(len(split))] == list(read_documents(source))
+    assert [decode(split.document(i).tolist()) for i in range(len(split))] == list(source.texts())
     assert seen[-1].documents == len(texts) == len(split) and seen[-1].done == seen[-1].total > 0
 
 

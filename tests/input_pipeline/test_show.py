@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from t5x_like.input_pipeline.batches.features import make_batch
 from t5x_like.input_pipeline.batches.show import Field, fill, row_summary, show_row
-from t5x_like.input_pipeline.tokenizers.tokenizer import ByteTokenizer, SentencePieceTokenizer
+from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
+from t5x_like.input_pipeline.tokenizers.sentencepiece import SentencePieceTokenizer
 from t5x_like.input_pipeline.tokenizers.training import train_sentencepiece
 from t5x_like.objectives import MaskedLM, PermutationLM, SpanCorruption
 from t5x_like.objectives.base import Example

@@ -13,7 +13,7 @@ from all_objectives import CORPUS, KINDS, NAMES, TOKENIZER
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.input_pipeline.tokenizers.tokenizer import ByteTokenizer
+from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
 from t5x_like.objectives import (
     UL2,
     FillInTheMiddle,

@@ -134,7 +134,7 @@ class Batches:
                 f"{streams[0].name!r}: {epochs or tokens} {'epochs' if epochs else 'tokens'} are less than one row",
                 "a larger limit, or rate=0 to leave it out",
             )
-        return most.tolist()
+        return [int(each) for each in most]
 
     @property
     def examples_per_epoch(self) -> int:

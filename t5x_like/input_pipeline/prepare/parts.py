@@ -27,8 +27,7 @@ from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Filters, Source, TokenizerConfig
 from t5x_like.input_pipeline.disk import HashedFile, room_in, temporary_name
 from t5x_like.input_pipeline.prepare.token_cache import file_digest, token_type
-from t5x_like.input_pipeline.sources.files import list_files
-from t5x_like.input_pipeline.sources.source import File, Unit, read_unit, source_files
+from t5x_like.input_pipeline.sources.files import File, Unit, list_files
 from t5x_like.input_pipeline.sources.splits import text_hash
 from t5x_like.input_pipeline.tokenizers.pieces import groups_of
 from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer, open_tokenizer
@@ -195,7 +194,7 @@ def read_part(source: Source, part: Part, done: Callable[[int], None] | None = N
       done: called after each unit with its size in bytes.
     """
     for unit in part.units:
-        yield from read_unit(source, unit)
+        yield from source.read_unit(unit)
         if done is not None:
             done(unit.size)
 
@@ -291,7 +290,7 @@ def _require_unchanged(source: Source, part: Part) -> None:
     if all(map(os.path.isfile, addresses)):  # without a look at the other files, of which there may be a million
         files = {address: list_files((address,), ())[0] for address in addresses}
     else:
-        files = {file.address: file for file in source_files(source)}
+        files = {file.address: file for file in source.files()}
     if stamp_of(part.units, files) != part.stamp:
         raise source_changed()
 

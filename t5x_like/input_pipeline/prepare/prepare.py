@@ -21,7 +21,7 @@ import numpy as np
 
 from t5x_like.core.config import structure, to_plain
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.config import Corpus, PythonGenerator, TokenizerConfig, cache_folder
+from t5x_like.input_pipeline.config import Corpus, TokenizerConfig, cache_folder
 from t5x_like.input_pipeline.disk import held_lock, is_left_behind, publish, room_in, temporary_name
 from t5x_like.input_pipeline.prepare.merge import CacheWriter, PartFiles, mark_copies, merge, survey
 from t5x_like.input_pipeline.prepare.parts import (
@@ -43,14 +43,7 @@ from t5x_like.input_pipeline.prepare.parts import (
 from t5x_like.input_pipeline.prepare.progress import Progress, Show, Tally
 from t5x_like.input_pipeline.prepare.token_cache import FORMAT_VERSION, TokenCache, TokenSplit, open_cache, token_type
 from t5x_like.input_pipeline.prepare.workers import available_cores, tokenize_in_processes
-from t5x_like.input_pipeline.sources.source import (
-    File,
-    describe_source,
-    read_unit,
-    source_digest,
-    source_files,
-    source_units,
-)
+from t5x_like.input_pipeline.sources.files import File
 from t5x_like.input_pipeline.sources.splits import SPLIT_NAMES, division_of, split_tail, text_hash
 from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer, open_tokenizer
 
@@ -59,7 +52,7 @@ __all__ = ["Progress", "TokenCache", "TokenSplit", "open_cache", "prepare", "pre
 # A process is started for so many bytes each: to start costs as much as to tokenize one to five million of them. Below
 # twice that this process does all by itself, with as many threads as the tokenizer can use.
 _BYTES_PER_PROCESS = 32_000_000
-# Documents that a Python function yields are cut into parts of about so many characters.
+# Documents of a source that is read by one process are cut into parts of about so many characters.
 _GENERATED_PART_CHARACTERS = 16_000_000
 
 # Tokenizes the given parts into the work folder, showing how far it is; returns the counts of each part by its number.
@@ -106,7 +99,7 @@ def prepare_by(
     """``prepare`` with another way to tokenize parts."""
     corpus = structure(Corpus, to_plain(corpus), "data.corpus")  # 0 and 0.0 of a number field are one corpus
     opened = open_tokenizer(tokenizer)
-    files, digest = source_files(corpus.source), source_digest(corpus.source)
+    files, digest = corpus.source.files(), corpus.source.digest()
     key = (
         FORMAT_VERSION, digest, repr(corpus.source), opened.fingerprint, corpus.heldout, corpus.deduplicate,
         repr(corpus.filters), corpus.bad_documents,
@@ -183,17 +176,14 @@ class _Build:
             source, self.config, self.tokenizer.fingerprint, self.corpus.filters,
             self.corpus.bad_documents == "skip", str(self.folder.absolute()),
         )  # fmt: skip
-        if isinstance(source, PythonGenerator):
-            parts = list(self._tokenize_generated(work))
-        else:
-            parts = self._tokenize_files(work, tokenize)
-        if source_files(source) != self.files:
+        parts = self._tokenize_units(work, tokenize) if source.by_units else list(self._tokenize_items(work))
+        if source.files() != self.files:
             raise source_changed()
         total = Counts()
         for counts in parts:
             total.add(counts)
         if not total.documents:
-            got = f"no documents in {describe_source(source)}"
+            got = f"no documents in {source.describe()}"
             if total.dropped:
                 got += f"; {sum(total.dropped.values()):,} dropped by data.corpus.filters"
             raise UserError("data.corpus.source", got, "at least one that has text")
@@ -202,11 +192,11 @@ class _Build:
         with room_in(self.folder):
             self._merge(files, total)
 
-    def _tokenize_files(self, work: Work, tokenize: TokenizeParts) -> list[Counts]:
+    def _tokenize_units(self, work: Work, tokenize: TokenizeParts) -> list[Counts]:
         files = {file.address: file for file in self.files}
         parts = [
             dataclasses.replace(part, stamp=stamp_of(part.units, files))
-            for part in cut_into_parts(source_units(work.source))
+            for part in cut_into_parts(work.source.units())
         ]
         self.tally.expect(sum(part.size for part in parts))
         finished: dict[int, Counts] = {}
@@ -220,10 +210,10 @@ class _Build:
             finished |= tokenize(work, waiting, self.tokenizer, self.tally)
         return [finished[part.number] for part in parts]
 
-    def _tokenize_generated(self, work: Work) -> Iterator[Counts]:
-        """The same for documents that a Python function yields, which has to be called again to go on."""
+    def _tokenize_items(self, work: Work) -> Iterator[Counts]:
+        """The same for a source that one process reads from its beginning, also to resume."""
         identity = f"generated, {_GENERATED_PART_CHARACTERS}"
-        for number, documents in enumerate(_cut_documents(_read_all(work.source))):
+        for number, documents in enumerate(_cut_documents(work.source.items())):
             counts = finished_part(self.folder, number, identity)
             if counts is None:
                 report = lambda *done, number=number: self.tally.advance(number, *done)  # noqa: E731
@@ -294,7 +284,7 @@ class _Build:
         }
 
     def _split_only(self, wanted: bytes) -> tuple[str, ...]:
-        for item in _read_all(self.corpus.source):
+        for item in self.corpus.source.items():
             if isinstance(item, str) and text_hash(item.encode("utf-8", "surrogatepass")) == wanted:
                 return split_tail(item, self.corpus.heldout)
         raise UserError("data.corpus.source", "gave other documents the second time", "the same ones each time")
@@ -303,7 +293,7 @@ class _Build:
 def _other_documents(work: Work, number: int) -> SourceChanged:
     return SourceChanged(
         "data.corpus.source",
-        f"{describe_source(work.source)} gave other documents in part {number} than before preparing was stopped",
+        f"{work.source.describe()} gave other documents in part {number} than before preparing was stopped",
         "a function that yields the same documents in the same order each time",
         "sort what it reads; run again: preparing begins anew",
     )
@@ -326,11 +316,6 @@ def _tokenize_here(work: Work, part: Part, tokenizer: Tokenizer, tally: Tally, t
     counts = tokenize_part(work, part, tokenizer, report, threads)
     report(counts.documents, counts.tokens, part.size)
     return counts
-
-
-def _read_all(source) -> Iterator[str | UserError]:
-    for unit in source_units(source):
-        yield from read_unit(source, unit)
 
 
 def _cut_documents(items: Iterable[str | UserError]) -> Iterator[Iterator[str | UserError]]:

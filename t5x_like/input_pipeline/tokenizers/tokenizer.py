@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -15,24 +15,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.config import (
-    Bytes,
-    Corpus,
-    HuggingFaceTokenizer,
-    Mixture,
-    SentencePiece,
-    TokenizerConfig,
-)
-from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
-from t5x_like.input_pipeline.tokenizers.hugging_face import JsonTokenizer
+from t5x_like.input_pipeline.tokenizers.config import Bytes, HuggingFaceTokenizer, SentencePiece, TokenizerConfig
 from t5x_like.input_pipeline.tokenizers.pieces import sentinel_piece
-from t5x_like.input_pipeline.tokenizers.sentencepiece import SentencePieceTokenizer
-from t5x_like.input_pipeline.tokenizers.training import trained_model_path
-
-__all__ = [
-    "ByteTokenizer", "JsonTokenizer", "SentencePieceTokenizer", "Tokenizer", "check_vocabulary", "config_of_file",
-    "load_tokenizer", "open_tokenizer", "tokenizer_config",
-]  # fmt: skip
 
 
 @runtime_checkable
@@ -108,32 +92,6 @@ class Tokenizer(Protocol):
         ...
 
 
-def load_tokenizer(
-    corpus: Corpus | Mixture, cache: str = "", progress: Callable[[str], None] | None = None
-) -> Tokenizer:
-    """The tokenizer of ``corpus``; a SentencePiece model without a path is trained into the cache at the first call.
-
-    Args:
-      corpus: its tokenizer, and the text to train on where there is no model yet.
-      cache: the cache folder, as ``DataConfig.cache``.
-      progress: called with a line of text when training begins and ends; not called where nothing is trained.
-
-    Raises:
-      UserError: from ``open_tokenizer``, ``train_sentencepiece`` and ``read_documents``.
-    """
-    return open_tokenizer(tokenizer_config(corpus, cache, progress))
-
-
-def tokenizer_config(
-    corpus: Corpus | Mixture, cache: str = "", progress: Callable[[str], None] | None = None
-) -> TokenizerConfig:
-    """The tokenizer of ``corpus`` as it can be opened anywhere: with its path. Arguments as of ``load_tokenizer``."""
-    config = corpus.tokenizer
-    if isinstance(config, SentencePiece) and not config.path:
-        return replace(config, path=str(trained_model_path(corpus, cache, progress)))
-    return config
-
-
 def config_of_file(path: str, symbols: Sequence[str] = ()) -> TokenizerConfig:
     """What a config would say of a vocabulary file: ``bytes``, a ``.json`` or else a SentencePiece model.
 
@@ -153,14 +111,11 @@ def open_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """The tokenizer that ``config`` describes, which has its path; opened once for as long as its file stays the same.
 
     Raises:
-      UserError: from ``SentencePieceTokenizer`` and ``JsonTokenizer``; or a file whose vocabulary is not of the size
-        that ``config`` says.
+      UserError: from the ``open`` of its kind; or a file whose vocabulary is not of the size that ``config`` says.
     """
-    if isinstance(config, Bytes):
-        return ByteTokenizer()
     path = Path(config.path).expanduser()
     status = path.stat() if path.is_file() else None
-    tokenizer = _open(config, path, (status.st_size, status.st_mtime_ns) if status else (0, 0))
+    tokenizer = _open(config, (status.st_size, status.st_mtime_ns) if status else (0, 0))
     if config.vocab_size not in (0, tokenizer.vocab_size):
         raise UserError(
             "data.corpus.tokenizer.vocab_size",
@@ -171,11 +126,9 @@ def open_tokenizer(config: TokenizerConfig) -> Tokenizer:
 
 
 @functools.lru_cache(maxsize=8)
-def _open(config: SentencePiece | HuggingFaceTokenizer, path: Path, status: tuple[int, int]) -> Tokenizer:
+def _open(config: TokenizerConfig, status: tuple[int, int]) -> Tokenizer:
     # ``status`` (size and time of change) is part of the key only, so that a file that has changed is read again.
-    if isinstance(config, HuggingFaceTokenizer):
-        return JsonTokenizer(path, config.pad, config.eos, config.mask, config.sentinels)
-    return SentencePieceTokenizer(path, config.sentinels, config.symbols)
+    return config.open()
 
 
 def check_vocabulary(tokenizer: Tokenizer, model_vocab_size: int) -> None:
