@@ -28,13 +28,13 @@ import numpy as np
 from table import Point, at_least, at_most, show, show_points, write_json
 
 from t5x_like.core.config import from_json, to_json
+from t5x_like.input_pipeline.batches.features import Batch
+from t5x_like.input_pipeline.batches.pipeline import Batches
 from t5x_like.input_pipeline.config import Corpus, DataConfig, SentencePiece, TextFiles
-from t5x_like.input_pipeline.features import Batch
-from t5x_like.input_pipeline.pipeline import Batches
-from t5x_like.input_pipeline.prepare import prepare
-from t5x_like.input_pipeline.sources import read_documents
-from t5x_like.input_pipeline.token_cache import TokenSplit
-from t5x_like.input_pipeline.tokenizers import open_tokenizer, tokenizer_config
+from t5x_like.input_pipeline.prepare.prepare import prepare
+from t5x_like.input_pipeline.prepare.token_cache import TokenSplit
+from t5x_like.input_pipeline.prepare.vocabulary import tokenizer_config
+from t5x_like.input_pipeline.tokenizers.tokenizer import open_tokenizer
 from t5x_like.objectives import UL2, Autoregressive, MaskedLM, SpanCorruption
 
 LENGTH, ROWS = 512, 128
@@ -118,7 +118,7 @@ def prepare_speed(corpus: Corpus, folder: str, rounds: int) -> list[Point]:
     config = tokenizer_config(corpus, folder)
     assert isinstance(config, SentencePiece)
     processor = sentencepiece.SentencePieceProcessor(model_file=config.path)
-    documents = list(read_documents(corpus.source))
+    documents = list(corpus.source.texts())
     whole = prepare(corpus, config, folder)
     tokens = sum(whole.manifest["splits"][name]["tokens"] for name in ("train", "heldout"))
     size = sum(len(document.encode()) for document in documents)
@@ -305,7 +305,7 @@ def memory_part(folder: str) -> None:
 
     from t5x_like.input_pipeline.config import Bytes
     from t5x_like.input_pipeline.disk import map_array
-    from t5x_like.input_pipeline.tokenizers import ByteTokenizer
+    from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
 
     path = Path(folder)
     tokens, offsets = map_array(path / "train.tokens", "<u2"), map_array(path / "train.offsets", "<i8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from fake_tokenizer import FakeTokenizer
 
 from t5x_like.input_pipeline.config import Bytes, Corpus, Shape, TextFiles
-from t5x_like.input_pipeline.example import Objective
 from t5x_like.objectives import (
     Autoregressive,
     FillInTheMiddle,
@@ -15,6 +14,7 @@ from t5x_like.objectives import (
     PrefixLM,
     SpanCorruption,
 )
+from t5x_like.objectives.base import Objective
 
 CORPUS = Corpus("memory", TextFiles(("nowhere",)), Bytes(), "none", "made up")
 TOKENIZER = FakeTokenizer()

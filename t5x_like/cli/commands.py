@@ -22,7 +22,7 @@ def _run_of(name: str, assignments: list[str]):
         from t5x_like.train.directory import read_config
 
         return override(read_config(Path(name)), assignments)
-    from t5x_like.input_pipeline.recipes import mark
+    from t5x_like.input_pipeline.sources.generator import mark
 
     mark(find_run_file(name))  # documents may come from a function beside run()
     return override(load_run(name, Run), assignments)
@@ -190,17 +190,17 @@ def tokenizer(options: argparse.Namespace) -> int:
 
 def _train_tokenizer(options: argparse.Namespace) -> int:
     from t5x_like.input_pipeline.config import SentencePiece
-    from t5x_like.input_pipeline.sources import describe_source, read_documents
-    from t5x_like.input_pipeline.tokenizer_training import Sample, source_by_suffix, train_sentencepiece
-    from t5x_like.input_pipeline.tokenizers import open_tokenizer
+    from t5x_like.input_pipeline.prepare.vocabulary import source_by_suffix
+    from t5x_like.input_pipeline.tokenizers.tokenizer import open_tokenizer
+    from t5x_like.input_pipeline.tokenizers.training import Sample, train_sentencepiece
 
     if options.pad_to_multiple < 1:
         raise UserError("--pad-to-multiple", str(options.pad_to_multiple), "1 or more")
     size = -(-options.vocab_size // options.pad_to_multiple) * options.pad_to_multiple
     wanted = SentencePiece(size, options.model, options.sentinels, tuple(options.symbols))
     source, output = source_by_suffix(options.inputs, options.field), Path(options.output)
-    print(f"training {size:,} pieces on {describe_source(source)}", file=sys.stderr, flush=True)
-    sample = Sample(read_documents(source))
+    print(f"training {size:,} pieces on {source.describe()}", file=sys.stderr, flush=True)
+    sample = Sample(source.texts())
     train_sentencepiece(sample, output, size, wanted.model, wanted.sentinels, wanted.symbols)
     config = replace(wanted, path=str(output))
     made = open_tokenizer(config)
@@ -220,7 +220,7 @@ def _train_tokenizer(options: argparse.Namespace) -> int:
 
 
 def _show_tokenizer(options: argparse.Namespace) -> int:
-    from t5x_like.input_pipeline.tokenizers import config_of_file, open_tokenizer
+    from t5x_like.input_pipeline.tokenizers.tokenizer import config_of_file, open_tokenizer
 
     shown = open_tokenizer(config_of_file(options.path, options.symbols))
     ids = {"padding": shown.pad_id, "EOS": shown.eos_id, "unknown": shown.unk_id, "mask": shown.mask_id}

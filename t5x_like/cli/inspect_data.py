@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from t5x_like.core.errors import UserError
 
 if TYPE_CHECKING:
-    from t5x_like.input_pipeline.example import Objective
-    from t5x_like.input_pipeline.features import Batch
-    from t5x_like.input_pipeline.pipeline import Batches
-    from t5x_like.input_pipeline.token_cache import TokenCache
+    from t5x_like.input_pipeline.batches.features import Batch
+    from t5x_like.input_pipeline.batches.pipeline import Batches
+    from t5x_like.input_pipeline.prepare.token_cache import TokenCache
+    from t5x_like.objectives.base import Objective
     from t5x_like.report.batches import BatchConsole
     from t5x_like.train.config import Run
     from t5x_like.train.data import Data
@@ -29,8 +29,7 @@ Sources = Sequence[tuple[str, "Objective"]]  # (corpus, objective) of each row
 
 def inspect_data(run: Run, options: argparse.Namespace) -> int:
     """Prints rows of the batch of ``options.step``; draws ``options.plot`` if it is given."""
-    from t5x_like.input_pipeline.pipeline import Batches
-    from t5x_like.input_pipeline.show import row_summary, show_row
+    from t5x_like.input_pipeline.batches.show import row_summary, show_row
     from t5x_like.report.batches import BatchConsole
     from t5x_like.report.preparing import Preparing
     from t5x_like.train.data import Data
@@ -38,16 +37,10 @@ def inspect_data(run: Run, options: argparse.Namespace) -> int:
     step = options.step or 0
     if options.rows < 0:
         raise UserError("--rows", str(options.rows), "0 or more")
-    if options.plot and run.data.streaming:
-        raise UserError("--plot", "with data.streaming, where nothing is known of the corpus", "a prepared corpus")
     with Preparing(sys.stderr) as preparing:
         data = Data.open(run, preparing, functools.partial(print, file=sys.stderr))
     console = BatchConsole(options.color)
-    if isinstance(data.train, Batches):
-        batch, sources = data.train.batch(step), data.train.sources_of(step)
-    else:
-        _, batch = next(data.train.reader(step))
-        sources = [(next(iter(data.train.seen(step))), run.objective)] * run.train.batch_size
+    batch, sources = data.train.batch(step), data.train.sources_of(step)
     _print_head(run, data, step, batch, console)
     _print_sources(data, step, sources, console)
     for name, cache in data.caches.items():
@@ -56,13 +49,13 @@ def inspect_data(run: Run, options: argparse.Namespace) -> int:
     for row, (name, objective) in enumerate(sources[: options.rows]):
         console.row(f"row {row} · {name} · {objective}", row_summary(batch, row), show_row(batch, row, data.tokenizer))
     console.legend()
-    if options.plot and isinstance(data.train, Batches):
+    if options.plot:
         console.line(f"\n{_plot(run, data.train, data.caches, step, Path(options.plot))}")
     return 0
 
 
 def _print_head(run: Run, data: Data, step: int, batch: Batch, console: BatchConsole) -> None:
-    from t5x_like.input_pipeline.features import tokens_in
+    from t5x_like.input_pipeline.batches.features import tokens_in
 
     count = tokens_in(batch)
     console.title(f"{run.name}, step {step:,}, epoch {data.train.epoch_of(step):.3f}")
@@ -92,7 +85,7 @@ def _print_sources(data: Data, step: int, sources: Sources, console: BatchConsol
 def _plot(run: Run, train: Batches, caches: dict[str, TokenCache], step: int, picture: Path) -> Path:
     import numpy as np
 
-    from t5x_like.input_pipeline.show import fill
+    from t5x_like.input_pipeline.batches.show import fill
     from t5x_like.report.batches import Lengths, plot_lengths
 
     lengths = []

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 from t5x_like.core.errors import UserError
 
 if TYPE_CHECKING:
-    from t5x_like.input_pipeline.progress import Progress
-    from t5x_like.input_pipeline.token_cache import TokenCache
+    from t5x_like.input_pipeline.prepare.progress import Progress
+    from t5x_like.input_pipeline.prepare.token_cache import TokenCache
     from t5x_like.train.config import Run
 
 
 def prepare_data(run: Run, options: argparse.Namespace) -> int:
     """Prepares every corpus of ``run`` that is not prepared; prints a table of each."""
-    from t5x_like.input_pipeline.beam import prepare_with_beam
     from t5x_like.input_pipeline.config import corpora
-    from t5x_like.input_pipeline.prepare import prepare
-    from t5x_like.input_pipeline.tokenizers import tokenizer_config
+    from t5x_like.input_pipeline.prepare.beam import prepare_with_beam
+    from t5x_like.input_pipeline.prepare.prepare import prepare
+    from t5x_like.input_pipeline.prepare.vocabulary import tokenizer_config
     from t5x_like.report.preparing import Preparing
 
     if options.processes < 0:

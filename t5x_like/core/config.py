@@ -102,8 +102,16 @@ def describe_type(hint: Any) -> str:
         return " | ".join(describe_type(a) for a in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         return f"values with commas between them, each {describe_type(typing.get_args(hint)[0])}"
+    if isinstance(hint, type) and len(allowed := choices(hint)) > 1:
+        return " | ".join(each.__name__ for each in allowed)
     names = {int: "a whole number", float: "a number", bool: "true | false", str: "text", type(None): "none"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def choices(hint: type) -> list[type]:
+    """The dataclasses that a field of class ``hint`` may hold: that class, if it is one, and all below it."""
+    below = [each for kind in hint.__subclasses__() for each in choices(kind)] if hint is not type else []
+    return [*([hint] if "__dataclass_fields__" in vars(hint) else []), *below]
 
 
 def structure(hint: Any, value: Any, where: str = "") -> Any:
@@ -120,8 +128,10 @@ def structure(hint: Any, value: Any, where: str = "") -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _structure_union(hint, args, value, where)
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return _structure_dataclass(hint, value, where)
+    if isinstance(hint, type) and (allowed := choices(hint)):
+        if allowed == [hint]:
+            return _structure_dataclass(hint, value, where)
+        return _structure_union(hint, tuple(allowed), value, where)
     if origin is tuple:
         if isinstance(value, str):
             value = [v for v in value.strip("()[] ").split(",") if v.strip()]

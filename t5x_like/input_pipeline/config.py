@@ -15,134 +15,34 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.source_config import (
-    ArrayRecord,
-    Csv,
-    DocumentUnit,
-    FileSource,
-    HuggingFaceDataset,
-    JsonLines,
-    PackageText,
-    Parquet,
-    PythonGenerator,
-    RecordContent,
-    Source,
-    TextFiles,
-    TfdsBuilder,
-    TfRecord,
-    require_choice,
+from t5x_like.input_pipeline.sources.arrow import Parquet
+from t5x_like.input_pipeline.sources.csv_files import Csv
+from t5x_like.input_pipeline.sources.filters import Filters
+from t5x_like.input_pipeline.sources.generator import PythonGenerator
+from t5x_like.input_pipeline.sources.hugging_face import HuggingFaceDataset
+from t5x_like.input_pipeline.sources.json_lines import JsonLines
+from t5x_like.input_pipeline.sources.records import ArrayRecord, TfRecord
+from t5x_like.input_pipeline.sources.source import Source, require_choice
+from t5x_like.input_pipeline.sources.text import PackageText, TextFiles
+from t5x_like.input_pipeline.sources.tfds_folder import TfdsBuilder
+from t5x_like.input_pipeline.tokenizers.config import (
+    Bytes,
+    HuggingFaceTokenizer,
+    SentencePiece,
+    SentencePieceModel,
+    TokenizerConfig,
 )
 
 __all__ = [
-    "ArrayRecord", "Bytes", "Corpus", "Csv", "DataConfig", "DocumentUnit", "FileSource", "Filters",
-    "HuggingFaceDataset", "HuggingFaceTokenizer", "JsonLines", "Mixture", "PackageText", "Packing", "Parquet",
-    "Part", "Proportional", "PythonGenerator", "RateSchedule", "RecordContent", "SentencePiece",
-    "SentencePieceModel", "Shape", "Source", "TextFiles", "TfRecord", "TfdsBuilder", "TokenizerConfig",
-    "cache_folder", "corpora",
+    "ArrayRecord", "Bytes", "Corpus", "Csv", "DataConfig", "Filters", "HuggingFaceDataset", "HuggingFaceTokenizer",
+    "JsonLines", "Mixture", "PackageText", "Packing", "Parquet", "Part", "Proportional", "PythonGenerator",
+    "RateSchedule", "SentencePiece", "SentencePieceModel", "Shape", "Source", "TextFiles", "TfRecord", "TfdsBuilder",
+    "TokenizerConfig", "cache_folder", "corpora",
 ]  # fmt: skip
 
-SentencePieceModel = Literal["bpe", "unigram"]
 Packing = Literal["concatenate", "first_fit", "best_fit", "none"]
 BadDocuments = Literal["error", "skip"]
 Shape = Literal["encoder-decoder", "decoder-only", "encoder-only"]
-
-
-@dataclass(frozen=True)
-class SentencePiece:
-    """A SentencePiece vocabulary.
-
-    Attributes:
-      vocab_size: ids in all: 3 special ones, the sentinels, ``<mask>``, newline, the symbols, 256 bytes and the learned
-        pieces. With ``path`` it is what the file must hold (sentinels included), or 0 for whatever it holds.
-      model: the algorithm that learns the pieces (read only when training).
-      sentinels: how many ``<extra_id_i>`` markers the vocabulary has.
-      symbols: further pieces that no text is cut into otherwise, such as the mode tokens ``[NLU]``, ``[NLG]``,
-        ``[S2S]`` of UL2; with ``path`` they must be in the file.
-      path: a model file to use; empty: one is trained on the training part of the corpus, once, into the cache.
-    """
-
-    vocab_size: int = 8192
-    model: SentencePieceModel = "unigram"
-    sentinels: int = 100
-    symbols: tuple[str, ...] = ()
-    path: str = ""
-
-    def __post_init__(self):
-        where = "data.corpus.tokenizer"
-        require_choice(f"{where}.model", self.model, get_args(SentencePieceModel))
-        if self.sentinels < 0:
-            raise UserError(f"{where}.sentinels", str(self.sentinels), "0 or more")
-        if len(set(self.symbols)) < len(self.symbols) or not all(self.symbols):
-            raise UserError(f"{where}.symbols", repr(self.symbols), "different texts, none of them empty")
-        smallest = 0 if self.path else 3 + 256 + 2 + self.sentinels + len(self.symbols) + 1
-        if self.vocab_size < smallest:
-            raise UserError(
-                f"{where}.vocab_size",
-                str(self.vocab_size),
-                f"{smallest} or more: 3 special ids, 256 bytes, newline, <mask>, {self.sentinels} sentinels, "
-                f"{len(self.symbols)} symbols, pieces",
-                "8192 suits a corpus of 10 MB",
-            )
-
-
-@dataclass(frozen=True)
-class Bytes:
-    """ByT5's vocabulary of 259 ids: pad, EOS, unknown, then the 256 bytes. Nothing is trained."""
-
-
-@dataclass(frozen=True)
-class HuggingFaceTokenizer:
-    """A ``tokenizer.json`` of Hugging Face ``tokenizers`` (extra ``tokenizers``).
-
-    Attributes:
-      path: the file.
-      pad, eos, mask: the pieces for padding, the end of a text and a hidden token; empty: found among the usual names.
-        A vocabulary without padding (GPT-2's) pads with its EOS: what is padding is told by segments, never by ids.
-      sentinels: how many ``<extra_id_i>`` markers; those that the file does not hold come after its last id.
-      vocab_size: ids in all, sentinels included, that the file must have; 0: whatever it has.
-    """
-
-    path: str
-    pad: str = ""
-    eos: str = ""
-    mask: str = ""
-    sentinels: int = 0
-    vocab_size: int = 0
-
-    def __post_init__(self):
-        for name in ("sentinels", "vocab_size"):
-            if getattr(self, name) < 0:
-                raise UserError(f"data.corpus.tokenizer.{name}", str(getattr(self, name)), "0 or more")
-
-
-TokenizerConfig = SentencePiece | Bytes | HuggingFaceTokenizer
-
-
-@dataclass(frozen=True)
-class Filters:
-    """Which documents are dropped before they are tokenized; how many, and by which rule, the cache's manifest says.
-
-    Attributes:
-      min_characters, max_characters: of a document; 0 is no limit.
-      min_letters: the least share of characters that are letters or white space.
-      max_repeated_lines: the greatest share of non-empty lines that are copies of an earlier one (Rae et al. 2021,
-        Gopher, table A1: 0.3).
-      max_mean_word_length: the greatest mean length of words, in characters (Gopher: 10); 0 is no limit.
-    """
-
-    min_characters: int = 0
-    max_characters: int = 0
-    min_letters: float = 0.0
-    max_repeated_lines: float = 1.0
-    max_mean_word_length: float = 0.0
-
-    def __post_init__(self):
-        for name in ("min_characters", "max_characters", "max_mean_word_length"):
-            if getattr(self, name) < 0:
-                raise UserError(f"data.corpus.filters.{name}", str(getattr(self, name)), "0 or more")
-        for name in ("min_letters", "max_repeated_lines"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UserError(f"data.corpus.filters.{name}", str(getattr(self, name)), "a share from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -311,9 +211,6 @@ class DataConfig:
       read_threads: threads that build batches ahead of the training step; 0: built when asked for.
       worker_processes: processes that build batches instead of threads; each takes about 200 MB.
       prefetch_batches: how many batches threads or each process keep ready.
-      streaming: documents are read and tokenized as they come, by the training thread, with no token cache: for sources
-        too large to prepare. What a batch holds then depends on the number of processes, and going on means reading
-        again up to the step.
     """
 
     corpus: Corpus | Mixture
@@ -326,7 +223,6 @@ class DataConfig:
     read_threads: int = 1
     worker_processes: int = 0
     prefetch_batches: int = 4
-    streaming: bool = False
 
     def __post_init__(self):
         require_choice("data.packing", self.packing, get_args(Packing))
@@ -339,10 +235,6 @@ class DataConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UserError(f"data.{name}", repr(value), f"a whole number, {least} or more")
         self.skipped()
-        if self.streaming and (isinstance(self.corpus, Mixture) or self.skip):
-            raise UserError("data.streaming", "with a mixture or data.skip", "one corpus, and no data.skip")
-        if self.streaming and self.packing == "best_fit":
-            raise UserError("data.packing", "best_fit with data.streaming", "first_fit, concatenate or none")
 
     def skipped(self) -> tuple[tuple[int, int], ...]:
         """``skip`` as (first, one past the last) of each range, ascending, ranges that touch joined."""

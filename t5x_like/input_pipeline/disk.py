@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and what is said where there is no room for them.
+"""Files and folders that appear whole or not at all, locks between their writers, and errors of full disks.
 
 Must not know what is in them.
 """
@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +130,37 @@ def map_array(path: Path, dtype: str) -> np.ndarray:
         raise UserError(str(path), f"cannot be read: {error}", "the file as it was when the run began") from None
 
 
+@contextlib.contextmanager
+def held_lock(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[bool]:
+    """A lock between processes that want to build the same file: one builds, the others wait.
+
+    Only saves work: every file of the cache is put in place by an atomic rename, so two builders at once are also right
+    (on a file system without locks they simply both build). Released by the system when its holder dies.
+
+    Args:
+      path: the lock file; its folder is made if it is not there.
+      waiting: called once if there is another holder to wait for.
+
+    Yields:
+      Whether there are locks here; if not, others may be inside at the same time.
+
+    Raises:
+      UserError: the folder cannot be made or written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise UserError(
+            "data.cache",
+            f"{path.parent} cannot be written: {error.strerror}",
+            "a folder that can be written",
+            "set data.cache or $T5X_LIKE_CACHE",
+        ) from None
+    with file:
+        yield _lock(file.fileno(), waiting)
+
+
 def _host() -> str:
     return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
 
@@ -162,3 +193,18 @@ def _sync(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, waiting: Callable[[], None] | None) -> bool:
+    try:
+        import fcntl
+
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is not None:
+                waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except (ImportError, OSError):  # no locks here: the atomic rename alone decides
+        return False
+    return True

@@ -12,8 +12,7 @@ from pathlib import Path
 from t5x_like.core.config import load_module, shipped
 from t5x_like.core.errors import UserError, nearest
 from t5x_like.input_pipeline.config import Corpus, Mixture
-
-_CHOSEN: set[Path] = set()  # files whose code the user asked to be run
+from t5x_like.input_pipeline.sources.generator import mark
 
 
 def recipe(path: str, **arguments: object) -> Corpus | Mixture:
@@ -45,16 +44,6 @@ def load_recipe(file: Path, **arguments: object) -> Corpus | Mixture:
     if not isinstance(corpus, Corpus | Mixture):
         raise UserError(str(file), f"corpus() returned a {type(corpus).__name__}", "a Corpus or a Mixture")
     return corpus
-
-
-def mark(file: Path) -> None:
-    """Notes that the user chose ``file``: its functions may be run in this process (``PythonGenerator``)."""
-    _CHOSEN.add(Path(file).resolve())
-
-
-def was_chosen(file: Path) -> bool:
-    """Whether the user chose ``file`` in this process, as ``load_recipe`` and ``mark`` note it."""
-    return Path(file).resolve() in _CHOSEN
 
 
 def _find(path: str, folder: Path) -> Path:

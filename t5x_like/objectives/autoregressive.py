@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.input_pipeline.example import Example, Objective
+from t5x_like.objectives.base import Example, Objective
 from t5x_like.objectives.requirements import require_no_target_length, require_special_ids
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from t5x_like.input_pipeline.tokenizers import Tokenizer
+    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

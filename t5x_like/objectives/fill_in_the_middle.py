@@ -1,6 +1,6 @@
 """Infilling for a decoder that stands alone: the middle of a text is moved behind its prefix and suffix.
 
-Knows lengths and special ids; the moving itself is ``input_pipeline.corruption.reordering.fill_in_the_middle``.
+Knows lengths and special ids; the moving itself is ``objectives.reordering.fill_in_the_middle``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.input_pipeline.example import Example, Objective
+from t5x_like.objectives.base import Example, Objective
 from t5x_like.objectives.requirements import (
     piece_id,
     require_input_length,
@@ -21,7 +21,7 @@ from t5x_like.objectives.requirements import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from t5x_like.input_pipeline.tokenizers import Tokenizer
+    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
 
 LossOn = Literal["all", "middle"]
 
@@ -71,7 +71,7 @@ class FillInTheMiddle(Objective):
         """No inputs; targets: the text, plain or reordered; weights only where the loss is on the middle."""
         import numpy as np
 
-        from t5x_like.input_pipeline.corruption.reordering import fill_in_the_middle
+        from t5x_like.objectives.reordering import fill_in_the_middle
 
         if rng.random() >= self.rate or len(tokens) < 2:
             return Example(tokens[:0], tokens)

@@ -1,6 +1,6 @@
 """T5's first baseline: each token is dropped or not by itself, and the decoder writes what was dropped.
 
-Knows lengths and special ids; the corruption itself is ``input_pipeline.corruption.spans.iid_denoising``.
+Knows lengths and special ids; the corruption itself is ``objectives.spans.iid_denoising``.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.input_pipeline.example import Example, Objective
+from t5x_like.objectives.base import Example, Objective
 from t5x_like.objectives.requirements import require_sentinels, require_special_ids, require_target_length
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from t5x_like.input_pipeline.tokenizers import Tokenizer
+    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class IidDenoising(Objective):
 
     def lengths(self, piece_length: int, shape: Shape) -> tuple[int, ...]:
         """The most (encoder, decoder) tokens of a piece, EOS included."""
-        from t5x_like.input_pipeline.corruption.spans import iid_limits
+        from t5x_like.objectives.spans import iid_limits
 
         return piece_length + 1, iid_limits(piece_length, self.noise_density)[1]
 
@@ -58,7 +58,7 @@ class IidDenoising(Objective):
 
     def check(self, tokenizer: Tokenizer, data: DataConfig, shape: Shape) -> None:
         """Raises ``UserError``: too few sentinels for a full piece, targets that do not fit, no EOS."""
-        from t5x_like.input_pipeline.corruption.spans import iid_limits
+        from t5x_like.objectives.spans import iid_limits
 
         piece = self.piece_length(data, shape)
         runs, targets = iid_limits(piece, self.noise_density)
@@ -69,6 +69,6 @@ class IidDenoising(Objective):
 
     def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """inputs: the kept tokens, a sentinel for each run, EOS; targets: each sentinel and its run, EOS."""
-        from t5x_like.input_pipeline.corruption.spans import iid_denoising
+        from t5x_like.objectives.spans import iid_denoising
 
         return Example(*iid_denoising(tokens, rng, self.noise_density, tokenizer.sentinel_ids, tokenizer.eos_id))

@@ -1,6 +1,6 @@
 """BERT's pretraining: some tokens are hidden, and the encoder says what they were.
 
-Knows lengths and special ids; the masking itself is ``input_pipeline.corruption.masking``.
+Knows lengths and special ids; the masking itself is ``objectives.masking``.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.input_pipeline.example import Example, Objective
+from t5x_like.objectives.base import Example, Objective
 from t5x_like.objectives.requirements import require_mask_id, require_no_target_length, require_special_ids
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from t5x_like.input_pipeline.tokenizers import Tokenizer
+    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class MaskedLM(Objective):
 
     def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """inputs: the tokens after masking; targets: the tokens; weights: 1 where chosen."""
-        from t5x_like.input_pipeline.corruption.masking import masked_lm
+        from t5x_like.objectives.masking import masked_lm
 
         mask_id, special_ids = require_mask_id(tokenizer), tokenizer.special_ids
         word_starts = tokenizer.word_starts if self.whole_words else None

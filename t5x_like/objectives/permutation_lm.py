@@ -1,6 +1,6 @@
 """XLNet's pretraining: tokens are predicted in a random order, each from those before it in that order.
 
-Knows lengths and special ids; the order itself is made by ``input_pipeline.corruption.reordering``, and kept by the
+Knows lengths and special ids; the order itself is made by ``objectives.reordering``, and kept by the
 mask ``pallas_kernels.masks.Ordered``.
 """
 
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.input_pipeline.example import Example, Objective
+from t5x_like.objectives.base import Example, Objective
 from t5x_like.objectives.requirements import require_mask_id, require_no_target_length, require_special_ids
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from t5x_like.input_pipeline.tokenizers import Tokenizer
+    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class PermutationLM(Objective):
         """inputs: the tokens, then mask ids; targets and weights: at the mask ids the tokens that belong there."""
         import numpy as np
 
-        from t5x_like.input_pipeline.corruption.reordering import permutation_order
+        from t5x_like.objectives.reordering import permutation_order
 
         length, queries = len(tokens), self._slots(len(tokens))
         order, places = permutation_order(length, queries, rng)

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.input_pipeline.example import Example, Objective
+from t5x_like.objectives.base import Example, Objective
 from t5x_like.objectives.modes import mode_ids, with_mode
 from t5x_like.objectives.requirements import require_input_length, require_no_target_length, require_special_ids
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from t5x_like.input_pipeline.tokenizers import Tokenizer
+    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class PrefixLM(Objective):
 
     def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """inputs: the mode and the prefix; targets: the rest. A single token is all prefix, nothing is predicted."""
-        from t5x_like.input_pipeline.corruption.reordering import prefix_split
+        from t5x_like.objectives.reordering import prefix_split
 
         prefix = prefix_split(len(tokens), rng) if len(tokens) > 1 else len(tokens)
         return Example(with_mode(self.mode, tokens[:prefix], tokenizer), tokens[prefix:])

@@ -1,6 +1,6 @@
 """T5's pretraining: spans of the text are replaced by sentinels, and the decoder writes the spans.
 
-Knows lengths and special ids; the corruption itself is ``input_pipeline.corruption.spans.span_corruption``.
+Knows lengths and special ids; the corruption itself is ``objectives.spans.span_corruption``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.input_pipeline.example import Example, Objective
+from t5x_like.objectives.base import Example, Objective
 from t5x_like.objectives.modes import mode_ids, with_mode
 from t5x_like.objectives.requirements import (
     require_input_length,
@@ -23,7 +23,7 @@ from t5x_like.objectives.requirements import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from t5x_like.input_pipeline.tokenizers import Tokenizer
+    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class SpanCorruption(Objective):
 
     def piece_length(self, data: DataConfig, shape: Shape) -> int:
         """Raw tokens that corrupted fill ``data.input_length``: 568 for 512 with the defaults."""
-        from t5x_like.input_pipeline.corruption.spans import raw_length_for, raw_length_within
+        from t5x_like.objectives.spans import raw_length_for, raw_length_within
 
         room = data.input_length - bool(self.mode)
         find = raw_length_within if shape == "decoder-only" else raw_length_for
@@ -64,7 +64,7 @@ class SpanCorruption(Objective):
 
     def lengths(self, piece_length: int, shape: Shape) -> tuple[int, ...]:
         """(encoder, decoder) tokens of a piece, or of both together in one sequence; EOS and mode included."""
-        from t5x_like.input_pipeline.corruption.spans import span_lengths
+        from t5x_like.objectives.spans import span_lengths
 
         inputs, targets = span_lengths(piece_length, self.noise_density, self.mean_span_length)
         inputs += bool(self.mode)
@@ -78,7 +78,7 @@ class SpanCorruption(Objective):
 
     def check(self, tokenizer: Tokenizer, data: DataConfig, shape: Shape) -> None:
         """Raises ``UserError``: too few sentinels for a full piece, lengths that do not suit, no EOS, no such mode."""
-        from t5x_like.input_pipeline.corruption.spans import noise_counts
+        from t5x_like.objectives.spans import noise_counts
 
         require_special_ids(tokenizer)
         require_input_length(data, (6 if shape == "decoder-only" else 4) + bool(self.mode), "span corruption")
@@ -99,7 +99,7 @@ class SpanCorruption(Objective):
 
     def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """inputs: mode, kept tokens, a sentinel for each span, EOS; targets: each sentinel and its span, EOS."""
-        from t5x_like.input_pipeline.corruption.spans import span_corruption
+        from t5x_like.objectives.spans import span_corruption
 
         inputs, targets = span_corruption(
             tokens, rng, self.noise_density, self.mean_span_length, tokenizer.sentinel_ids, tokenizer.eos_id

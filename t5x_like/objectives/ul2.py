@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.input_pipeline.example import Objective
+from t5x_like.objectives.base import Objective
 from t5x_like.objectives.prefix_lm import PrefixLM
 from t5x_like.objectives.span_corruption import SpanCorruption
 
 if TYPE_CHECKING:
-    from t5x_like.input_pipeline.tokenizers import Tokenizer
+    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
 
 Denoiser = SpanCorruption | PrefixLM
 

@@ -18,7 +18,7 @@ from t5x_like.report.console import duration, short
 if TYPE_CHECKING:
     from rich.live import Live
 
-    from t5x_like.input_pipeline.progress import Progress
+    from t5x_like.input_pipeline.prepare.progress import Progress
 
 FASTEST, SLOWEST, GROWTH = 1.0, 60.0, 0.1  # seconds between plain lines: 10% of the time so far, within these bounds
 _BAR = 20  # columns

@@ -8,9 +8,9 @@ import math
 
 from t5x_like.checkpoint.config import CheckpointConfig
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.config import Bytes, DataConfig
+from t5x_like.input_pipeline.config import DataConfig
 from t5x_like.models.config import ModelConfig
-from t5x_like.objectives import ObjectiveConfig
+from t5x_like.objectives import Objective
 from t5x_like.optim.config import OptimizerConfig
 from t5x_like.report.config import ReportConfig
 from t5x_like.sharding.config import MeshConfig
@@ -67,7 +67,7 @@ class Run:
 
     name: str
     model: ModelConfig
-    objective: ObjectiveConfig
+    objective: Objective
     data: DataConfig
     optimizer: OptimizerConfig
     train: TrainConfig
@@ -82,8 +82,7 @@ class Run:
                 f"{type(self.objective).__name__} cannot train a model of shape {self.model.shape}",
                 f"a model that is {' | '.join(self.objective.shapes)}",
             )
-        tokenizer = self.data.corpus.tokenizer
-        vocabulary = 259 if isinstance(tokenizer, Bytes) else tokenizer.vocab_size  # 0: known once the file is open
+        vocabulary = self.data.corpus.tokenizer.vocab_size  # 0: known once the file is open
         if vocabulary > self.model.vocab_size:
             raise UserError(
                 "model.vocab_size",

@@ -7,14 +7,13 @@ import hashlib
 from collections.abc import Callable, Mapping
 
 from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.batches.pipeline import Batches
 from t5x_like.input_pipeline.config import DataConfig, corpora
-from t5x_like.input_pipeline.pipeline import Batches
-from t5x_like.input_pipeline.prepare import prepare
-from t5x_like.input_pipeline.progress import Show
-from t5x_like.input_pipeline.sources import source_digest
-from t5x_like.input_pipeline.streaming import StreamingBatches, require_streamable
-from t5x_like.input_pipeline.token_cache import TokenCache, TokenSplit
-from t5x_like.input_pipeline.tokenizers import Tokenizer, check_vocabulary, open_tokenizer, tokenizer_config
+from t5x_like.input_pipeline.prepare.prepare import prepare
+from t5x_like.input_pipeline.prepare.progress import Show
+from t5x_like.input_pipeline.prepare.token_cache import TokenCache, TokenSplit
+from t5x_like.input_pipeline.prepare.vocabulary import tokenizer_config
+from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer, check_vocabulary, open_tokenizer
 from t5x_like.train.config import Run
 
 
@@ -25,15 +24,15 @@ class Data:
     Attributes:
       tokenizer: of all of it.
       fingerprint: equal exactly where the tokens of every corpus are.
-      train: what is trained on; streamed if ``data.streaming``.
+      train: what is trained on.
       held_out: what is measured on; None where the corpus keeps nothing back.
-      caches: the token cache of each corpus, by name; empty for a stream.
+      caches: the token cache of each corpus, by name.
     """
 
     tokenizer: Tokenizer
     fingerprint: str
-    train: Batches | StreamingBatches
-    held_out: Batches | StreamingBatches | None
+    train: Batches
+    held_out: Batches | None
     caches: dict[str, TokenCache]
 
     @property
@@ -52,8 +51,6 @@ class Data:
           note: gets a line when a tokenizer is trained.
         """
         data = run.data
-        if data.streaming:
-            return cls._open_stream(run)
         config = tokenizer_config(data.corpus, data.cache, note)
         tokenizer = open_tokenizer(config)
         check_vocabulary(tokenizer, run.model.vocab_size)
@@ -66,23 +63,6 @@ class Data:
         kept = {c.name: caches[c.name].split("heldout") for c in corpora(data.corpus) if c.heldout}
         held_out = Batches(kept, *common, 0, shuffle=False) if kept else None
         return cls(tokenizer, _fingerprint(caches), train, held_out, caches)
-
-    @classmethod
-    def _open_stream(cls, run: Run) -> Data:
-        data, corpus = run.data, corpora(run.data.corpus)[0]
-        require_streamable(corpus)
-        if corpus.heldout and not run.train.evaluate_batches:
-            raise UserError(
-                "train.evaluate_batches", "0, all that is held out, with data.streaming", "1 or more batches",
-                "data.corpus.heldout=0 for no evaluation",
-            )  # fmt: skip
-        tokenizer = open_tokenizer(corpus.tokenizer)
-        check_vocabulary(tokenizer, run.model.vocab_size)
-        made = StreamingBatches(
-            corpus, tokenizer, run.objective, data, run.model.shape, run.train.batch_size, run.train.seed
-        )
-        fingerprint = hashlib.sha256((source_digest(corpus.source) + tokenizer.fingerprint).encode()).hexdigest()
-        return cls(tokenizer, fingerprint, made, made if corpus.heldout else None, {})
 
 
 def check_skipped(before: DataConfig, now: DataConfig, step: int) -> None:

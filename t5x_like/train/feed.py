@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.features import Batch as HostBatch
-from t5x_like.input_pipeline.features import TokenCount, tokens_in
+from t5x_like.input_pipeline.batches.features import Batch as HostBatch
+from t5x_like.input_pipeline.batches.features import TokenCount, tokens_in
 from t5x_like.sharding.mesh import Placement
 
 

@@ -13,7 +13,7 @@ from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import override
 from t5x_like.core.errors import UserError
 from t5x_like.decode.generate import Sampling, generate
-from t5x_like.input_pipeline.tokenizers import load_tokenizer
+from t5x_like.input_pipeline.prepare.vocabulary import load_tokenizer
 from t5x_like.models.transformer import Batch
 from t5x_like.sharding.mesh import Placement, make_placement, use
 from t5x_like.sharding.processes import join_processes
@@ -42,8 +42,7 @@ class OpenedRun:
         if batches is None:
             raise UserError("data.corpus.heldout", "is 0: nothing was kept back to measure on", "a share above 0")
         share = local_share(self.placement, self.run.train.batch_size)
-        limit = self.run.train.evaluate_batches if self.run.data.streaming else None  # a stream may never end
-        host = batches.heldout_batches(limit, *share)
+        host = batches.heldout_batches(None, *share)
         return (
             compile_steps(self.setup, self.placement)[1],
             self.params,

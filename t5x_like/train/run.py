@@ -19,7 +19,7 @@ from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import to_plain
 from t5x_like.core.errors import UserError
 from t5x_like.evaluate.heldout import evaluate
-from t5x_like.input_pipeline.order import ORDER_VERSION
+from t5x_like.input_pipeline.batches.order import ORDER_VERSION
 from t5x_like.layers.attention import Attention
 from t5x_like.models.counts import parameter_count, train_flops
 from t5x_like.ops.attention import Full, choose
@@ -88,11 +88,6 @@ def train(run: Run, directory: str | Path) -> Outcome:
         with Preparing(silent=jax.process_index() > 0) as preparing:
             data = Data.open(run, preparing, console.note)
         data.train.check(run.train.steps)
-        if run.data.streaming:
-            console.note(
-                "streaming: batches are the same again only with as many processes, and going on reads all that came "
-                "before once more"
-            )
         stop = opened.enter_context(Stop())  # from here on there is something to save
         job = Job(run, directory, placement, setup, data, checkpoints, console, clock, stop)
         state, first = job.start()
@@ -158,13 +153,6 @@ class Job:
                 f"its batches were ordered by rules {metadata['data']['order']}, those of this version are "
                 f"{ORDER_VERSION}",
                 "the version of t5x-like that it was begun with",
-            )
-        if self.run.data.streaming and metadata["data"]["processes"] != jax.process_count():
-            raise UserError(
-                "data.streaming",
-                f"{jax.process_count()} processes go on with a run of {metadata['data']['processes']}, whose batches "
-                "would not be the same",
-                "as many processes",
             )
         before = dataclasses.replace(self.run.data, skip=tuple(metadata["config"]["data"]["skip"]))
         check_skipped(before, self.run.data, int(metadata["step"]))

@@ -23,7 +23,7 @@ from t5x_like.arrays.trees import flatten, unflatten
 from t5x_like.cli.main import main
 from t5x_like.core.config import flatten as flatten_config
 from t5x_like.core.config import from_json, to_json
-from t5x_like.input_pipeline.tokenizers import ByteTokenizer
+from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
 from t5x_like.train.state import make_setup

@@ -10,7 +10,7 @@ from tiny_runs import run_file, text_folder, tiny_run
 
 from t5x_like.cli.main import main
 from t5x_like.input_pipeline.config import Mixture, Part, TextFiles
-from t5x_like.input_pipeline.tokenizers import ByteTokenizer
+from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
 
@@ -95,10 +95,3 @@ def test_a_corpus_that_is_used_up_soon(capsys, tmp_path):
     assert str(picture) in printed(capsys, run_file(run), "--plot", str(picture))
     assert main(["inspect", "data", run_file(run), "--step", "100"]) == 2
     assert "used up" in capsys.readouterr().err
-
-
-def test_streamed_text(capsys, tmp_path):
-    file = run_file(tiny_run("llama", "data.streaming=true"))
-    assert "row 0 · tiny · Autoregressive(" in printed(capsys, file, "--step", "1")
-    assert main(["inspect", "data", file, "--plot", str(tmp_path / "x.png")]) == 2
-    assert "data.streaming" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from tiny_runs import run_file, text_folder, tiny_run
 
 from t5x_like.cli.main import main
 from t5x_like.input_pipeline.config import Corpus, Filters, Mixture, Part, SentencePiece
-from t5x_like.input_pipeline.token_cache import open_cache
+from t5x_like.input_pipeline.prepare.token_cache import open_cache
 from t5x_like.train.config import Run
 
 

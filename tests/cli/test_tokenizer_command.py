@@ -13,7 +13,9 @@ from tiny_runs import text_folder
 
 from t5x_like.cli.main import main
 from t5x_like.input_pipeline.config import SentencePiece
-from t5x_like.input_pipeline.tokenizers import ByteTokenizer, SentencePieceTokenizer, open_tokenizer
+from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
+from t5x_like.input_pipeline.tokenizers.sentencepiece import SentencePieceTokenizer
+from t5x_like.input_pipeline.tokenizers.tokenizer import open_tokenizer
 
 
 def train(output: Path, *arguments: str) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from t5x_like.input_pipeline.config import Corpus, SentencePiece, TextFiles
-from t5x_like.input_pipeline.token_cache import TokenSplit
+from t5x_like.input_pipeline.prepare.token_cache import TokenSplit
 
 _WORDS = "the quick brown fox jumps over a lazy dog while seven wizards box with their jugs of liquor on Monday".split()
 

@@ -60,7 +60,7 @@ def test_configs_and_objectives_import_nothing_heavy():
         "import t5x_like.input_pipeline.config, t5x_like.input_pipeline.recipes, t5x_like.objectives\n"
         "heavy = {'numpy', 'grain', 'sentencepiece', 'tensorflow_datasets', 'jax'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "import t5x_like.input_pipeline.pipeline, t5x_like.input_pipeline.prepare\n"
+        "import t5x_like.input_pipeline.batches.pipeline, t5x_like.input_pipeline.prepare.prepare\n"
         "heavy = {'grain', 'sentencepiece', 'tensorflow_datasets', 'jax'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

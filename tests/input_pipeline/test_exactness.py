@@ -15,11 +15,11 @@ import pytest
 
 from t5x_like.core.config import to_json
 from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.batches.order import ExampleRandom, permutation
+from t5x_like.input_pipeline.batches.pipeline import Batches
 from t5x_like.input_pipeline.config import Bytes, Corpus, DataConfig, Mixture, Part, TextFiles, corpora
-from t5x_like.input_pipeline.order import ExampleRandom, permutation
-from t5x_like.input_pipeline.pipeline import Batches
-from t5x_like.input_pipeline.prepare import prepare
-from t5x_like.input_pipeline.tokenizers import ByteTokenizer
+from t5x_like.input_pipeline.prepare.prepare import prepare
+from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
 from t5x_like.objectives import UL2, Autoregressive, SpanCorruption
 
 PINNED = ["78078f8b9401391b", "5fac7aae140f360b", "f3ed5d64b649ed1b", "2ab862d4e27c4f01"]
@@ -248,7 +248,7 @@ def test_random_numbers_are_those_of_the_example_alone():
 
 def test_batches_are_those_of_the_first_version_of_the_rules(data):
     """Other bits mean that no run begun before can go on: then ORDER_VERSION must grow, and these digests change."""
-    from t5x_like.input_pipeline.order import ORDER_VERSION
+    from t5x_like.input_pipeline.batches.order import ORDER_VERSION
 
     ul2 = UL2((SpanCorruption(0.15, 3.0), SpanCorruption(0.5, 8.0)))
     packed, joined = open_batches(data), open_batches(data, ul2, packing="concatenate")

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5x_like.input_pipeline.example import Example
-from t5x_like.input_pipeline.features import feature_names, make_batch, tokens_in
+from t5x_like.input_pipeline.batches.features import feature_names, make_batch, tokens_in
+from t5x_like.objectives.base import Example
 
 
 def ids(*values: int) -> np.ndarray:

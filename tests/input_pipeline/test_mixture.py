@@ -1,15 +1,15 @@
 """Which source a row comes from: exact counts at any step, rates kept, limits kept."""
 
-import dataclasses
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import t5x_like.input_pipeline.mixture as mixture
+import t5x_like.input_pipeline.batches.mixture as mixture
 from t5x_like.core.config import flatten, from_json, override, to_json
 from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.batches.mixture import Interleaving, limits, shares
 from t5x_like.input_pipeline.config import (
     Bytes,
     Corpus,
@@ -22,7 +22,6 @@ from t5x_like.input_pipeline.config import (
     TextFiles,
     corpora,
 )
-from t5x_like.input_pipeline.mixture import Interleaving, limits, shares
 
 
 def corpus(name: str) -> Corpus:
@@ -171,7 +170,3 @@ def test_mistakes_in_mixtures():
         RateSchedule((5, 5), (1.0, 1.0))
     with pytest.raises(UserError, match="temperature"):
         Proportional(temperature=0.0)
-    with pytest.raises(UserError, match="best_fit with data.streaming"):
-        dataclasses.replace(DataConfig(A, 32), streaming=True, packing="best_fit")
-    with pytest.raises(UserError, match="streaming"):
-        dataclasses.replace(DataConfig(A, 32), streaming=True, skip=("1:2",))

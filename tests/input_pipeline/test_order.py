@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.order import epoch_and_position, permutation
+from t5x_like.input_pipeline.batches.order import epoch_and_position, permutation
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**63))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.packing import Rule, plan
+from t5x_like.input_pipeline.batches.packing import Rule, plan
 
 RULES = get_args(Rule)
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.batches.features import tokens_in
+from t5x_like.input_pipeline.batches.pipeline import Batches, process_rows
 from t5x_like.input_pipeline.config import Bytes, Corpus, DataConfig, TextFiles
-from t5x_like.input_pipeline.features import tokens_in
-from t5x_like.input_pipeline.pipeline import Batches, process_rows
-from t5x_like.input_pipeline.tokenizers import ByteTokenizer
+from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
 from t5x_like.objectives import Autoregressive, MaskedLM, PrefixLM, SpanCorruption
 
 CORPUS = Corpus("memory", TextFiles(("nowhere",)), Bytes(), "none", "made up")

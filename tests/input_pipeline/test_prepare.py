@@ -15,8 +15,7 @@ import pytest
 
 from t5x_like.core.config import from_json, to_json
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline import disk, parts, splits
-from t5x_like.input_pipeline import prepare as module
+from t5x_like.input_pipeline import disk
 from t5x_like.input_pipeline.config import (
     Bytes,
     Corpus,
@@ -28,11 +27,15 @@ from t5x_like.input_pipeline.config import (
     TextFiles,
 )
 from t5x_like.input_pipeline.disk import publish
-from t5x_like.input_pipeline.prepare import prepare
-from t5x_like.input_pipeline.sources import source_files, source_units
-from t5x_like.input_pipeline.splits import documents_of_split
-from t5x_like.input_pipeline.token_cache import TokenSplit, open_cache
-from t5x_like.input_pipeline.tokenizers import ByteTokenizer, open_tokenizer, tokenizer_config
+from t5x_like.input_pipeline.prepare import parts
+from t5x_like.input_pipeline.prepare import prepare as module
+from t5x_like.input_pipeline.prepare.prepare import prepare
+from t5x_like.input_pipeline.prepare.token_cache import TokenSplit, open_cache
+from t5x_like.input_pipeline.prepare.vocabulary import tokenizer_config
+from t5x_like.input_pipeline.sources import splits
+from t5x_like.input_pipeline.sources.splits import documents_of_split
+from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
+from t5x_like.input_pipeline.tokenizers.tokenizer import open_tokenizer
 
 
 def byte_corpus(folder, heldout=0.2, name="bytes", **options) -> Corpus:
@@ -216,8 +219,8 @@ def test_a_part_of_other_content_is_not_kept_when_the_files_change_back(tmp_path
 def test_a_part_whose_file_changes_is_never_finished(tmp_path, monkeypatch, moment):
     (tmp_path / "a.txt").write_text("one text")
     source = TextFiles((str(tmp_path / "a.txt"),))
-    (part,) = parts.cut_into_parts(source_units(source))
-    part = dataclasses.replace(part, stamp=parts.stamp_of(part.units, {f.address: f for f in source_files(source)}))
+    (part,) = parts.cut_into_parts(source.units())
+    part = dataclasses.replace(part, stamp=parts.stamp_of(part.units, {f.address: f for f in source.files()}))
     work = parts.Work(source, Bytes(), ByteTokenizer().fingerprint, Filters(), False, str(tmp_path / "work"))
     (tmp_path / "work").mkdir()
 
@@ -251,7 +254,7 @@ def test_files_that_are_no_local_ones_are_looked_at_too(tmp_path, kind, monkeypa
     assert texts_of(prepare(corpus, Bytes(), str(tmp_path))) == ["one text"]
     encode = ByteTokenizer.encode_batch
     monkeypatch.setattr(ByteTokenizer, "encode_batch", lambda *given: (change(), encode(*given))[1])
-    files = source_files(source)
+    files = source.files()
     monkeypatch.setattr(module, "source_files", lambda _: files)  # the parts notice it by themselves
     with pytest.raises(parts.SourceChanged):
         prepare(dataclasses.replace(corpus, name="d"), Bytes(), str(tmp_path))
@@ -302,7 +305,7 @@ def test_damage_is_found_when_opened(tmp_path, text_folder):
 def test_a_cache_of_an_older_format_is_made_anew(tmp_path, text_folder, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(module, "FORMAT_VERSION", 1)
-        patch.setattr(sys.modules["t5x_like.input_pipeline.token_cache"], "FORMAT_VERSION", 1)
+        patch.setattr(sys.modules["t5x_like.input_pipeline.prepare.token_cache"], "FORMAT_VERSION", 1)
         old = prepare(byte_corpus(text_folder), Bytes(), str(tmp_path))
     new = prepare(byte_corpus(text_folder), Bytes(), str(tmp_path))
     assert new.path != old.path and new.manifest["format"] == 2
@@ -517,7 +520,7 @@ def test_a_line_of_100_megabytes_takes_bounded_memory(tmp_path, corpus, cache, t
         "import resource, sys\n"
         "from t5x_like.core.config import from_json\n"
         "from t5x_like.input_pipeline.config import Corpus\n"
-        "from t5x_like.input_pipeline.prepare import prepare\n"
+        "from t5x_like.input_pipeline.prepare.prepare import prepare\n"
         "corpus = from_json(Corpus, sys.argv[1])\n"
         "made = prepare(corpus, corpus.tokenizer, sys.argv[2])\n"
         "print(made.manifest['counts']['text_bytes'], len(made.split('train').tokens))\n"
@@ -534,7 +537,7 @@ def test_a_line_of_100_megabytes_takes_bounded_memory(tmp_path, corpus, cache, t
 def test_documents_of_a_function(tmp_path, monkeypatch):
     script = tmp_path / "corpus.py"
     script.write_text("def documents():\n    for i in range(100):\n        yield f'document {i}'\n")
-    from t5x_like.input_pipeline.recipes import mark
+    from t5x_like.input_pipeline.sources.generator import mark
 
     mark(script)
     corpus = Corpus("generated", PythonGenerator(str(script)), Bytes(), "none", "made up", 0.0)
@@ -565,7 +568,7 @@ def test_a_function_that_yields_something_else_when_gone_on_with(tmp_path, monke
         "import json, pathlib\n"
         "def documents():\n    yield from json.loads(pathlib.Path(__file__).with_name('list.json').read_text())\n"
     )
-    from t5x_like.input_pipeline.recipes import mark
+    from t5x_like.input_pipeline.sources.generator import mark
 
     mark(script)
     corpus = Corpus("generated", PythonGenerator(str(script)), Bytes(), "none", "made up", 0.0)
@@ -612,7 +615,7 @@ def test_the_hash_of_a_text_is_its_sha256():
 
 def test_preparing_imports_no_accelerator():
     code = (
-        "import sys; import t5x_like.input_pipeline.prepare_worker, t5x_like.input_pipeline.beam\n"
+        "import sys; import t5x_like.input_pipeline.prepare.worker, t5x_like.input_pipeline.prepare.beam\n"
         "heavy = {'jax', 'flax', 'grain', 'rich', 'tensorflow', 'sentencepiece', 'pyarrow', 'apache_beam'}\n"
         "sys.exit(repr(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline import beam, parts
-from t5x_like.input_pipeline.beam import prepare_with_beam
 from t5x_like.input_pipeline.config import Bytes, Corpus, JsonLines, TextFiles
+from t5x_like.input_pipeline.prepare import beam, parts
+from t5x_like.input_pipeline.prepare.beam import prepare_with_beam
 
 HAS_BEAM = importlib.util.find_spec("apache_beam") is not None
 needs_beam = pytest.mark.skipif(not HAS_BEAM, reason="could not import 'apache_beam': pip install 't5x-like[beam]'")
@@ -20,9 +20,9 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.beam import prepare_with_beam
+from t5x_like.input_pipeline.prepare.beam import prepare_with_beam
 from t5x_like.input_pipeline.config import Bytes, Corpus, JsonLines
-from t5x_like.input_pipeline.prepare import prepare
+from t5x_like.input_pipeline.prepare.prepare import prepare
 
 def main(folder, cache, *options):
     seen = []

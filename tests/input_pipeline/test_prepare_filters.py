@@ -7,9 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5x_like.input_pipeline.config import Filters
-from t5x_like.input_pipeline.filters import (
-    dropped_by,
-    kept_by,
+from t5x_like.input_pipeline.sources.filters import (
     mean_word_length,
     share_of_letters,
     share_of_repeated_lines,
@@ -71,5 +69,4 @@ def test_mean_word_length():
     ],
 )
 def test_the_first_rule_that_drops_is_named(filters, text, rule):
-    assert dropped_by(filters, text) == rule
-    assert list(kept_by(filters, [text])) == ([] if rule else [text])
+    assert filters.drops(text) == rule

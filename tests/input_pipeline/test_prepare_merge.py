@@ -10,13 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from t5x_like.input_pipeline import merge, parts
 from t5x_like.input_pipeline.config import Bytes, Corpus, TextFiles
-from t5x_like.input_pipeline.merge import Marks
-from t5x_like.input_pipeline.prepare import prepare
-from t5x_like.input_pipeline.sources import Unit
-from t5x_like.input_pipeline.splits import division_of
-from t5x_like.input_pipeline.tokenizers import ByteTokenizer
+from t5x_like.input_pipeline.prepare import merge, parts
+from t5x_like.input_pipeline.prepare.merge import Marks
+from t5x_like.input_pipeline.prepare.prepare import prepare
+from t5x_like.input_pipeline.sources.files import Unit
+from t5x_like.input_pipeline.sources.splits import division_of
+from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
 
 
 def plainly(texts: list[str], heldout: float, deduplicate: bool) -> tuple[list[str], list[str]]:

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline import parts, workers
 from t5x_like.input_pipeline.config import Bytes, Corpus, Csv, JsonLines, Parquet, Source, TextFiles
-from t5x_like.input_pipeline.prepare import prepare, prepare_by
-from t5x_like.input_pipeline.sources import read_documents
-from t5x_like.input_pipeline.tokenizers import open_tokenizer, tokenizer_config
+from t5x_like.input_pipeline.prepare import parts, workers
+from t5x_like.input_pipeline.prepare.prepare import prepare, prepare_by
+from t5x_like.input_pipeline.prepare.vocabulary import tokenizer_config
+from t5x_like.input_pipeline.tokenizers.tokenizer import open_tokenizer
 
 FILES, FILE_BYTES = 12, 400_000  # four parts of three files
 SCRIPT = """
@@ -29,7 +29,7 @@ if "FILE_BYTES" in os.environ:  # of the largest file that it may write
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["FILE_BYTES"]),) * 2)
 import sys, time
 from t5x_like.input_pipeline.config import Bytes, Corpus, TextFiles
-from t5x_like.input_pipeline.prepare import prepare
+from t5x_like.input_pipeline.prepare.prepare import prepare
 folder, cache, processes, without_locks = sys.argv[1:]
 if without_locks == "True":
     import fcntl
@@ -276,7 +276,7 @@ def test_sources_and_tokenizers_reach_the_workers(tmp_path, texts, corpus, cache
     made = prepare(many, config, str(tmp_path), seen.append, processes=2)
     decode = open_tokenizer(config).decode
     split = made.split("train")
-    assert [decode(split.document(i).tolist()) for i in range(len(split))] == list(read_documents(source))
+    assert [decode(split.document(i).tolist()) for i in range(len(split))] == list(source.texts())
     assert seen[-1].documents == len(texts) == len(split) and seen[-1].done == seen[-1].total > 0
 
 
@@ -293,7 +293,9 @@ def in_workers(tmp_path, monkeypatch):
 
 
 def test_a_fault_in_a_worker_is_shown_with_its_traceback(tmp_path, folder, in_workers):
-    in_workers("from t5x_like.input_pipeline import tokenizers\ntokenizers.ByteTokenizer.encode_batch = None\n")
+    in_workers(
+        "from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer\nByteTokenizer.encode_batch = None\n"
+    )
     corpus = Corpus("c", TextFiles((str(folder),)), Bytes(), "none", "made up")
     with pytest.raises(RuntimeError, match=r"(?s)part 0 \(.*00\.txt.*Traceback.*tokenize_part.*not callable"):
         prepare(corpus, Bytes(), str(tmp_path), processes=2)
@@ -301,7 +303,7 @@ def test_a_fault_in_a_worker_is_shown_with_its_traceback(tmp_path, folder, in_wo
 
 def test_what_a_library_prints_is_no_answer(tmp_path, folder, expected, in_workers, capfd):
     in_workers(
-        "from t5x_like.input_pipeline import tokenizers\n"
+        "from t5x_like.input_pipeline.tokenizers import tokenizer as tokenizers\n"
         "encode = tokenizers.ByteTokenizer.encode_batch\n"
         "def chatty(self, texts, threads=0):\n"
         "    print('{\"counts\": 1}', flush=True)\n"

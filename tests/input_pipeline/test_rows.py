@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import t5x_like.input_pipeline.row_table as row_table
+import t5x_like.input_pipeline.batches.row_table as row_table
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.row_table import RowPacking
-from t5x_like.input_pipeline.rows import DocumentRows, JoinedRows
-from t5x_like.input_pipeline.token_cache import TokenSplit
+from t5x_like.input_pipeline.batches.row_table import RowPacking
+from t5x_like.input_pipeline.batches.rows import DocumentRows, JoinedRows
+from t5x_like.input_pipeline.prepare.token_cache import TokenSplit
 
 PACKINGS = (None, "first_fit", "best_fit")
 

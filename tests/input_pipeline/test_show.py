@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5x_like.input_pipeline.example import Example
-from t5x_like.input_pipeline.features import make_batch
-from t5x_like.input_pipeline.show import Field, fill, row_summary, show_row
-from t5x_like.input_pipeline.tokenizer_training import train_sentencepiece
-from t5x_like.input_pipeline.tokenizers import ByteTokenizer, SentencePieceTokenizer
+from t5x_like.input_pipeline.batches.features import make_batch
+from t5x_like.input_pipeline.batches.show import Field, fill, row_summary, show_row
+from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
+from t5x_like.input_pipeline.tokenizers.sentencepiece import SentencePieceTokenizer
+from t5x_like.input_pipeline.tokenizers.training import train_sentencepiece
 from t5x_like.objectives import MaskedLM, PermutationLM, SpanCorruption
+from t5x_like.objectives.base import Example
 
 BYTES = ByteTokenizer()
 

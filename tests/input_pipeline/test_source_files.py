@@ -9,7 +9,6 @@ import pytest
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Csv, JsonLines, TextFiles
-from t5x_like.input_pipeline.sources import read_documents, read_unit, source_digest, source_files, source_units
 from t5x_like.input_pipeline.sources.files import BrokenFile, folder_files, list_files, open_file
 
 LINES = "".join(f"line {number} of a text é\n" for number in range(40_000))
@@ -43,7 +42,7 @@ def test_each_small_file_costs_one_system_call(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "os.stat", lambda path, *rest, stat=os.stat, **named: calls.append(path) or stat(path, *rest, **named)
     )
-    assert len(source_units(TextFiles((str(tmp_path),)))) == 300
+    assert len(TextFiles((str(tmp_path),)).units()) == 300
     assert len(calls) < 10, "files of a folder are asked about through its listing"
 
 
@@ -53,7 +52,7 @@ def test_a_folder_that_may_not_be_listed_is_said(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.scandir", refuse)
     with pytest.raises(UserError, match="cannot be read: Permission denied"):
-        source_units(TextFiles((str(tmp_path),)))
+        TextFiles((str(tmp_path),)).units()
 
 
 def test_folders_and_globs_agree_on_hidden_names(memory, tmp_path):
@@ -112,19 +111,19 @@ class TestCompressed:
         half = len(LINES) // 2
         data = pack(LINES[:half].encode()) + pack(b"") + pack(LINES[half:].encode())
         (tmp_path / f"a.txt{suffix}").write_bytes(data)
-        assert list(read_documents(TextFiles((str(tmp_path),)))) == [LINES]
-        assert list(read_documents(TextFiles((str(tmp_path),), "line"))) == LINES.splitlines()
+        assert list(TextFiles((str(tmp_path),)).texts()) == [LINES]
+        assert list(TextFiles((str(tmp_path),), "line").texts()) == LINES.splitlines()
 
     def test_what_comes_before_a_break_is_read(self, tmp_path, suffix, pack):
         noise = "".join(f"{number * 7919 % 1_000_003:x} " + ("" if number % 9 else "\n") for number in range(200_000))
         whole = pack(noise.encode())
         (tmp_path / f"a.txt{suffix}").write_bytes(whole[: len(whole) * 3 // 4])
         source = TextFiles((str(tmp_path),), "line")
-        *lines, error = read_unit(source, source_units(source)[0])
+        *lines, error = source.read_unit(source.units()[0])
         assert noise.splitlines()[: len(lines)] == lines and len(lines) > len(noise.splitlines()) // 2
         assert isinstance(error, UserError) and f"ends too early, after line {len(lines)}" in str(error)
         with pytest.raises(UserError, match="in its only document"):
-            list(read_documents(TextFiles((str(tmp_path),))))
+            list(TextFiles((str(tmp_path),)).texts())
 
     def test_damage_and_files_of_no_bytes(self, tmp_path, suffix, pack):
         whole = bytearray(pack(LINES.encode()))
@@ -146,26 +145,26 @@ class TestCompressed:
 
 def test_padding_after_gzip_is_no_damage(tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"text") + bytes(1000))
-    assert list(read_documents(TextFiles((str(tmp_path),)))) == ["text"]
+    assert list(TextFiles((str(tmp_path),)).texts()) == ["text"]
 
 
 def test_packages_that_are_missing_are_named(tmp_path, monkeypatch):
     (tmp_path / "a.txt.zst").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(UserError, match=r"pip install 't5x-like\[zstd\]'"):
-        list(read_documents(TextFiles((str(tmp_path),))))
+        list(TextFiles((str(tmp_path),)).texts())
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(UserError, match=r"pip install 't5x-like\[remote\]'"):
-        list(read_documents(TextFiles(("memory://a.txt",))))
+        list(TextFiles(("memory://a.txt",)).texts())
 
 
 def test_a_protocol_without_its_package_names_the_package(monkeypatch):
     pytest.importorskip("fsspec")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UserError, match="pip install gcsfs"):
-        source_units(TextFiles(("gs://bucket/*.txt",)))
+        TextFiles(("gs://bucket/*.txt",)).units()
     with pytest.raises(UserError, match="another protocol of fsspec"):
-        source_units(TextFiles(("nosuchthing://bucket/*.txt",)))
+        TextFiles(("nosuchthing://bucket/*.txt",)).units()
 
 
 def test_files_in_memory_are_read_like_local_ones(memory, tmp_path):
@@ -179,23 +178,23 @@ def test_files_in_memory_are_read_like_local_ones(memory, tmp_path):
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / name).write_bytes(content)
     for documents in ("file", "line", "paragraph"):
-        expected = list(read_documents(TextFiles((str(tmp_path / "data"),), documents, ("skipped",))))
+        expected = list(TextFiles((str(tmp_path / "data"),), documents, ("skipped",)).texts())
         assert len(expected) == {"file": 3, "line": 5, "paragraph": 4}[documents]
         for place in ("memory://data", f"file://{tmp_path}/data"):
-            assert list(read_documents(TextFiles((place,), documents, ("skipped",)))) == expected
-    assert list(read_documents(TextFiles(("memory://data/b/*.txt",)))) == ["three\n\nfour\n"]
-    assert list(read_documents(TextFiles(("memory://data/a.txt",)))) == ["one\ntwo é"]
+            assert list(TextFiles((place,), documents, ("skipped",)).texts()) == expected
+    assert list(TextFiles(("memory://data/b/*.txt",)).texts()) == ["three\n\nfour\n"]
+    assert list(TextFiles(("memory://data/a.txt",)).texts()) == ["one\ntwo é"]
     with pytest.raises(UserError, match="nothing at 'memory://none'"):
-        source_units(TextFiles(("memory://none",)))
+        TextFiles(("memory://none",)).units()
 
 
 def test_remote_files_are_known_by_what_their_system_says(memory):
     memory.pipe_file("/data/a.txt", b"one")
     source = TextFiles(("memory://data",))
-    before = source_digest(source)
-    assert source_digest(source) == before
+    before = source.digest()
+    assert source.digest() == before
     memory.pipe_file("/data/a.txt", b"two")
-    assert source_digest(source) != before, "the same size, another time"
+    assert source.digest() != before, "the same size, another time"
 
 
 def test_a_listing_that_was_kept_is_made_anew(memory, monkeypatch):
@@ -209,10 +208,10 @@ def test_a_listing_that_was_kept_is_made_anew(memory, monkeypatch):
     monkeypatch.setattr(type(memory), "invalidate_cache", lambda self, path=None: kept.clear())
     memory.pipe_file("/data/a.txt", b"one")
     source = TextFiles(("memory://data",))
-    before, of_then = source_digest(source), dict(kept)
+    before, of_then = source.digest(), dict(kept)
     memory.pipe_file("/data/a.txt", b"two")
     kept.update(of_then)  # as if another machine had written it
-    assert of_then and source_digest(source) != before
+    assert of_then and source.digest() != before
 
 
 def test_stamps_are_never_empty(memory, monkeypatch):
@@ -241,15 +240,15 @@ def test_files_of_an_archive_change_with_it(tmp_path):
             file.writestr(zipfile.ZipInfo("x/a.txt"), content)
         (tmp_path / "new").rename(tmp_path / "a.zip")
         os.utime(tmp_path / "a.zip", (time, time))
-        digests.append(source_digest(source))
-        assert list(read_documents(source)) == [content], "the archive of now"
+        digests.append(source.digest())
+        assert list(source.texts()) == [content], "the archive of now"
     assert len(set(digests)) == 3 and digests[2] == digests[3]
     (tmp_path / "a.zip").write_bytes(b"no archive")
     with pytest.raises(UserError, match="cannot be listed: BadZipFile"):
-        source_files(source)
+        source.files()
     (tmp_path / "a.zip").unlink()
     with pytest.raises(UserError, match="nothing at"):
-        source_files(source)
+        source.files()
 
 
 def test_chained_addresses(tmp_path):
@@ -259,26 +258,26 @@ def test_chained_addresses(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.writestr("x/one.txt", "one")
         file.writestr("x/two.jsonl.gz", gzip.compress(b'{"text": "two"}'))
-    assert list(read_documents(TextFiles((f"zip://x/*.txt::file://{tmp_path}/a.zip",)))) == ["one"]
-    assert list(read_documents(JsonLines((f"zip://x::file://{tmp_path}/a.zip",)))) == ["two"]
+    assert list(TextFiles((f"zip://x/*.txt::file://{tmp_path}/a.zip",)).texts()) == ["one"]
+    assert list(JsonLines((f"zip://x::file://{tmp_path}/a.zip",)).texts()) == ["two"]
     (tmp_path / "c.csv").write_text("text\nthree\n")
     cached = Csv((f"simplecache::file://{tmp_path}/*.csv",))
-    assert [file.name for file in source_files(cached)] == ["c.csv"]
-    assert list(read_documents(cached)) == ["three"]
+    assert [file.name for file in cached.files()] == ["c.csv"]
+    assert list(cached.texts()) == ["three"]
 
 
 def test_large_remote_files_are_cut_like_local_ones(memory, monkeypatch):
     monkeypatch.setattr("t5x_like.input_pipeline.sources.files.UNIT_BYTES", 1000)
     memory.pipe_file("/a.txt", LINES[:20_000].encode())
     source = TextFiles(("memory://a.txt",), "line")
-    assert len(source_units(source)) > 10
-    assert list(read_documents(source)) == LINES[:20_000].splitlines()
+    assert len(source.units()) > 10
+    assert list(source.texts()) == LINES[:20_000].splitlines()
 
 
 def test_a_network_that_fails_is_no_bad_document(memory, monkeypatch):
     memory.pipe_file("/a.txt", b"text")
     source = TextFiles(("memory://a.txt",))
-    (unit,) = source_units(source)
+    (unit,) = source.units()
 
     class Failing(io.BytesIO):
         def readinto(self, buffer):
@@ -286,4 +285,4 @@ def test_a_network_that_fails_is_no_bad_document(memory, monkeypatch):
 
     monkeypatch.setattr(type(memory), "_open", lambda self, path, mode="rb", **rest: Failing(b"text"))
     with pytest.raises(UserError, match="cannot be read: Connection timed out"):
-        list(read_unit(source, unit))
+        list(source.read_unit(unit))

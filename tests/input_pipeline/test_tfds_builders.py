@@ -14,7 +14,6 @@ import pytest
 
 from t5x_like.core.config import shipped
 from t5x_like.input_pipeline.recipes import load_recipe
-from t5x_like.input_pipeline.sources import read_documents
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -44,9 +43,9 @@ def test_a_corpus_for_pretraining(tmp_path):
     directory = build("sotu_speeches", tmp_path)
     corpus = load_recipe(shipped("data") / "tfds_folder.py", directory=str(directory))
     files = (Path(package.origin).parent / "data" / "speeches").glob("*.txt")
-    assert sorted(read_documents(corpus.source)) == sorted(file.read_text(encoding="utf-8") for file in files)
+    assert sorted(corpus.source.texts()) == sorted(file.read_text(encoding="utf-8") for file in files)
     presidents = load_recipe(shipped("data") / "tfds_folder.py", directory=str(directory), field="president")
-    assert "Abraham Lincoln" in set(read_documents(presidents.source))
+    assert "Abraham Lincoln" in set(presidents.source.texts())
 
 
 def archive(files: dict[str, bytes]) -> bytes:
@@ -90,6 +89,6 @@ def test_a_labelled_corpus(tmp_path):
     splits = [split for split, _ in examples]
     assert splits.count("train") > 40 and splits.count("validation") and splits.count("test")
 
-    texts = list(read_documents(load_recipe(shipped("data") / "tfds_folder.py", directory=str(directory)).source))
+    texts = list(load_recipe(shipped("data") / "tfds_folder.py", directory=str(directory)).source.texts())
     assert sorted(texts) == sorted(example["text"] for split, example in examples if split == "train")
     assert json.loads((directory / "dataset_info.json").read_text())["fileFormat"] == "array_record"

@@ -15,19 +15,15 @@ from hypothesis import strategies as st
 
 from t5x_like.core.config import from_json, to_json
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline import tokenizer_sentencepiece, tokenizer_training
 from t5x_like.input_pipeline.config import Bytes, Corpus, Filters, Mixture, Part, SentencePiece, TextFiles
-from t5x_like.input_pipeline.splits import documents_of_split
-from t5x_like.input_pipeline.tokenizer_training import train_sentencepiece, trained_model_path
-from t5x_like.input_pipeline.tokenizers import (
-    ByteTokenizer,
-    SentencePieceTokenizer,
-    Tokenizer,
-    check_vocabulary,
-    load_tokenizer,
-    open_tokenizer,
-    tokenizer_config,
-)
+from t5x_like.input_pipeline.prepare.vocabulary import load_tokenizer, tokenizer_config, trained_model_path
+from t5x_like.input_pipeline.sources.splits import documents_of_split
+from t5x_like.input_pipeline.tokenizers import sentencepiece as tokenizer_sentencepiece
+from t5x_like.input_pipeline.tokenizers import training as tokenizer_training
+from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
+from t5x_like.input_pipeline.tokenizers.sentencepiece import SentencePieceTokenizer
+from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer, check_vocabulary, open_tokenizer
+from t5x_like.input_pipeline.tokenizers.training import train_sentencepiece
 
 MODES = ("[NLU]", "[NLG]", "[a,b]")
 HARD_TEXTS = [

@@ -11,10 +11,10 @@ from fake_tokenizer import FakeTokenizer
 from tiny_models import built, first, logits_function, tiny
 
 from t5x_like.arrays.trees import flatten
-from t5x_like.input_pipeline.example import Example
-from t5x_like.input_pipeline.features import make_batch
+from t5x_like.input_pipeline.batches.features import make_batch
 from t5x_like.layers.positions import Rope, Sinusoidal
 from t5x_like.objectives import PermutationLM
+from t5x_like.objectives.base import Example
 
 TOKENIZER = FakeTokenizer(vocab_size=40, sentinel_ids=(), mask_id=3, modes=())
 OBJECTIVE = PermutationLM(0.4)

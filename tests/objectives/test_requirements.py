@@ -13,8 +13,7 @@ from all_objectives import CORPUS, KINDS, NAMES, TOKENIZER
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.input_pipeline.example import Objective
-from t5x_like.input_pipeline.tokenizers import ByteTokenizer
+from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
 from t5x_like.objectives import (
     UL2,
     FillInTheMiddle,
@@ -24,6 +23,7 @@ from t5x_like.objectives import (
     PrefixLM,
     SpanCorruption,
 )
+from t5x_like.objectives.base import Objective
 
 
 @pytest.mark.parametrize(("objective", "shape"), KINDS, ids=NAMES)

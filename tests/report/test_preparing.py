@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from t5x_like.input_pipeline.progress import Progress, Tally
+from t5x_like.input_pipeline.prepare.progress import Progress, Tally
 from t5x_like.report.preparing import Preparing
 
 

@@ -1,4 +1,4 @@
-"""Whole runs over every kind of data: mixtures, several objectives, streams, skipped batches, stopped and gone on."""
+"""Whole runs over every kind of data: mixtures, several objectives, skipped batches, stopped and gone on."""
 
 import dataclasses
 
@@ -48,20 +48,6 @@ def test_a_mixture_of_corpora_and_denoisers_stopped_and_gone_on(tmp_path, monkey
     assert held_out[4] == rows(tmp_path / "straight", "held_out")[4] and set(held_out) == {4, 5, 8}
     last = [row for row in read_metrics(tmp_path / "run") if "data/fill" in row][-1]
     assert last["data/tiny/tokens"] > last["data/few/tokens"] > 0 and 0.3 < last["data/fill"] <= 1.0
-
-
-@pytest.mark.slow
-def test_a_stream_gone_on_reads_again(tmp_path, monkeypatch, capsys):
-    config = run_file(with_data(tiny_run("llama"), streaming=True))
-    fed = record_batches(monkeypatch)
-    assert main(["train", config, "--directory", str(tmp_path / "straight")]) == 0
-    straight = fed[:]
-    fed.clear()
-    assert main(["train", config, "--directory", str(tmp_path / "run"), "train.steps=3"]) == 0
-    assert "streaming: batches are the same again only with as many processes" in capsys.readouterr().out
-    assert main(["train", config, "--directory", str(tmp_path / "run")]) == 0
-    assert fed == straight and len(set(map(tuple, straight))) == 8
-    assert losses(tmp_path / "run") == losses(tmp_path / "straight")
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from tiny_runs import CLI, ROOT, environment, rows
 
 from t5x_like.core.config import load_run, override
 from t5x_like.input_pipeline.config import TextFiles
-from t5x_like.input_pipeline.tokenizers import load_tokenizer
+from t5x_like.input_pipeline.prepare.vocabulary import load_tokenizer
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
 from t5x_like.train.directory import read_config

@@ -25,7 +25,7 @@ from tiny_runs import (
 )
 
 from t5x_like.cli.main import main
-from t5x_like.input_pipeline.pipeline import Batches
+from t5x_like.input_pipeline.batches.pipeline import Batches
 from t5x_like.train.data import Data
 
 STEPS = 10

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.source_config import Parquet
-from t5x_like.input_pipeline.sources.files import (
-    File,
-    Unit,
-    is_large,
-    open_plain,
-)
+from t5x_like.input_pipeline.sources.files import Unit, is_large, open_plain
 from t5x_like.input_pipeline.sources.messages import (
     broken_file,
     cannot_be_read,
@@ -21,65 +16,78 @@ from t5x_like.input_pipeline.sources.messages import (
     no_column,
     not_utf8,
 )
+from t5x_like.input_pipeline.sources.source import FileSource
 
-PARQUET_PATTERNS = ("*.parquet",)
 # Rows at a time: documents can be long, and a batch of them is in memory twice.
 BATCH_ROWS = 256
 
 
-def parquet_units(source: Parquet, files: list[File]) -> list[Unit]:
-    """Files, large ones cut between row groups so that a unit has about 16 MB of the column."""
-    units: list[Unit] = []
-    for file in files:
-        whole = Unit(file.address, size=file.size)
-        units += _row_group_units(source, whole) if is_large(file.size) else [whole]
-    return units
+@dataclass(frozen=True)
+class Parquet(FileSource):
+    """Parquet files (extra ``parquet``); one row is one document.
 
-
-def _row_group_units(source: Parquet, whole: Unit) -> list[Unit]:
-    with _opened(whole.file) as parquet:
-        if isinstance(parquet, UserError) or _column_error(parquet.schema_arrow, source.field, whole.file):
-            return [whole]  # read_parquet says what is wrong, once
-        metadata = parquet.metadata
-        paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
-        column = next(index for index, path in enumerate(paths) if path == source.field)
-        units, start, size = [], 0, 0
-        for group in range(metadata.num_row_groups):
-            size += metadata.row_group(group).column(column).total_uncompressed_size
-            if is_large(size) or group == metadata.num_row_groups - 1:
-                units.append(Unit(whole.file, start, group + 1, size))
-                start, size = group + 1, 0
-        return units or [whole]
-
-
-def read_parquet(source: Parquet, unit: Unit) -> Iterator[str | UserError]:
-    """The texts of a column in a range of row groups; no other column is read.
-
-    Damage is known by the checksums of pages, which few writers store (pyarrow: ``write_page_checksum=True``). Without
-    them it is found only where the compression or the encoding breaks; a changed letter of plain text is not.
+    Attributes:
+      paths: files, folders (every ``*.parquet`` below them) or glob patterns.
+      field: the column that holds the text.
     """
-    with _opened(unit.file) as parquet:
-        if isinstance(parquet, UserError):
-            yield parquet
-            return
-        if error := _column_error(parquet.schema_arrow, source.field, unit.file):
-            yield error
-            return
-        stop = parquet.num_row_groups if unit.stop < 0 else unit.stop
-        row = sum(parquet.metadata.row_group(group).num_rows for group in range(unit.start))
-        batches = parquet.iter_batches(
-            BATCH_ROWS, list(range(unit.start, stop)), columns=[source.field], use_threads=False
-        )
-        while True:
-            try:
-                batch = next(batches, None)
-            except (OSError, ValueError) as error:
-                yield _broken(unit.file, error, f"after row {row}")
+
+    paths: tuple[str, ...]
+    field: str = "text"
+
+    patterns: ClassVar[tuple[str, ...]] = ("*.parquet",)
+    emptiness: ClassVar[str] = "no rows"
+
+    def units(self) -> list[Unit]:
+        """Files, large ones cut between row groups so that a unit has about 16 MB of the column."""
+        units: list[Unit] = []
+        for whole in super().units():
+            units += self._row_groups(whole) if is_large(whole.size) else [whole]
+        return units
+
+    def _row_groups(self, whole: Unit) -> list[Unit]:
+        with _opened(whole.file) as parquet:
+            if isinstance(parquet, UserError) or _column_error(parquet.schema_arrow, self.field, whole.file):
+                return [whole]  # ``read`` says what is wrong, once
+            metadata = parquet.metadata
+            paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
+            column = next(index for index, path in enumerate(paths) if path == self.field)
+            units, start, size = [], 0, 0
+            for group in range(metadata.num_row_groups):
+                size += metadata.row_group(group).column(column).total_uncompressed_size
+                if is_large(size) or group == metadata.num_row_groups - 1:
+                    units.append(Unit(whole.file, start, group + 1, size))
+                    start, size = group + 1, 0
+            return units or [whole]
+
+    def read(self, unit: Unit) -> Iterator[str | UserError]:
+        """The texts of a column in a range of row groups; no other column is read.
+
+        Damage is known by the checksums of pages, which few writers store (pyarrow: ``write_page_checksum=True``).
+        Without them it is found only where the compression or the encoding breaks; a changed letter of plain text is
+        not.
+        """
+        with _opened(unit.file) as parquet:
+            if isinstance(parquet, UserError):
+                yield parquet
                 return
-            if batch is None:
+            if error := _column_error(parquet.schema_arrow, self.field, unit.file):
+                yield error
                 return
-            yield from column_texts(batch.column(0), unit.file, row)
-            row += len(batch)
+            stop = parquet.num_row_groups if unit.stop < 0 else unit.stop
+            row = sum(parquet.metadata.row_group(group).num_rows for group in range(unit.start))
+            batches = parquet.iter_batches(
+                BATCH_ROWS, list(range(unit.start, stop)), columns=[self.field], use_threads=False
+            )
+            while True:
+                try:
+                    batch = next(batches, None)
+                except (OSError, ValueError) as error:
+                    yield _broken(unit.file, error, f"after row {row}")
+                    return
+                if batch is None:
+                    return
+                yield from column_texts(batch.column(0), unit.file, row)
+                row += len(batch)
 
 
 def column_texts(column: Any, file: str, first_row: int) -> Iterator[str | UserError]:

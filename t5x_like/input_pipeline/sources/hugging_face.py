@@ -6,10 +6,10 @@ Knows that package's way of opening a folder; what a column holds is read as of 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from t5x_like.core.errors import UserError, nearest
-from t5x_like.input_pipeline.source_config import HuggingFaceDataset
 from t5x_like.input_pipeline.sources.arrow import BATCH_ROWS, column_texts, holds_text
 from t5x_like.input_pipeline.sources.files import BrokenFile, File, Unit, cut, folder_files, list_files
 from t5x_like.input_pipeline.sources.messages import (
@@ -20,82 +20,99 @@ from t5x_like.input_pipeline.sources.messages import (
     no_column,
 )
 from t5x_like.input_pipeline.sources.remote import is_remote
+from t5x_like.input_pipeline.sources.source import Source
 
 _WHERE = "data.corpus.source"
 
 
-def hugging_face_files(source: HuggingFaceDataset) -> list[File]:
-    """The files that ``save_to_disk`` wrote; what programs cached beside them later (``cache-*.arrow``) is left out.
+@dataclass(frozen=True)
+class HuggingFaceDataset(Source):
+    """A data set that Hugging Face ``datasets`` saved to disk with ``save_to_disk`` (the package must be installed).
 
-    Raises:
-      UserError: no such folder, or one of another kind.
+    Attributes:
+      directory: the folder that ``save_to_disk`` wrote.
+      split: which one, where it holds several; empty: the only one.
+      field: the column that holds the text.
     """
-    folder = _folder(source)
-    if not {"state.json", "dataset_dict.json"} & {file.name for file in folder_files(folder)}:
-        raise UserError(
-            f"{_WHERE}.directory",
-            f"{folder} has no state.json or dataset_dict.json",
-            "the folder that save_to_disk of Hugging Face datasets wrote",
-            'datasets.load_dataset("...").save_to_disk("folder")',
-        )
-    return [file for file in list_files((folder,), ("*",)) if not file.name.startswith("cache-")]
 
+    directory: str
+    split: str = ""
+    field: str = "text"
 
-def hugging_face_units(source: HuggingFaceDataset, files: list[File]) -> list[Unit]:
-    """Ranges of rows.
+    by_units: ClassVar[bool] = True
 
-    Raises:
-      UserError: the package is missing, the split or column is not there, or the column holds no text.
-    """
-    try:
-        rows = _open(source)
-    except BrokenFile:
-        return [Unit(_folder(source))]  # read_hugging_face says what is wrong
-    if source.field not in rows.column_names:
-        raise no_column(f"{_WHERE}.field", "column", source.field, rows.column_names)
-    kind = rows.data.schema.field(source.field).type
-    if not holds_text(kind):
-        raise UserError(f"{_WHERE}.field", f"column {source.field!r} holds {kind}", "a column of strings")
-    within = f"/{source.split}/" if source.split else "/"
-    size = sum(file.size for file in files if within in file.address)
-    stretches = cut(len(rows), size)
-    return [Unit(_folder(source), start, stop, size // len(stretches)) for start, stop in stretches]
+    def files(self) -> list[File]:
+        """The files that ``save_to_disk`` wrote; what programs cached beside them later, ``cache-*.arrow``, is not.
 
+        Raises:
+          UserError: no such folder, or one of another kind.
+        """
+        folder = self._folder
+        if not {"state.json", "dataset_dict.json"} & {file.name for file in folder_files(folder)}:
+            raise UserError(
+                f"{_WHERE}.directory",
+                f"{folder} has no state.json or dataset_dict.json",
+                "the folder that save_to_disk of Hugging Face datasets wrote",
+                'datasets.load_dataset("...").save_to_disk("folder")',
+            )
+        return [file for file in list_files((folder,), ("*",)) if not file.name.startswith("cache-")]
 
-def read_hugging_face(source: HuggingFaceDataset, unit: Unit) -> Iterator[str | UserError]:
-    """The texts of a range of rows."""
-    try:
-        rows = _open(source).select_columns([source.field]).with_format("arrow")
-    except BrokenFile as error:
-        yield broken_file(unit.file, error, "from row 1 on")
-        return
-    for start in range(unit.start, unit.stop, BATCH_ROWS):
-        batch = rows[start : min(start + BATCH_ROWS, unit.stop)]
-        yield from column_texts(batch.column(0), unit.file, start)
+    def units(self) -> list[Unit]:
+        """Ranges of rows.
 
+        Raises:
+          UserError: the package is missing, the split or column is not there, or the column holds no text.
+        """
+        try:
+            rows = self._open()
+        except BrokenFile:
+            return [Unit(self._folder)]  # ``read`` says what is wrong
+        if self.field not in rows.column_names:
+            raise no_column(f"{_WHERE}.field", "column", self.field, rows.column_names)
+        kind = rows.data.schema.field(self.field).type
+        if not holds_text(kind):
+            raise UserError(f"{_WHERE}.field", f"column {self.field!r} holds {kind}", "a column of strings")
+        within = f"/{self.split}/" if self.split else "/"
+        size = sum(file.size for file in self.files() if within in file.address)
+        stretches = cut(len(rows), size)
+        return [Unit(self._folder, start, stop, size // len(stretches)) for start, stop in stretches]
 
-def _folder(source: HuggingFaceDataset) -> str:
-    return source.directory if is_remote(source.directory) else local_path(source.directory)
+    def read(self, unit: Unit) -> Iterator[str | UserError]:
+        """The texts of a range of rows."""
+        try:
+            rows = self._open().select_columns([self.field]).with_format("arrow")
+        except BrokenFile as error:
+            yield broken_file(unit.file, error, "from row 1 on")
+            return
+        for start in range(unit.start, unit.stop, BATCH_ROWS):
+            batch = rows[start : min(start + BATCH_ROWS, unit.stop)]
+            yield from column_texts(batch.column(0), unit.file, start)
 
+    def describe(self) -> str:
+        return f"{self.directory}, split {self.split}" if self.split else self.directory
 
-def _open(source: HuggingFaceDataset) -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise missing_package("a data set of Hugging Face", error, "datasets") from None
-    try:
-        opened: Any = datasets.load_from_disk(_folder(source))
-    except (OSError, ValueError) as error:  # of pyarrow, without the system's number for an error
-        if getattr(error, "errno", None) is not None:
-            raise cannot_be_read(_folder(source), error) from None
-        raise BrokenFile(f"broken Arrow data: {str(error).strip()}") from None
-    if isinstance(opened, datasets.DatasetDict):
-        splits = list(map(str, opened))
-        name = source.split or (splits[0] if len(splits) == 1 else "")
-        if name not in splits:
-            got = f"no split {name!r}" if name else "no split is named, and there are several"
-            raise UserError(f"{_WHERE}.split", got, ", ".join(splits), nearest(name, splits))
-        return opened[name]
-    if source.split:
-        raise UserError(f"{_WHERE}.split", f"{source.split!r}, of a data set without splits", "an empty text")
-    return opened
+    @property
+    def _folder(self) -> str:
+        return self.directory if is_remote(self.directory) else local_path(self.directory)
+
+    def _open(self) -> Any:
+        try:
+            import datasets
+        except ImportError as error:
+            raise missing_package("a data set of Hugging Face", error, "datasets") from None
+        try:
+            opened: Any = datasets.load_from_disk(self._folder)
+        except (OSError, ValueError) as error:  # of pyarrow, without the system's number for an error
+            if getattr(error, "errno", None) is not None:
+                raise cannot_be_read(self._folder, error) from None
+            raise BrokenFile(f"broken Arrow data: {str(error).strip()}") from None
+        if isinstance(opened, datasets.DatasetDict):
+            splits = list(map(str, opened))
+            name = self.split or (splits[0] if len(splits) == 1 else "")
+            if name not in splits:
+                got = f"no split {name!r}" if name else "no split is named, and there are several"
+                raise UserError(f"{_WHERE}.split", got, ", ".join(splits), nearest(name, splits))
+            return opened[name]
+        if self.split:
+            raise UserError(f"{_WHERE}.split", f"{self.split!r}, of a data set without splits", "an empty text")
+        return opened

@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.source_config import JsonLines
 from t5x_like.input_pipeline.sources.files import Unit
 from t5x_like.input_pipeline.sources.messages import half_character, no_column
-from t5x_like.input_pipeline.sources.text import Lines
+from t5x_like.input_pipeline.sources.source import FileSource
+from t5x_like.input_pipeline.sources.text import Lines, line_units
 
-JSON_LINES_PATTERNS = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst")
 
+@dataclass(frozen=True)
+class JsonLines(FileSource):
+    """Files with one JSON object per line, plain or compressed (``.gz``, ``.zst``); one object is one document.
 
-def read_json_lines(source: JsonLines, unit: Unit) -> Iterator[str | UserError]:
-    """The texts of the lines that begin in the unit; an empty line is none."""
-    lines = Lines(unit)
-    for number, line in lines.filled():
-        text = line if isinstance(line, UserError) else json_text(line, source.field)
-        if text is None:
-            yield json_error(f"{unit.file}, {lines.place(number)}", str(line), source.field)
-        else:
-            yield text
+    Attributes:
+      paths: files, folders (every ``*.jsonl`` below them, compressed or not) or glob patterns.
+      field: the key that holds the text.
+    """
+
+    paths: tuple[str, ...]
+    field: str = "text"
+
+    patterns: ClassVar[tuple[str, ...]] = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst")
+
+    def units(self) -> list[Unit]:
+        return line_units(self.files())
+
+    def read(self, unit: Unit) -> Iterator[str | UserError]:
+        lines = Lines(unit)
+        for number, line in lines.filled():
+            text = line if isinstance(line, UserError) else json_text(line, self.field)
+            if text is None:
+                yield json_error(f"{unit.file}, {lines.place(number)}", str(line), self.field)
+            else:
+                yield text
 
 
 def json_text(record: str, field: str) -> str | None:

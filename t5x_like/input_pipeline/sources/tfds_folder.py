@@ -10,17 +10,16 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, ClassVar
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.source_config import TfdsBuilder
 from t5x_like.input_pipeline.sources.files import File, Unit, cut, folder_files, open_plain
 from t5x_like.input_pipeline.sources.messages import local_path, missing_package, no_column
 from t5x_like.input_pipeline.sources.records import read_array_record, read_tf_record
 from t5x_like.input_pipeline.sources.remote import is_remote
+from t5x_like.input_pipeline.sources.source import Source
 
 _WHERE = "data.corpus.source"
 _DESCRIPTIONS = ("dataset_info.json", "features.json")
@@ -30,65 +29,83 @@ _TFDS_FEATURES = "tensorflow_datasets.core.features."
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 
-def tfds_files(source: TfdsBuilder) -> list[File]:
-    """The files of the version folder.
+@dataclass(frozen=True)
+class TfdsBuilder(Source):
+    """A TFDS data set already on disk, in ArrayRecord or TFRecord format (extra ``tfds``); read without TensorFlow.
 
-    Raises:
-      UserError: it is none.
+    Attributes:
+      directory: the version folder, the one that holds ``dataset_info.json``.
+      split: a TFDS split, such as ``train`` or ``train[:10%]``.
+      field: the feature that holds the text.
     """
-    files = folder_files(_folder(source))
-    if "dataset_info.json" not in {file.name for file in files}:
-        raise UserError(
-            f"{_WHERE}.directory",
-            f"{_folder(source)} has no dataset_info.json",
-            "the version folder of a TFDS data set, such as ~/tensorflow_datasets/my_dataset/1.0.0",
-        )
-    return files
+
+    directory: str
+    split: str = "train"
+    field: str = "text"
+
+    by_units: ClassVar[bool] = True
+
+    def files(self) -> list[File]:
+        """The files of the version folder.
+
+        Raises:
+          UserError: it is none.
+        """
+        files = folder_files(self._folder)
+        if "dataset_info.json" not in {file.name for file in files}:
+            raise UserError(
+                f"{_WHERE}.directory",
+                f"{self._folder} has no dataset_info.json",
+                "the version folder of a TFDS data set, such as ~/tensorflow_datasets/my_dataset/1.0.0",
+            )
+        return files
+
+    def units(self) -> list[Unit]:
+        """Ranges of records of the split's files.
+
+        Raises:
+          UserError: TFDS is missing, no such split or feature, a feature that is no plain text or that is no class of
+            TFDS, another file format.
+        """
+        files = self.files()
+        file_format = _file_format(self._folder)
+        info = _builder(self._folder, files).info
+        _check_feature(self.directory, self.field, info.features)
+        try:
+            instructions = info.splits[self.split].file_instructions
+        except (ValueError, KeyError) as error:
+            allowed = f"{', '.join(info.splits)}, or a part such as train[:10%]"
+            raise UserError(f"{_WHERE}.split", f"{self.directory}: {error}", allowed) from None
+        by_name = {file.name: file for file in files}
+        units = []
+        for part in instructions:
+            name = str(part.filename).rpartition("/")[2]
+            if name not in by_name:
+                raise UserError(f"{_WHERE}.directory", f"{self._folder} has no {name}", "every file of the split")
+            file = by_name[name]
+            size = file.size * part.take // max(1, part.examples_in_shard)
+            # A TFRecord file has no index: its second half takes as long to find as to read. A remote ArrayRecord file
+            # has to be copied to be read.
+            can_be_cut = file_format == "array_record" and not is_remote(file.address)
+            stretches = cut(part.take, size if can_be_cut else 0, part.skip)
+            units += [Unit(file.address, start, stop, size // len(stretches)) for start, stop in stretches]
+        return units
+
+    def read(self, unit: Unit) -> Iterator[str | UserError]:
+        """The texts of a range of records."""
+        read = read_array_record if _file_format(self._folder) == "array_record" else read_tf_record
+        return read(unit, "example", self.field)
+
+    def describe(self) -> str:
+        return f"{self.directory}, split {self.split}"
+
+    @property
+    def _folder(self) -> str:
+        return self.directory.rstrip("/") if is_remote(self.directory) else local_path(self.directory)
 
 
-def tfds_units(source: TfdsBuilder, files: list[File]) -> list[Unit]:
-    """Ranges of records of the split's files.
-
-    Raises:
-      UserError: TFDS is missing, no such split or feature, a feature that is no plain text or that is no class of
-        TFDS, another file format.
-    """
-    file_format = _file_format(source)
-    info = _builder(source, files).info
-    _check_feature(source, info.features)
-    try:
-        instructions = info.splits[source.split].file_instructions
-    except (ValueError, KeyError) as error:
-        allowed = f"{', '.join(info.splits)}, or a part such as train[:10%]"
-        raise UserError(f"{_WHERE}.split", f"{source.directory}: {error}", allowed) from None
-    by_name = {file.name: file for file in files}
-    units = []
-    for part in instructions:
-        name = str(part.filename).rpartition("/")[2]
-        if name not in by_name:
-            raise UserError(f"{_WHERE}.directory", f"{_folder(source)} has no {name}", "every file of the split")
-        file = by_name[name]
-        size = file.size * part.take // max(1, part.examples_in_shard)
-        # A TFRecord file has no index: its second half takes as long to find as to read. A remote ArrayRecord file has
-        # to be copied to be read.
-        can_be_cut = file_format == "array_record" and not is_remote(file.address)
-        stretches = cut(part.take, size if can_be_cut else 0, part.skip)
-        units += [Unit(file.address, start, stop, size // len(stretches)) for start, stop in stretches]
-    return units
-
-
-def read_tfds(source: TfdsBuilder, unit: Unit) -> Iterator[str | UserError]:
-    """The texts of a range of records."""
-    read = read_array_record if _file_format(source) == "array_record" else read_tf_record
-    return read(unit, "example", source.field)
-
-
-def _folder(source: TfdsBuilder) -> str:
-    return source.directory.rstrip("/") if is_remote(source.directory) else local_path(source.directory)
-
-
-def _file_format(source: TfdsBuilder) -> str:
-    where = f"{_folder(source)}/dataset_info.json"
+def _file_format(folder: str) -> str:
+    where = f"{folder}/dataset_info.json"
     try:
         with open_plain(where) as file:
             found = json.load(file).get("fileFormat") or "tfrecord"  # data sets from before it was written down
@@ -98,22 +115,22 @@ def _file_format(source: TfdsBuilder) -> str:
         lost = " (TFDS's writer of Parquet loses records without a word)" if found == "parquet" else ""
         raise UserError(
             f"{_WHERE}.directory",
-            f"{_folder(source)} is in the format {found!r}{lost}",
+            f"{folder} is in the format {found!r}{lost}",
             "array_record, tfrecord",
             "prepare it again with file_format='array_record'",
         )
     return found
 
 
-def _builder(source: TfdsBuilder, files: list[File]) -> Any:
+def _builder(folder: str, files: list[File]) -> Any:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise missing_package("a TFDS folder", error, "tfds") from None
     _check_classes(files)
     try:
-        if not is_remote(source.directory):
-            return tfds.builder_from_directory(_folder(source))
+        if not is_remote(folder):
+            return tfds.builder_from_directory(folder)
         with tempfile.TemporaryDirectory() as copy:  # TFDS does not know fsspec, and needs the descriptions only
             for file in files:
                 if file.name in _DESCRIPTIONS:
@@ -123,7 +140,7 @@ def _builder(source: TfdsBuilder, files: list[File]) -> Any:
     except (NotImplementedError, ValueError, KeyError, FileNotFoundError) as error:
         raise UserError(
             f"{_WHERE}.directory",
-            f"{_folder(source)}: {error}",
+            f"{folder}: {error}",
             "a data set that TFDS prepared, with its features.json",
             "prepare it again with file_format='array_record'",
         ) from None
@@ -168,19 +185,21 @@ def _foreign_classes(description: Any) -> Iterator[str]:
             yield from _foreign_classes(each)
 
 
-def _check_feature(source: TfdsBuilder, features: Any) -> None:
+def _check_feature(directory: str, field: str, features: Any) -> None:
     """Raises ``UserError`` unless the field is one that TFDS stores as it is: the bytes of one text."""
+    import numpy as np
+
     found = features
-    for part in source.field.split("/"):  # a feature within a dictionary: "question/text"
+    for part in field.split("/"):  # a feature within a dictionary: "question/text"
         known: list[str] = sorted(found.keys()) if hasattr(found, "keys") else []
         if part not in known:
-            raise no_column(f"{_WHERE}.field in {source.directory}", "feature", source.field, known)
+            raise no_column(f"{_WHERE}.field in {directory}", "feature", field, known)
         found = found[part]
     plain = type(found).__name__ in ("Text", "Tensor", "Scalar") and found.shape == ()
     if not plain or np.dtype(found.np_dtype).kind not in "OSU":
         raise UserError(
             f"{_WHERE}.field",
-            f"feature {source.field!r} is {found!r}, which TFDS encodes in its own way",
+            f"feature {field!r} is {found!r}, which TFDS encodes in its own way",
             "a Text feature",
             "prepare the data set again with the text in a tfds.features.Text()",
         )

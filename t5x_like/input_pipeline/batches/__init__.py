@@ -1,0 +1,1 @@
+"""Batches as a pure function of (seed, step): order, mixture, rows, packing, features."""

@@ -1,0 +1,223 @@
+"""Examples to model inputs: rows of tokens, segments, positions, targets and weights.
+
+Knows the three shapes of model by what they are fed; must not know objectives or models. All arrays are int32 of shape
+(rows, length) but ``weights``, which is float32:
+
+- encoder-decoder: encoder_tokens, encoder_segments, encoder_positions, decoder_tokens, decoder_segments,
+  decoder_positions, targets, weights
+- decoder-only: decoder_tokens, decoder_segments, decoder_positions, targets, weights; with a prefix also decoder_prefix
+- encoder-only: encoder_tokens, encoder_segments, encoder_positions, targets, weights; in a given order also
+  encoder_order
+
+Segments count a row's examples from 1; segment 0, and nothing else, is padding: id 0 inside a text is data. Positions
+start at 0 in each segment, unless an example says its own. ``decoder_tokens`` are the targets shifted right by one
+inside each segment, after the padding id as start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from t5x_like.input_pipeline.config import Shape
+from t5x_like.objectives.base import Example
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """What a batch holds.
+
+    Attributes:
+      tokens: slots that are not padding, on the encoder's and the decoder's side together.
+      loss_tokens: targets with a weight above 0.
+      slots: all slots on both sides.
+    """
+
+    tokens: int
+    loss_tokens: int
+    slots: int
+
+
+def feature_names(shape: Shape, extras: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Names of the arrays of a batch for a model of ``shape``, in the order of the module's docstring.
+
+    Args:
+      shape: of the model.
+      extras: as ``Objective.extras`` says.
+    """
+    sides = {"encoder-decoder": ("encoder", "decoder"), "decoder-only": ("decoder",), "encoder-only": ("encoder",)}
+    names = [f"{side}_{kind}" for side in sides[shape] for kind in ("tokens", "segments", "positions")]
+    return (*names, "targets", "weights", *extras)
+
+
+def make_batch(
+    rows: Sequence[Sequence[Example]],
+    shape: Shape,
+    capacity: tuple[int, ...],
+    pad_id: int = 0,
+    extras: tuple[str, ...] = (),
+) -> Batch:
+    """The batch that ``rows`` make; a row without examples is all padding.
+
+    Args:
+      rows: the examples of each row; they must fit.
+      shape: of the model.
+      capacity: (encoder length, decoder length), or (length,).
+      pad_id: fills what is left, and starts each decoder segment.
+      extras: further arrays, as ``Objective.extras`` says: ``decoder_prefix``, ``encoder_order`` or none.
+    """
+    lengths = {"encoder": capacity[0], "decoder": capacity[-1]}
+    batch: Batch = {}
+    for name in feature_names(shape, extras):
+        length = lengths["encoder" if name.startswith("encoder") or shape == "encoder-only" else "decoder"]
+        fill = pad_id if name in ("encoder_tokens", "decoder_tokens", "targets") else 0
+        batch[name] = np.full((len(rows), length), fill, np.float32 if name == "weights" else np.int32)
+    examples = [example for row in rows for example in row]
+    if examples:
+        # All examples of a batch are written together: a short one costs little more than its tokens.
+        place = _Placing([len(row) for row in rows], batch)
+        {"encoder-decoder": _write_pair, "decoder-only": _write_decoder, "encoder-only": _write_encoder}[shape](
+            place, examples, pad_id
+        )
+    return batch
+
+
+class _Placing:
+    """Puts the examples of a batch where they belong.
+
+    Args:
+      counts: examples of each row.
+      batch: the arrays to write to.
+    """
+
+    def __init__(self, counts: Sequence[int], batch: Batch):
+        self._batch, numbers = batch, np.asarray(counts)
+        self._rows = np.repeat(np.arange(len(numbers)), numbers)
+        self._firsts = np.repeat(np.cumsum(numbers) - numbers, numbers)  # the first example of each one's row
+        self._segments = np.arange(len(self._rows)) - self._firsts + 1
+
+    def side(self, side: str, texts: Sequence[np.ndarray]) -> _Side:
+        """Writes segments and positions of one side, where the examples' ``texts`` have their tokens.
+
+        Raises:
+          ValueError: the texts of a row are longer than the row.
+        """
+        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+        ends = np.cumsum(lengths)
+        begins = ends - lengths
+        width = self._batch[f"{side}_tokens"].shape[1]
+        starts = begins - begins[self._firsts]
+        if (starts + lengths > width).any():
+            row = int(self._rows[np.argmax(starts + lengths)])
+            raise ValueError(f"row {row} of the {side} has examples of more than {width} tokens")
+        counted = np.arange(ends[-1])
+        made = _Side(
+            self._batch,
+            counted + np.repeat(self._rows * width + starts - begins, lengths),
+            counted - np.repeat(begins, lengths),
+            lengths,
+            begins[lengths > 0],
+        )
+        made.write(f"{side}_segments", np.repeat(self._segments, lengths))
+        made.write(f"{side}_positions", made.positions)
+        return made
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The slots of one side that hold tokens, in order.
+
+    Attributes:
+      batch: the arrays to write to.
+      slots: (tokens,) places in the array of all rows end to end.
+      positions: (tokens,) counted from 0 in each example.
+      lengths: (examples,).
+      firsts: which of the tokens are the first of their example.
+    """
+
+    batch: Batch
+    slots: np.ndarray
+    positions: np.ndarray
+    lengths: np.ndarray
+    firsts: np.ndarray
+
+    def write(self, name: str, values: np.ndarray | Sequence[np.ndarray] | float) -> None:
+        """Puts ``values``, those of all examples end to end, into the array ``name``."""
+        if isinstance(values, list):
+            values = np.concatenate(values)
+        self.batch[name].reshape(-1)[self.slots] = values
+
+    def write_targets(self, texts: list[np.ndarray], pad_id: int) -> None:
+        """Targets, and the decoder's inputs: the same after one start token each."""
+        targets = np.concatenate(texts)
+        shifted = np.empty_like(targets)
+        shifted[1:] = targets[:-1]
+        shifted[self.firsts] = pad_id
+        self.write("targets", targets)
+        self.write("decoder_tokens", shifted)
+
+
+def _weights(examples: Sequence[Example]) -> np.ndarray | float:
+    if all(example.weights is None for example in examples):
+        return 1.0
+    given = [np.ones(len(e.targets), np.float32) if e.weights is None else e.weights for e in examples]
+    return np.concatenate(given)
+
+
+def _write_pair(place: _Placing, examples: Sequence[Example], pad_id: int) -> None:
+    inputs, targets = [example.inputs for example in examples], [example.targets for example in examples]
+    place.side("encoder", inputs).write("encoder_tokens", inputs)
+    decoder = place.side("decoder", targets)
+    decoder.write_targets(targets, pad_id)
+    decoder.write("weights", _weights(examples))
+
+
+def _write_decoder(place: _Placing, examples: Sequence[Example], pad_id: int) -> None:
+    """One text of inputs and targets; loss on the targets only.
+
+    The input at place j is the token before it, so the prefix of p tokens is read at places 1 to p, after the start
+    token at 0. Places 0 to p are visible to each other: place p predicts the first target and does not hold it.
+    """
+    prefixes = np.fromiter((len(example.inputs) for example in examples), np.int64, len(examples))
+    if not prefixes.any():
+        texts = [example.targets for example in examples]
+    else:
+        texts = [np.concatenate([e.inputs, e.targets]) if len(e.inputs) else e.targets for e in examples]
+    decoder = place.side("decoder", texts)
+    decoder.write_targets(texts, pad_id)
+    if not prefixes.any():
+        decoder.write("weights", _weights(examples))
+        return
+    prefix = np.repeat(prefixes, decoder.lengths)
+    weights = np.zeros(len(prefix), np.float32)
+    weights[decoder.positions >= prefix] = _weights(examples)
+    decoder.write("weights", weights)
+    if "decoder_prefix" in decoder.batch:
+        decoder.write("decoder_prefix", (decoder.positions <= prefix) & (prefix > 0))
+
+
+def _write_encoder(place: _Placing, examples: Sequence[Example], pad_id: int) -> None:
+    inputs = [example.inputs for example in examples]
+    encoder = place.side("encoder", inputs)
+    encoder.write("encoder_tokens", inputs)
+    encoder.write("targets", [example.targets for example in examples])
+    encoder.write("weights", _weights(examples))
+    if any(example.positions is not None for example in examples):
+        counted = (np.arange(len(e.inputs)) if e.positions is None else e.positions for e in examples)
+        encoder.write("encoder_positions", list(counted))
+    if "encoder_order" in encoder.batch:
+        encoder.write("encoder_order", [np.zeros(len(e.inputs)) if e.order is None else e.order for e in examples])
+
+
+def tokens_in(batch: Batch) -> TokenCount:
+    """Counts the tokens, loss tokens and slots of ``batch``."""
+    segments = [array for name, array in batch.items() if name.endswith("_segments")]
+    return TokenCount(
+        tokens=sum(int(np.count_nonzero(array)) for array in segments),
+        loss_tokens=int(np.count_nonzero(batch["weights"])),
+        slots=sum(array.size for array in segments),
+    )

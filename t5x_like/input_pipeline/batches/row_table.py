@@ -1,0 +1,176 @@
+"""Which pieces of documents are in which row, worked out once: in memory for a small split, else beside its cache.
+
+A table on disk is read by memory map, so that 100 million documents cost a run, and each of its worker processes, next
+to no memory. Knows lengths and files; must not know ids, examples or orders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from t5x_like.core.errors import UserError
+from t5x_like.core.paths import write_atomically
+from t5x_like.input_pipeline.batches.packing import Rule, plan
+from t5x_like.input_pipeline.disk import HashedFile, held_lock, map_array, publish, room_in
+from t5x_like.input_pipeline.prepare.token_cache import TokenSplit
+
+# Bump when what a table holds changes, so that older ones are made anew.
+FORMAT_VERSION = 1
+# Splits of up to so many documents have their table in memory (at most about 60 MB, made in 2 s).
+_IN_MEMORY = 2**22
+# Documents planned together: the more, the better their pieces fit; in order, so that offsets are read in order.
+_WINDOW = 2**18
+
+
+@dataclass(frozen=True)
+class RowPacking:
+    """How pieces share rows.
+
+    Attributes:
+      rule: where the next piece goes.
+      sizes: what a piece of a length takes on each side.
+      capacity: what a row holds on each side.
+    """
+
+    rule: Rule
+    sizes: Callable[[int], tuple[int, ...]]
+    capacity: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class RowTable:
+    """Piece ``j`` is the ``part[j]``-th cut of document ``document[j]``.
+
+    Attributes:
+      starts: (rows + 1,) uint64, row r holds the pieces from ``starts[r]`` up to ``starts[r + 1]``.
+      document, part: (pieces,) unsigned.
+      tokens: tokens in all pieces.
+      left_out: tokens in none.
+    """
+
+    starts: np.ndarray
+    document: np.ndarray
+    part: np.ndarray
+    tokens: int
+    left_out: int
+
+
+def row_table(
+    split: TokenSplit, length: int, minimum: int, with_eos: bool, packing: RowPacking | None = None
+) -> RowTable:
+    """The rows of documents cut every ``length`` tokens; made now if it is not there yet.
+
+    Args:
+      split: the documents.
+      length: tokens per piece at most.
+      minimum: a last piece of a document that is shorter is left out.
+      with_eos: whether each document has one token more than the split says.
+      packing: which pieces share a row; None: each has its own.
+
+    Raises:
+      UserError: the table of a large split cannot be written.
+    """
+    if not len(split):
+        return RowTable(np.zeros(1, np.uint64), np.zeros(0, np.uint32), np.zeros(0, np.uint16), 0, 0)
+    windows = _windows(split, length, minimum, with_eos, packing)
+    dtypes = _dtypes(split, length)
+    # In a shared cache that cannot be written, too, the table is this process's own.
+    if split.folder is None or len(split) <= _IN_MEMORY or not os.access(split.folder, os.W_OK):
+        columns, facts = zip(*windows, strict=True)
+        starts, document, part = (np.concatenate(column) for column in zip(*columns, strict=True))
+        return RowTable(
+            np.concatenate([[0], np.cumsum(starts)]).astype(dtypes["starts"]),
+            document.astype(dtypes["document"]),
+            part.astype(dtypes["part"]),
+            sum(tokens for tokens, _ in facts),
+            sum(left_out for _, left_out in facts),
+        )
+    shape = packing and (packing.rule, packing.capacity, [packing.sizes(size) for size in range(minimum, length + 1)])
+    key = repr((FORMAT_VERSION, split.name, length, minimum, with_eos, shape))
+    folder = split.folder / f"rows-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    if not (folder / "table.json").is_file():
+        with held_lock(folder.with_name(f".{folder.name}.lock")):
+            if not (folder / "table.json").is_file():
+                _store(folder, windows, dtypes)
+    return _open(folder, dtypes)
+
+
+def _dtypes(split: TokenSplit, length: int) -> dict[str, str]:
+    longest = 1 if len(split) == 0 else int(split.offsets[-1])  # no document has more cuts than the split has tokens
+    return {
+        "starts": "<u8",
+        "document": "<u4" if len(split) < 2**32 else "<u8",
+        "part": "<u2" if longest // length < 2**16 else "<u4",
+    }
+
+
+_Window = tuple[tuple[np.ndarray, np.ndarray, np.ndarray], tuple[int, int]]
+
+
+def _windows(
+    split: TokenSplit, length: int, minimum: int, with_eos: bool, packing: RowPacking | None
+) -> Iterator[_Window]:
+    """For each window of documents: pieces per row, document and part of each piece; tokens taken and left out."""
+    for start in range(0, len(split), _WINDOW):
+        end = min(start + _WINDOW, len(split))
+        lengths = np.diff(np.asarray(split.offsets[start : end + 1])) + with_eos
+        rest = lengths % length
+        too_short = rest < minimum
+        cuts = lengths // length + (~too_short & (rest > 0))
+        document = np.repeat(np.arange(end - start), cuts)
+        part = np.arange(len(document)) - np.repeat(np.cumsum(cuts) - cuts, cuts)
+        per_row = np.ones(len(document), np.int64)
+        sizes = np.minimum(lengths[document] - part * length, length)
+        if packing is not None and len(document):
+            # In a fixed mixed order, so that those of one length that share a row are not neighbours in the corpus.
+            mixed = np.random.Generator(np.random.Philox(start)).permutation(len(document))
+            members, starts = plan(sizes[mixed], packing.sizes, packing.capacity, packing.rule)
+            members = mixed[members]
+            document, part, per_row = document[members], part[members], np.diff(starts)
+        yield (per_row, document + start, part), (int(sizes.sum()), int(rest[too_short].sum()))
+
+
+def _store(folder: Path, windows: Iterator[_Window], dtypes: dict[str, str]) -> None:
+    with room_in(folder.parent):
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        files = {name: HashedFile(temporary / name) for name in dtypes}
+        try:
+            facts = {"rows": 0, "pieces": 0, "tokens": 0, "left_out": 0}
+            files["starts"].write(np.zeros(1, dtypes["starts"]).tobytes())
+            for (per_row, document, part), (taken, short) in windows:
+                columns = {"starts": facts["pieces"] + np.cumsum(per_row), "document": document, "part": part}
+                for name, column in columns.items():
+                    files[name].write(column.astype(dtypes[name]).tobytes())
+                found = {"rows": len(per_row), "pieces": len(document), "tokens": taken, "left_out": short}
+                facts = {name: facts[name] + found[name] for name in facts}
+            described = {name: file.close(durable=True) for name, file in files.items()}
+            write_atomically(temporary / "table.json", json.dumps({**facts, "files": described}, indent=2))
+            publish(temporary, folder)
+        finally:
+            for file in files.values():
+                file.abandon()
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _open(folder: Path, dtypes: dict[str, str]) -> RowTable:
+    facts = json.loads((folder / "table.json").read_text())
+    sizes = {"starts": facts["rows"] + 1, "document": facts["pieces"], "part": facts["pieces"]}
+    arrays = {}
+    for name, size in sizes.items():
+        expected = size * np.dtype(dtypes[name]).itemsize
+        found = (folder / name).stat().st_size if (folder / name).is_file() else -1
+        if found != expected:
+            raise UserError(
+                str(folder / name), f"{found} bytes", f"{expected}", f"remove {folder}; it will be made again"
+            )
+        arrays[name] = map_array(folder / name, dtypes[name])
+    return RowTable(**arrays, tokens=facts["tokens"], left_out=facts["left_out"])

@@ -1,0 +1,179 @@
+"""How the documents of a split fall into rows: each row's pieces of text, any row at once, by index.
+
+Knows token splits and lengths; must not know what an objective does with a piece, nor the order of rows.
+"""
+
+from __future__ import annotations
+
+import bisect
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from t5x_like.input_pipeline.batches.row_table import RowPacking, row_table
+from t5x_like.input_pipeline.prepare.token_cache import TokenSplit
+
+
+class Piece(NamedTuple):
+    """A stretch of text that one example, or one for each document in it, is made of.
+
+    Attributes:
+      number: which piece of the split it is; what its random numbers are drawn with.
+      part: which part of document ``number`` it is, where pieces are cut from single documents; else 0.
+      texts: the ids, one (length,) int32 array for each document that it touches (or one for all).
+    """
+
+    number: int
+    part: int
+    texts: list[np.ndarray]
+
+
+class Rows(Protocol):
+    """The rows of one split.
+
+    Attributes:
+      count: how many there are in every epoch.
+      tokens: of all rows together, added EOS counted.
+      left_out: tokens that are in no row of an epoch, because what is left of a text is too short.
+    """
+
+    count: int
+    tokens: int
+    left_out: int
+
+    def lengths(self, rows: np.ndarray, shift: int) -> np.ndarray:
+        """(rows,) int64 tokens of each of these rows; args as of ``pieces``."""
+        ...
+
+    def pieces(self, row: int, shift: int) -> list[Piece]:
+        """What is in row ``row``.
+
+        Args:
+          row: in range(count).
+          shift: moves all borders where documents are joined, so that they differ between epochs.
+        """
+        ...
+
+
+class JoinedRows:
+    """Documents end to end, cut every ``length`` places: one piece a row.
+
+    The text is taken as a ring: with a shift of the borders, one piece joins the end of the last document to the start
+    of the first. So the number of pieces and their lengths are the same in every epoch, whatever the shift, every token
+    is in exactly one piece, and all but the last are full. A last piece shorter than ``minimum`` is left out.
+
+    Args:
+      split: the documents.
+      length: places per piece.
+      minimum: the shortest last piece that is of use.
+      eos_id: put after each document, and pieces come apart at documents; None: neither.
+      reserved: empty places before each document, where an example has so many tokens more than its text; not where
+        documents are joined.
+    """
+
+    def __init__(self, split: TokenSplit, length: int, minimum: int, eos_id: int | None, reserved: int = 0):
+        self._split, self._eos_id, self._length, self._reserved = split, eos_id, length, reserved
+        self._added = 0 if eos_id is None else 1 + reserved  # places of a document beyond its tokens
+        self._total = int(split.offsets[-1]) + self._added * len(split)
+        minimum = 1 if reserved else minimum  # which of the places left out held tokens would change with the shift
+        rest = self._total % length
+        self.left_out = rest if rest < minimum else 0
+        self.tokens = self._total - self.left_out - reserved * len(split)
+        self.count = self._total // length + (rest >= minimum and rest > 0)
+
+    def lengths(self, rows: np.ndarray, shift: int) -> np.ndarray:
+        rows = np.asarray(rows, np.int64)
+        lengths = np.minimum(self._length, self._total - rows * self._length)
+        if not self._reserved:
+            return lengths
+        starts = (shift + rows * self._length) % self._total
+        ends, wrapped = np.minimum(starts + lengths, self._total), np.maximum(starts + lengths - self._total, 0)
+        return self._tokens_before(ends) - self._tokens_before(starts) + self._tokens_before(wrapped)
+
+    def pieces(self, row: int, shift: int) -> list[Piece]:
+        start = (shift + row * self._length) % self._total
+        end = start + min(self._length, self._total - row * self._length)
+        stretches = [(start, min(end, self._total))] + [(0, end - self._total)] * (end > self._total)
+        if self._eos_id is None:
+            tokens = self._split.tokens
+            return [Piece(row, 0, [np.concatenate([tokens[a:b] for a, b in stretches], dtype=np.int32)])]
+        return [Piece(row, 0, [text for a, b in stretches for text in self._documents(a, b, self._eos_id)])]
+
+    def _start_of(self, document: int) -> int:
+        # Not a table of starts: it would be as long as the offsets, which may not fit in memory.
+        return int(self._split.offsets[document]) + document * self._added
+
+    def _documents(self, start: int, end: int, eos_id: int) -> list[np.ndarray]:
+        """The text between two places of the ring, document by document; the array of tokens itself holds no EOS."""
+        texts, tokens = [], self._split.tokens
+        document = bisect.bisect_right(range(len(self._split)), start, key=self._start_of) - 1
+        while start < end:
+            begin, stop = self._start_of(document) + self._reserved, self._start_of(document + 1)
+            first, last = max(start, begin), min(end, stop)
+            if first < last:
+                text = np.empty(last - first, np.int32)
+                whole = last == stop  # its last place is EOS
+                token = int(self._split.offsets[document]) - begin
+                text[: len(text) - whole] = tokens[first + token : last + token - whole]
+                if whole:
+                    text[-1] = eos_id
+                texts.append(text)
+            start, document = last, document + 1
+        return texts
+
+    def _tokens_before(self, places: np.ndarray) -> np.ndarray:
+        """How many of the ring's first ``places`` hold a token, EOS counted."""
+        low, high = np.zeros_like(places), np.full_like(places, len(self._split))
+        for _ in range(len(self._split).bit_length() + 1):  # bisection: the document that each place lies in
+            middle = (low + high) // 2
+            right = np.asarray(self._split.offsets[middle]) + middle * self._added <= places
+            low, high = np.where(right & (low < high), middle, low), np.where(right, high, middle)
+        begun = places - (np.asarray(self._split.offsets[low]) + low * self._added)
+        return places - low * self._reserved - np.minimum(begun, self._reserved)
+
+
+class DocumentRows:
+    """Each document by itself, cut every ``length`` tokens; one piece a row, or several as a rule packs them.
+
+    Borders, and what shares a row, are the same in every epoch: what shares a row changes nothing in the loss.
+
+    Args as of ``JoinedRows``; of each document a last piece shorter than ``minimum`` is left out.
+      packing: which pieces share a row; None: one piece a row.
+    """
+
+    def __init__(
+        self, split: TokenSplit, length: int, minimum: int, eos_id: int | None, packing: RowPacking | None = None
+    ):
+        self._split, self._length, self._eos_id = split, length, eos_id
+        self._table = table = row_table(split, length, minimum, eos_id is not None, packing)
+        self.count, self.tokens, self.left_out = len(table.starts) - 1, table.tokens, table.left_out
+
+    def lengths(self, rows: np.ndarray, shift: int) -> np.ndarray:
+        rows = np.asarray(rows)
+        first, end = (self._table.starts[rows + shift].astype(np.int64) for shift in (0, 1))
+        pieces = np.repeat(first - np.concatenate([[0], np.cumsum(end - first)[:-1]]), end - first)
+        pieces += np.arange(len(pieces))
+        documents = self._table.document[pieces].astype(np.int64)
+        lengths = np.asarray(self._split.offsets[documents + 1] - self._split.offsets[documents])
+        lengths = lengths + (self._eos_id is not None) - self._table.part[pieces].astype(np.int64) * self._length
+        return np.add.reduceat(np.minimum(lengths, self._length), np.cumsum(end - first) - (end - first))
+
+    def pieces(self, row: int, shift: int) -> list[Piece]:
+        table = self._table
+        first, end = int(table.starts[row]), int(table.starts[row + 1])
+        return [
+            self._piece(int(document), int(part))
+            for document, part in zip(table.document[first:end], table.part[first:end], strict=True)
+        ]
+
+    def _piece(self, document: int, part: int) -> Piece:
+        split = self._split
+        begin, stop = int(split.offsets[document]), int(split.offsets[document + 1])
+        start = begin + part * self._length
+        end = min(start + self._length, stop)
+        eos_id = self._eos_id if end == stop and end - start < self._length else None
+        text = np.empty(end - start + (eos_id is not None), np.int32)
+        text[: end - start] = split.tokens[start:end]
+        if eos_id is not None:
+            text[-1] = eos_id
+        return Piece(document, part, [text])

@@ -1,0 +1,1 @@
+"""A corpus tokenized once, into a token cache that training reads by memory map."""

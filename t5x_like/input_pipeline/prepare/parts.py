@@ -1,0 +1,355 @@
+"""A corpus cut into parts, and one part tokenized into files: what every way to prepare shares.
+
+Knows sources, filters, tokenizers and the work folder; must not know who runs a part (this process, a worker process,
+Apache Beam), nor what becomes of it. Where the borders of parts lie follows from the source alone, so that any number
+of processes, stopped and started at any moment, make the same files. Part 7 of the work folder is
+
+  000007.tokens       ids of its documents end to end, as in a token cache
+  000007.documents    a record of type ``DOCUMENT`` for each
+  000007.json         counts, and size and digest of the two; written last: the part is finished
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.config import Filters, Source, TokenizerConfig
+from t5x_like.input_pipeline.disk import HashedFile, room_in, temporary_name
+from t5x_like.input_pipeline.prepare.token_cache import file_digest, token_type
+from t5x_like.input_pipeline.sources.files import File, Unit, list_files
+from t5x_like.input_pipeline.sources.splits import text_hash
+from t5x_like.input_pipeline.tokenizers.pieces import groups_of
+from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer, open_tokenizer
+
+# What is known of a document besides its tokens: how many, and ``splits.text_hash`` as two big-endian halves.
+DOCUMENT = np.dtype([("length", "<i8"), ("hash", ">u8", (2,))])
+
+# A part is a 64th of a corpus within these bounds: small enough that processes end together and little is lost by a
+# kill, large enough that the files of a corpus of terabytes can be counted.
+_PARTS, _SMALLEST_PART, _LARGEST_PART = 64, 10**6, 64 * 10**6
+_UNIT_COST = 1000  # bytes that opening a file counts as, so that a part does not hold a million empty ones
+# Documents are tokenized in groups of about this many characters: to spread them over threads, and to pay for what is
+# done once per group seldom.
+_GROUP_CHARACTERS = 1_000_000
+_REPORT_SECONDS = 0.5
+_MOST_KINDS = 20  # of documents that cannot be read, told apart
+_OTHER_KINDS = "other reasons"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all parts of a corpus have in common. Goes to worker processes as JSON.
+
+    Attributes:
+      source, filters: as in the corpus.
+      tokenizer: the vocabulary, with its path.
+      fingerprint: of the vocabulary that the cache is made for.
+      skip_bad: count documents that cannot be read, instead of raising.
+      folder: the work folder.
+    """
+
+    source: Source
+    tokenizer: TokenizerConfig
+    fingerprint: str
+    filters: Filters
+    skip_bad: bool
+    folder: str
+
+    def open_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises ``UserError`` if it is not the one that the work was planned with."""
+        tokenizer = open_tokenizer(self.tokenizer)
+        if tokenizer.fingerprint != self.fingerprint:
+            got = "its file has changed while the corpus was prepared"
+            raise UserError("data.corpus.tokenizer", got, "", "run again")
+        return tokenizer
+
+
+@dataclass(frozen=True)
+class Part:
+    """Neighbouring units of a source, tokenized together. Goes to worker processes as JSON.
+
+    Attributes:
+      number: 0 for the first part of the corpus.
+      units: what is read, in order.
+      stamp: ``stamp_of`` its files when the work was planned.
+    """
+
+    number: int
+    units: tuple[Unit, ...]
+    stamp: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes, about."""
+        return sum(unit.size for unit in self.units)
+
+    @property
+    def identity(self) -> str:
+        """A digest of what it reads, so that a part of other borders, or of files that were other ones in between, is
+        not taken for it."""
+        lines = (f"{unit.file}\0{unit.start}\0{unit.stop}\0{unit.size}" for unit in self.units)
+        return hashlib.sha256("\n".join([self.stamp, *lines]).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+@dataclass
+class Counts:
+    """What became of the documents of a part, or of several: sums over parts in order.
+
+    Attributes:
+      documents, tokens, text_bytes: of what was tokenized; UTF-8 bytes.
+      empty: documents of white space only, or of characters only that the tokenizer drops.
+      dropped: by the name of the filter's rule.
+      bad: documents that cannot be read, by the kind of message: ``count``, and ``first``, the first message.
+    """
+
+    documents: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+    empty: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    bad: dict[str, dict] = field(default_factory=dict)
+
+    def add(self, other: Counts) -> None:
+        for name in ("documents", "tokens", "text_bytes", "empty"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for rule, count in other.dropped.items():
+            self.dropped[rule] = self.dropped.get(rule, 0) + count
+        for kind, bad in other.bad.items():
+            self._count_bad(kind, bad["first"], bad["count"])
+
+    def add_bad(self, error: UserError) -> None:
+        self._count_bad(re.sub(r"\d+", "N", error.got), f"{error.where}: {error.got}", 1)
+
+    def _count_bad(self, kind: str, first: str, count: int) -> None:
+        kind = kind if kind in self.bad or len(self.bad) < _MOST_KINDS else _OTHER_KINDS
+        self.bad.setdefault(kind, {"count": 0, "first": first})["count"] += count
+
+
+class BadDocument(UserError):
+    """A document that cannot be read, in a corpus that shall not skip those."""
+
+
+class SourceChanged(UserError):
+    """What was tokenized is not one state of the source."""
+
+
+# The errors of users that one process tells another, the most particular first.
+ERROR_KINDS: dict[str, type[UserError]] = {"bad": BadDocument, "changed": SourceChanged, "error": UserError}
+
+
+def plain_error(error: UserError) -> tuple[str, list[str]]:
+    """The kind of an error, a key of ``ERROR_KINDS``, and what it is made of; both go to JSON."""
+    kind = next(name for name, kind in ERROR_KINDS.items() if isinstance(error, kind))
+    return kind, [error.where, error.got, error.allowed, error.suggestion]
+
+
+# Called now and then with what was done so far of a part: documents, tokens, bytes of the source.
+Report = Callable[[int, int, int], None]
+
+
+def cut_into_parts(units: Sequence[Unit]) -> list[Part]:
+    """The parts of a source. Every unit is in exactly one; concatenated they are ``units``."""
+    size = min(max(sum(unit.size for unit in units) // _PARTS, _SMALLEST_PART), _LARGEST_PART)
+    parts: list[Part] = []
+    group: list[Unit] = []
+    cost = 0
+    for unit in units:
+        group.append(unit)
+        cost += unit.size + _UNIT_COST
+        if cost >= size:
+            parts.append(Part(len(parts), tuple(group)))
+            group, cost = [], 0
+    return [*parts, Part(len(parts), tuple(group))] if group else parts
+
+
+def stamp_of(units: Sequence[Unit], files: Mapping[str, File]) -> str:
+    """A digest of size and stamp of the files that are read; of all files if a unit is of no single one.
+
+    Args:
+      units: what is read.
+      files: of the source, by their addresses.
+    """
+    addresses = dict.fromkeys(unit.file for unit in units)
+    wanted = addresses if all(address in files for address in addresses) else files
+    lines = (f"{files[address].size} {files[address].stamp}" for address in wanted)
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_part(source: Source, part: Part, done: Callable[[int], None] | None = None) -> Iterator[str | UserError]:
+    """Yields the documents of a part in order, or the error in place of one that cannot be read.
+
+    Args:
+      source, part: what is read.
+      done: called after each unit with its size in bytes.
+    """
+    for unit in part.units:
+        yield from source.read_unit(unit)
+        if done is not None:
+            done(unit.size)
+
+
+def tokenize_part(work: Work, part: Part, tokenizer: Tokenizer, report: Report, threads: bool = False) -> Counts:
+    """Tokenizes a part into its files; see ``tokenize_documents``. Raises ``SourceChanged`` too."""
+    read = 0
+    _require_unchanged(work.source, part)
+
+    def done(size: int) -> None:
+        nonlocal read
+        read += size
+
+    return tokenize_documents(
+        work, part.number, part.identity, read_part(work.source, part, done), tokenizer,
+        lambda documents, tokens, text: report(documents, tokens, max(read, min(text, part.size))), threads,
+        lambda: _require_unchanged(work.source, part),
+    )  # fmt: skip
+
+
+def tokenize_documents(
+    work: Work, number: int, identity: str, items: Iterable[str | UserError], tokenizer: Tokenizer, report: Report,
+    threads: bool = False, check: Callable[[], None] = lambda: None,
+) -> Counts:  # fmt: skip
+    """Tokenizes documents into the files of part ``number``, which appear whole.
+
+    Args:
+      work: what all parts share.
+      number, identity: of the part.
+      items: its documents in order, and errors in place of those that cannot be read.
+      tokenizer: ``work.open_tokenizer()``.
+      report: called every half second.
+      threads: let the tokenizer use all cores.
+      check: called when all has been read; what it raises leaves the part unfinished.
+
+    Returns:
+      What became of them, as the part's JSON file has it too.
+
+    Raises:
+      UserError: a document that cannot be read, if those are not to be skipped; no room on the disk.
+    """
+    counts = Counts()
+    spoken = time.monotonic()
+    with _Writer(Path(work.folder), number, tokenizer.vocab_size) as writer:
+        for texts in groups_of(kept_documents(items, work, counts), _GROUP_CHARACTERS):
+            writer.write(texts, tokenizer.encode_batch(texts, 0 if threads else 1), counts)
+            if time.monotonic() - spoken >= _REPORT_SECONDS:
+                report(counts.documents, counts.tokens, counts.text_bytes)
+                spoken = time.monotonic()
+        check()
+        writer.finish(identity, counts)
+    return counts
+
+
+def finished_part(folder: Path, number: int, identity: str) -> Counts | None:
+    """The counts of a part that an earlier process has finished, its files checked; None if there is none."""
+    path = part_path(folder, number)
+    try:
+        recorded = json.loads(path.with_suffix(".json").read_text())
+        if recorded["identity"] != identity:
+            return None
+        for name, file in recorded["files"].items():
+            if file_digest(path.with_suffix(name)) != file["sha256"]:
+                return None
+        return Counts(**recorded["counts"])
+    except (OSError, ValueError, KeyError, TypeError):  # killed, or the machine lost its power
+        return None
+
+
+def part_path(folder: Path, number: int) -> Path:
+    """Where the files of a part lie, without their suffix."""
+    return folder / f"{number:06}"
+
+
+def kept_documents(items: Iterable[str | UserError], work: Work, counts: Counts) -> Iterator[str]:
+    """The documents to tokenize; the others are counted, or the error of one is raised."""
+    filtered = work.filters != Filters()
+    for item in items:
+        if isinstance(item, UserError):
+            if not work.skip_bad:
+                raise BadDocument(item.where, item.got, item.allowed, item.suggestion) from None
+            counts.add_bad(item)
+        elif not item or item.isspace():
+            counts.empty += 1
+        elif filtered and (rule := work.filters.drops(item)):
+            counts.dropped[rule] = counts.dropped.get(rule, 0) + 1
+        else:
+            yield item
+
+
+def _require_unchanged(source: Source, part: Part) -> None:
+    addresses = dict.fromkeys(unit.file for unit in part.units)
+    if all(map(os.path.isfile, addresses)):  # without a look at the other files, of which there may be a million
+        files = {address: list_files((address,), ())[0] for address in addresses}
+    else:
+        files = {file.address: file for file in source.files()}
+    if stamp_of(part.units, files) != part.stamp:
+        raise source_changed()
+
+
+def source_changed() -> SourceChanged:
+    return SourceChanged("data.corpus.source", "a file has changed while it was read", "", "run again")
+
+
+class _Writer:
+    """The files of a part, under other names until they are whole; removed again where an error ends them."""
+
+    def __init__(self, folder: Path, number: int, vocab_size: int):
+        self._folder, self._final = folder, part_path(folder, number)
+        self._dtype, self._vocab_size = token_type(vocab_size), vocab_size
+        self._files: dict[str, HashedFile] = {}
+        self._temporary = folder / temporary_name(f"{number:06}")
+
+    def __enter__(self) -> _Writer:
+        with room_in(self._folder):
+            for name in (".tokens", ".documents"):
+                self._files[name] = HashedFile(self._temporary.with_suffix(name))
+        return self
+
+    def write(self, texts: list[str], encoded: Sequence[np.ndarray], counts: Counts) -> None:
+        ids = np.concatenate(encoded)
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self._vocab_size:
+            raise RuntimeError(f"the tokenizer gave ids from {ids.min()} to {ids.max()} of {self._vocab_size}")
+        lengths = np.asarray([len(each) for each in encoded])
+        if not lengths.all():  # normalization left nothing of a document
+            texts = [text for text, length in zip(texts, lengths, strict=True) if length]
+            counts.empty += len(lengths) - len(texts)
+            lengths = lengths[lengths > 0]
+            if not texts:
+                return
+        documents = np.empty(len(texts), DOCUMENT)
+        documents["length"] = lengths
+        data = [text.encode("utf-8", "surrogatepass") for text in texts]
+        documents["hash"] = np.frombuffer(b"".join(map(text_hash, data)), ">u8").reshape(-1, 2)
+        with room_in(self._folder):
+            self._files[".tokens"].write(ids.astype(self._dtype).data)
+            self._files[".documents"].write(documents.data)
+        counts.documents += len(texts)
+        counts.tokens += len(ids)
+        counts.text_bytes += sum(map(len, data))
+
+    def finish(self, identity: str, counts: Counts) -> None:
+        """Puts the files in place, the one that says so last."""
+        with room_in(self._folder):
+            files = {name: file.close() for name, file in self._files.items()}
+            for name in files:
+                os.replace(self._temporary.with_suffix(name), self._final.with_suffix(name))
+            note = {"identity": identity, "counts": vars(counts), "files": files}
+            self._temporary.with_suffix(".json").write_text(json.dumps(note, indent=1))
+            os.replace(self._temporary.with_suffix(".json"), self._final.with_suffix(".json"))
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is not None:
+            for file in self._files.values():
+                file.abandon()
+            for name in (".tokens", ".documents", ".json"):
+                with contextlib.suppress(OSError):
+                    self._temporary.with_suffix(name).unlink(missing_ok=True)

@@ -1,0 +1,128 @@
+"""The vocabulary of a corpus or mixture: opened, or trained on its training split into the cache, once.
+
+Knows corpora and SentencePiece's trainer as a function of texts; must not know how tokens are used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from t5x_like.core.config import structure, to_plain
+from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.config import (
+    Corpus,
+    Csv,
+    JsonLines,
+    Mixture,
+    Parquet,
+    SentencePiece,
+    TextFiles,
+    TokenizerConfig,
+    cache_folder,
+    corpora,
+)  # fmt: skip
+from t5x_like.input_pipeline.disk import held_lock
+from t5x_like.input_pipeline.sources.source import FileSource
+from t5x_like.input_pipeline.sources.splits import documents_of_split
+from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer, open_tokenizer
+from t5x_like.input_pipeline.tokenizers.training import TRAINER_VERSION, train_sentencepiece
+
+
+def load_tokenizer(
+    corpus: Corpus | Mixture, cache: str = "", progress: Callable[[str], None] | None = None
+) -> Tokenizer:
+    """The tokenizer of ``corpus``; a SentencePiece model without a path is trained into the cache at the first call.
+
+    Args:
+      corpus: its tokenizer, and the text to train on where there is no model yet.
+      cache: the cache folder, as ``DataConfig.cache``.
+      progress: called with a line of text when training begins and ends; not called where nothing is trained.
+
+    Raises:
+      UserError: from ``open_tokenizer``, ``train_sentencepiece`` and ``read_documents``.
+    """
+    return open_tokenizer(tokenizer_config(corpus, cache, progress))
+
+
+def tokenizer_config(
+    corpus: Corpus | Mixture, cache: str = "", progress: Callable[[str], None] | None = None
+) -> TokenizerConfig:
+    """The tokenizer of ``corpus`` as it can be opened anywhere: with its path. Arguments as of ``load_tokenizer``."""
+    config = corpus.tokenizer
+    if isinstance(config, SentencePiece) and not config.path:
+        return replace(config, path=str(trained_model_path(corpus, cache, progress)))
+    return config
+
+
+def trained_model_path(
+    corpus: Corpus | Mixture, cache: str = "", progress: Callable[[str], None] | None = None
+) -> Path:
+    """The model file trained for ``corpus`` in the cache folder; trains it on the training split if it is missing.
+
+    For a mixture it is trained on all of its corpora, each in proportion to its size, whatever the rates. The name
+    holds a digest of what is read and how: a change of texts, filters, held-out share or options is another file.
+
+    Args:
+      corpus: the texts and the options.
+      cache: the cache folder, as ``DataConfig.cache``.
+      progress: called with a line of text when training begins and ends.
+
+    Raises:
+      UserError: from ``train_sentencepiece`` and ``read_documents``.
+    """
+    config = corpus.tokenizer
+    if not isinstance(config, SentencePiece):
+        raise TypeError("only SentencePiece models are trained")
+    corpus = structure(type(corpus), to_plain(corpus), "data.corpus")  # 0 and 0.0 of a number field are one corpus
+    texts_of = [
+        (each.source.digest(), repr(each.source), repr(each.filters), each.bad_documents, each.heldout)
+        for each in corpora(corpus)
+    ]
+    key = (texts_of, repr(replace(config, path="")), TRAINER_VERSION)
+    digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+    path = cache_folder(cache) / "tokenizers" / f"{corpus.name}-{digest}.model"
+    if not path.is_file():
+        with held_lock(path.with_suffix(".lock")):
+            if not path.is_file():
+                _train(corpus, config, path, progress or (lambda line: None))
+    return path
+
+
+def source_by_suffix(paths: Sequence[str], field: str = "text") -> FileSource:
+    """The source that files of one kind are, by their names: ``.jsonl``, ``.csv``, ``.tsv``, ``.parquet``, else text.
+
+    Raises:
+      UserError: files of several kinds.
+    """
+    with_fields = {".jsonl": JsonLines, ".csv": Csv, ".tsv": Csv, ".parquet": Parquet}
+    kinds = {with_fields.get(_suffix(path)) for path in paths}
+    if len(kinds) > 1:
+        raise UserError("FILE", "files of several kinds", "text, or one of .jsonl, .csv (or .tsv) and .parquet")
+    kind = kinds.pop()
+    return TextFiles(tuple(paths)) if kind is None else kind(tuple(paths), field)
+
+
+def _suffix(path: str) -> str:
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
+    return next((suffix for suffix in reversed(suffixes) if suffix not in (".gz", ".zst")), "")
+
+
+def _train(corpus: Corpus | Mixture, config: SentencePiece, path: Path, progress: Callable[[str], None]) -> None:
+    progress(f"training a tokenizer of {config.vocab_size:,} pieces ({config.model}) on {corpus.name}")
+    start = time.monotonic()
+    texts = itertools.chain.from_iterable(map(_training_texts, corpora(corpus)))
+    train_sentencepiece(texts, path, config.vocab_size, config.model, config.sentinels, config.symbols)
+    progress(f"tokenizer trained in {time.monotonic() - start:.0f} s: {path}")
+
+
+def _training_texts(corpus: Corpus) -> Iterator[str]:
+    def read() -> Iterator[str]:
+        documents = corpus.source.texts(corpus.bad_documents)
+        return (text for text in documents if not corpus.filters.drops(text))
+
+    return documents_of_split(read, corpus.heldout, "train")

@@ -1,0 +1,150 @@
+"""What a source of documents is: one frozen dataclass with its reader, in a file of its own beside this one.
+
+Knows files and units; must not know formats or tokens. A source is cut into units that can be read by themselves, by
+different processes; read one after the other they give whole documents as strings in the same order each time, so that
+what is built on it can be a function of the index. Wherever files are named, a path is local, or an address that fsspec
+knows (``gs://``, ``s3://``, ``memory://``), with the package for it (gcsfs, s3fs) installed. TensorFlow is never
+imported, and numpy only where a format needs it, so that configs load fast.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.sources.files import File, Unit, digest_files, list_files
+from t5x_like.input_pipeline.sources.messages import cannot_be_read, empty_file, is_named
+
+
+class Source:
+    """Where documents are: the base of frozen dataclasses. One of a user's own has a method ``read``, and ``digest``
+    where what it reads changes without a change of its fields, its code or its ``files``.
+
+    Attributes:
+      by_units: whether another process can make it from its fields and read a unit by itself; otherwise all of it is
+        read in one process, units in order.
+      emptiness: what a file with some bytes but no documents is called.
+    """
+
+    by_units: ClassVar[bool] = False
+    emptiness: ClassVar[str] = "an empty file"
+
+    def files(self) -> list[File]:
+        """The files that are read, sorted by their paths; none for a function.
+
+        Raises:
+          UserError: a path that does not exist or matches nothing, or a package that is not installed.
+        """
+        return []
+
+    def units(self) -> list[Unit]:
+        """The stretches that can be read by themselves, in the order of the documents.
+
+        Which they are depends on the files alone. Large files are cut into units of about 16 MB where the format allows
+        it.
+
+        Raises:
+          UserError: nothing where the source should be, or an optional package that is not installed. A file with
+            broken content is a unit like any other.
+        """
+        return [Unit(file.address, size=file.size) for file in self.files()] or [Unit("")]
+
+    def read(self, unit: Unit) -> Iterator[str | UserError]:
+        """The documents of one unit, in order; a ``UserError`` in place of each that cannot be read, or of all that
+        follow in a file that is broken. ``read_unit`` is for those who call it."""
+        raise TypeError(f"{type(self).__name__} does not say how it is read")
+
+    def digest(self) -> str:
+        """A digest that changes when what is read does: 64 hexadecimal digits.
+
+        Of files, name and content count, not their folder: the same files on another host have the same digest. Of a
+        source without files, its fields and the Python file of its class.
+        """
+        if files := self.files():
+            return digest_files(files)
+        code = getattr(sys.modules[type(self).__module__], "__file__", None)
+        return hashlib.sha256(repr(self).encode() + (Path(code).read_bytes() if code else b"")).hexdigest()
+
+    def describe(self) -> str:
+        """Where the documents come from, in a few words."""
+        return type(self).__name__
+
+    def read_unit(self, unit: Unit) -> Iterator[str | UserError]:
+        """The documents of one unit, in order; they may be empty.
+
+        What cannot be read of a file's content comes as the ``UserError`` that describes it, in its place: one for each
+        bad document, or one for all that follows in a file that is broken.
+
+        Raises:
+          UserError: what is no matter of content: a disk or network that fails, an optional package that is missing, a
+            Python file that the user did not choose.
+        """
+        found = False
+        try:
+            for document in self.read(unit):
+                found = True
+                yield document
+        except OSError as error:
+            raise cannot_be_read(unit.file, error) from error
+        # A folder may have empty files; one that the user names is a mistake.
+        if not found and unit.stop < 0 and is_named(unit.file, getattr(self, "paths", ())):
+            yield empty_file(unit.file, self.emptiness if unit.size else "an empty file")
+
+    def items(self) -> Iterator[str | UserError]:
+        """All documents, and errors in place of those that cannot be read; as ``read_unit``."""
+        for unit in self.units():
+            yield from self.read_unit(unit)
+
+    def texts(self, bad_documents: str = "error") -> Iterator[str]:
+        """Yields the documents in a fixed order; empty ones (whitespace only) are passed over.
+
+        Args:
+          bad_documents: what to do with a document, or the rest of a file, that cannot be read: ``error`` or ``skip``.
+
+        Raises:
+          UserError: no such file, a package that is not installed, not one document in all of it; and, unless that is
+            skipped, an empty file that the user named, text that is not UTF-8, a missing field, a broken file.
+        """
+        found = False
+        for text in self.items():
+            if isinstance(text, str):
+                if text and not text.isspace():
+                    found = True
+                    yield text
+            elif bad_documents == "error":
+                raise text
+        if not found:
+            raise UserError("data.corpus.source", f"no documents in {self.describe()}", "at least one that has text")
+
+
+class FileSource(Source):
+    """The base of sources whose documents lie in files of one format.
+
+    Attributes:
+      paths: files, folders or glob patterns; relative ones start at the current folder.
+      patterns: the names of files that are taken from folders.
+    """
+
+    by_units: ClassVar[bool] = True
+    patterns: ClassVar[tuple[str, ...]] = ()
+    paths: tuple[str, ...]
+
+    def __post_init__(self):
+        if isinstance(self.paths, str) or not self.paths:
+            raise UserError("data.corpus.source.paths", repr(self.paths), 'one or more paths, such as ("texts/",)')
+
+    def files(self) -> list[File]:
+        return list_files(self.paths, self.patterns)
+
+    def describe(self) -> str:
+        return ", ".join(self.paths)
+
+
+def require_choice(where: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raises ``UserError`` unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise UserError(where, repr(value), ", ".join(allowed))

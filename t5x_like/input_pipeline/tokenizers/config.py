@@ -1,0 +1,120 @@
+"""What a corpus file says about its vocabulary: one frozen dataclass per kind, each of which opens its tokenizer.
+
+Types that go to JSON and back only; imports neither numpy nor any tokenizer before one is opened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.sources.source import require_choice
+
+if TYPE_CHECKING:
+    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+
+SentencePieceModel = Literal["bpe", "unigram"]
+
+
+class TokenizerConfig:
+    """Where a vocabulary is: the base of frozen dataclasses. One of a user's own has a method ``open``.
+
+    Attributes:
+      path: its file; empty: none, or not made yet.
+      vocab_size: ids in all, sentinels included; 0: whatever the file has.
+    """
+
+    path: str
+    vocab_size: int
+
+    def open(self) -> Tokenizer:
+        """The tokenizer; ``open_tokenizer`` is for those who call it."""
+        raise TypeError(f"{type(self).__name__} does not say how it is opened")
+
+
+@dataclass(frozen=True)
+class SentencePiece(TokenizerConfig):
+    """A SentencePiece vocabulary.
+
+    Attributes:
+      vocab_size: ids in all: 3 special ones, the sentinels, ``<mask>``, newline, the symbols, 256 bytes and the learned
+        pieces. With ``path`` it is what the file must hold (sentinels included), or 0 for whatever it holds.
+      model: the algorithm that learns the pieces (read only when training).
+      sentinels: how many ``<extra_id_i>`` markers the vocabulary has.
+      symbols: further pieces that no text is cut into otherwise, such as the mode tokens ``[NLU]``, ``[NLG]``,
+        ``[S2S]`` of UL2; with ``path`` they must be in the file.
+      path: a model file to use; empty: one is trained on the training part of the corpus, once, into the cache.
+    """
+
+    vocab_size: int = 8192
+    model: SentencePieceModel = "unigram"
+    sentinels: int = 100
+    symbols: tuple[str, ...] = ()
+    path: str = ""
+
+    def __post_init__(self):
+        where = "data.corpus.tokenizer"
+        require_choice(f"{where}.model", self.model, get_args(SentencePieceModel))
+        if self.sentinels < 0:
+            raise UserError(f"{where}.sentinels", str(self.sentinels), "0 or more")
+        if len(set(self.symbols)) < len(self.symbols) or not all(self.symbols):
+            raise UserError(f"{where}.symbols", repr(self.symbols), "different texts, none of them empty")
+        smallest = 0 if self.path else 3 + 256 + 2 + self.sentinels + len(self.symbols) + 1
+        if self.vocab_size < smallest:
+            raise UserError(
+                f"{where}.vocab_size",
+                str(self.vocab_size),
+                f"{smallest} or more: 3 special ids, 256 bytes, newline, <mask>, {self.sentinels} sentinels, "
+                f"{len(self.symbols)} symbols, pieces",
+                "8192 suits a corpus of 10 MB",
+            )
+
+    def open(self) -> Tokenizer:
+        from t5x_like.input_pipeline.tokenizers.sentencepiece import SentencePieceTokenizer
+
+        return SentencePieceTokenizer(Path(self.path).expanduser(), self.sentinels, self.symbols)
+
+
+@dataclass(frozen=True)
+class Bytes(TokenizerConfig):
+    """ByT5's vocabulary of 259 ids: pad, EOS, unknown, then the 256 bytes. Nothing is trained."""
+
+    path: ClassVar[str] = ""
+    vocab_size: ClassVar[int] = 259
+
+    def open(self) -> Tokenizer:
+        from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
+
+        return ByteTokenizer()
+
+
+@dataclass(frozen=True)
+class HuggingFaceTokenizer(TokenizerConfig):
+    """A ``tokenizer.json`` of Hugging Face ``tokenizers`` (extra ``tokenizers``).
+
+    Attributes:
+      path: the file.
+      pad, eos, mask: the pieces for padding, the end of a text and a hidden token; empty: found among the usual names.
+        A vocabulary without padding (GPT-2's) pads with its EOS: what is padding is told by segments, never by ids.
+      sentinels: how many ``<extra_id_i>`` markers; those that the file does not hold come after its last id.
+      vocab_size: ids in all, sentinels included, that the file must have; 0: whatever it has.
+    """
+
+    path: str
+    pad: str = ""
+    eos: str = ""
+    mask: str = ""
+    sentinels: int = 0
+    vocab_size: int = 0
+
+    def __post_init__(self):
+        for name in ("sentinels", "vocab_size"):
+            if getattr(self, name) < 0:
+                raise UserError(f"data.corpus.tokenizer.{name}", str(getattr(self, name)), "0 or more")
+
+    def open(self) -> Tokenizer:
+        from t5x_like.input_pipeline.tokenizers.hugging_face import JsonTokenizer
+
+        return JsonTokenizer(Path(self.path).expanduser(), self.pad, self.eos, self.mask, self.sentinels)

@@ -1,0 +1,143 @@
+"""Text to token ids and back: SentencePiece models, bytes and ``tokenizer.json`` files, behind one small protocol.
+
+Knows vocabularies and their special ids; must not know objectives or models.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.tokenizers.config import Bytes, HuggingFaceTokenizer, SentencePiece, TokenizerConfig
+from t5x_like.input_pipeline.tokenizers.pieces import sentinel_piece
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What the rest of the library may ask of a vocabulary. Pickles as the path of its file."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids run from 0 to ``vocab_size - 1``, sentinels included; not each of them need be in use."""
+        ...
+
+    @property
+    def pad_id(self) -> int:
+        """The EOS where the vocabulary has no padding: what is padding is told by segments, never by ids."""
+        ...
+
+    @property
+    def eos_id(self) -> int: ...
+
+    @property
+    def unk_id(self) -> int:
+        """The id of what has no piece; the EOS where everything has one."""
+        ...
+
+    @property
+    def sentinel_ids(self) -> tuple[int, ...]:
+        """Ids of ``<extra_id_0>``, ``<extra_id_1>``, ...; empty where the vocabulary has none."""
+        ...
+
+    @property
+    def mask_id(self) -> int | None:
+        """The id that hides a token in masked language modelling; None where the vocabulary has none."""
+        ...
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids that no text is made of: never masked, never put in at random."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides ids, as hexadecimal digits: stored with every cache and checkpoint."""
+        ...
+
+    @property
+    def word_starts(self) -> np.ndarray:
+        """(vocab_size,) bool: whether a token with this id begins a word; all False where pieces do not tell."""
+        ...
+
+    def find(self, piece: str) -> int | None:
+        """The id of exactly this piece, such as ``[NLU]`` or ``<extra_id_0>``; None where there is none."""
+        ...
+
+    def piece(self, identifier: int) -> str:
+        """The piece with this id, as the vocabulary spells it."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a prompt, no EOS added; special pieces in it, such as ``<extra_id_0>``, become what they name."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[np.ndarray]:
+        """Ids of each document, no EOS added, as integer arrays; special pieces in it are text like any other.
+
+        Args:
+          texts: of any length.
+          threads: cores to use, where the tokenizer can; 0: all.
+        """
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``; padding and EOS are left out, sentinels shown as ``<extra_id_0>``, ..."""
+        ...
+
+
+def config_of_file(path: str, symbols: Sequence[str] = ()) -> TokenizerConfig:
+    """What a config would say of a vocabulary file: ``bytes``, a ``.json`` or else a SentencePiece model.
+
+    It has the sentinels that the file holds; those of a model that holds none lie beyond it, as in published T5's.
+    Which pieces of a SentencePiece model are ``symbols``, it cannot tell.
+    """
+    if path == "bytes":
+        return Bytes()
+    json = path.endswith(".json")
+    config = HuggingFaceTokenizer(path) if json else SentencePiece(0, sentinels=0, symbols=tuple(symbols), path=path)
+    opened = open_tokenizer(config)
+    held = next(i for i in itertools.count() if opened.find(sentinel_piece(i)) is None)
+    return replace(config, sentinels=held or (0 if json else SentencePiece.sentinels))
+
+
+def open_tokenizer(config: TokenizerConfig) -> Tokenizer:
+    """The tokenizer that ``config`` describes, which has its path; opened once for as long as its file stays the same.
+
+    Raises:
+      UserError: from the ``open`` of its kind; or a file whose vocabulary is not of the size that ``config`` says.
+    """
+    path = Path(config.path).expanduser()
+    status = path.stat() if path.is_file() else None
+    tokenizer = _open(config, (status.st_size, status.st_mtime_ns) if status else (0, 0))
+    if config.vocab_size not in (0, tokenizer.vocab_size):
+        raise UserError(
+            "data.corpus.tokenizer.vocab_size",
+            f"{config.vocab_size}, but {path} holds {tokenizer.vocab_size} ids (sentinels included)",
+            f"{tokenizer.vocab_size}, or 0 for whatever the file holds",
+        )
+    return tokenizer
+
+
+@functools.lru_cache(maxsize=8)
+def _open(config: TokenizerConfig, status: tuple[int, int]) -> Tokenizer:
+    # ``status`` (size and time of change) is part of the key only, so that a file that has changed is read again.
+    return config.open()
+
+
+def check_vocabulary(tokenizer: Tokenizer, model_vocab_size: int) -> None:
+    """Raises ``UserError`` unless every id of ``tokenizer`` has a row in a model with ``model_vocab_size`` of them."""
+    if tokenizer.vocab_size > model_vocab_size:
+        padded = -(-tokenizer.vocab_size // 128) * 128
+        raise UserError(
+            "model.vocab_size",
+            f"{model_vocab_size}, but the tokenizer has {tokenizer.vocab_size} ids",
+            f"{tokenizer.vocab_size} or more",
+            f"{padded}, the next multiple of 128",
+        )

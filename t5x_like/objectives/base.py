@@ -1,0 +1,104 @@
+"""What passes between objectives and batches: one example, and what the pipeline asks of an objective.
+
+Lies in this folder, below the objectives, so that the pipeline need not import them. Imports no numpy at run time, so
+that configs load fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from t5x_like.input_pipeline.config import DataConfig, Shape
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One training example, before it is laid out for a model; its ids are all data, id 0 too.
+
+    Attributes:
+      inputs: (inputs,) ids that are read: by an encoder, or as the visible prefix of a decoder that stands alone.
+      targets: (targets,) ids that are predicted; for an encoder without decoder as many as ``inputs``.
+      weights: (targets,) float32 weight of each target in the loss; None: all 1.
+      positions: (inputs,) int32 positions of the inputs of an encoder without decoder; None: counted from 0.
+      order: (inputs,) int32, for the feature ``encoder_order``: who sees whom, as ``objectives.reordering`` says.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray | None = None
+    positions: np.ndarray | None = None
+    order: np.ndarray | None = None
+
+
+class Objective:
+    """What makes pieces of text into examples; the base of the frozen dataclasses in t5x_like/objectives.
+
+    As it is here, an objective reads ``data.input_length`` tokens of text, one for one, on a single side. One that is a
+    mixture of others makes no examples: it says what its ``streams`` are.
+
+    Attributes:
+      shapes: the model shapes that it can train.
+      joins_documents: whether a piece that crosses the border of two documents is one example (as in T5). Otherwise
+        each document ends in EOS, and each document's share of the piece is an example of its own, in a segment of its
+        own, so that attention never crosses the border.
+      has_prefix: whether a decoder that stands alone sees ``Example.inputs`` in both directions.
+      inputs_end_in_eos: whether inputs end in EOS, so that a prompt must too.
+      minimum_length: pieces with fewer tokens cannot be made into an example.
+      needs_position_ids: whether positions are not those of the columns, so that the model must take them from the
+        batch: learned, sinusoidal or rotary.
+      future_tokens, future_weight: tokens beyond the next that a decoder predicts too, and the weight of their loss.
+    """
+
+    shapes: ClassVar[tuple[Shape, ...]] = ()
+    joins_documents: ClassVar[bool] = False
+    has_prefix: ClassVar[bool] = False
+    inputs_end_in_eos: ClassVar[bool] = False
+    minimum_length: ClassVar[int] = 1
+    needs_position_ids: ClassVar[bool] = False
+    future_tokens: int = 0
+    future_weight: float = 0.0
+
+    @property
+    def added_tokens(self) -> int:
+        """Tokens that an example may have, on its longest side, beyond those of its text. Where documents are not
+        joined, each document's share of a row is an example and needs this room."""
+        return 0
+
+    def streams(self) -> tuple[tuple[float, Objective], ...]:
+        """(rate, objective) of everything that this is a mixture of; only the proportions of the rates count."""
+        return ((1.0, self),)
+
+    def extras(self, shape: Shape) -> tuple[str, ...]:
+        """Names of the arrays that a batch has beyond those that every batch for a model of ``shape`` has."""
+        return ("decoder_prefix",) if self.has_prefix and shape == "decoder-only" else ()
+
+    def prompt(self, tokens: list[int], tokenizer: Tokenizer) -> list[int]:
+        """What a model so trained expects where a person gives ``tokens``: with EOS if inputs end in it."""
+        return [*tokens, tokenizer.eos_id] if self.inputs_end_in_eos else tokens
+
+    def capacity(self, data: DataConfig, shape: Shape) -> tuple[int, ...]:
+        """Tokens per row: (encoder, decoder) for an encoder-decoder, else (tokens,)."""
+        return (data.input_length,)
+
+    def piece_length(self, data: DataConfig, shape: Shape) -> int:
+        """Raw tokens that fill one row: text is cut to this length."""
+        return data.input_length - self.added_tokens
+
+    def lengths(self, piece_length: int, shape: Shape) -> tuple[int, ...]:
+        """Tokens per side (as ``capacity``) that a piece needs at most; depends on nothing else, so packing can
+        plan."""
+        return (piece_length + self.added_tokens,)
+
+    def check(self, tokenizer: Tokenizer, data: DataConfig, shape: Shape) -> None:
+        """Raises ``UserError`` where tokenizer, lengths and shape do not suit the objective."""
+        raise TypeError(f"{type(self).__name__} does not say what suits it")
+
+    def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
+        """The example that (length,) ``tokens`` make with the random numbers of ``rng``."""
+        raise TypeError(f"{type(self).__name__} makes no examples; those that it is a mixture of do: streams()")
