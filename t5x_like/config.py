@@ -5,6 +5,10 @@ Imports no JAX, so that ``--help`` and ``inspect config`` are instant. Files bel
 
 from t5x_like.checkpoint.config import CheckpointConfig
 from t5x_like.core.errors import UserError
+from t5x_like.core.every import Every
+from t5x_like.decode.sample import Sampling
+from t5x_like.evaluate.heldout import HeldOut
+from t5x_like.evaluate.task import Evaluation
 from t5x_like.input_pipeline.config import (
     ArrayRecord,
     Bytes,
@@ -31,6 +35,7 @@ from t5x_like.input_pipeline.config import (
 )
 from t5x_like.input_pipeline.recipes import recipe
 from t5x_like.layers.config import Dropout
+from t5x_like.losses import FutureTokens, Loss, TokenLoss
 from t5x_like.models.config import ModelConfig
 from t5x_like.models.families import bert, byt5, gpt2, llama, mt5, t5_1_0, t5_1_1, transformer_2017, umt5
 from t5x_like.objectives import (
@@ -50,10 +55,11 @@ from t5x_like.train.config import Run, TrainConfig
 
 __all__ = [
     "UL2", "Adafactor", "AdamW", "ArrayRecord", "Autoregressive", "Bytes", "CheckpointConfig", "Corpus", "Csv",
-    "DataConfig", "Dropout", "FillInTheMiddle", "Filters", "HuggingFaceDataset", "HuggingFaceTokenizer",
-    "IidDenoising", "JsonLines", "Lion", "MaskedLM", "MeshConfig", "Mixture", "ModelConfig", "PackageText", "Parquet",
-    "Part", "PermutationLM", "PrefixLM", "Proportional", "PythonGenerator", "RateSchedule", "ReportConfig", "Run",
-    "Schedule", "SentencePiece", "SentencePieceModel", "SpanCorruption", "TextFiles", "TfRecord", "TfdsBuilder",
-    "TokenizerConfig", "TrainConfig", "UserError", "bert", "byt5", "gpt2", "llama", "mt5", "recipe", "t5_1_0",
-    "t5_1_1", "transformer_2017", "umt5",
+    "DataConfig", "Dropout", "Evaluation", "Every", "FillInTheMiddle", "Filters", "FutureTokens", "HeldOut",
+    "HuggingFaceDataset", "HuggingFaceTokenizer", "IidDenoising", "JsonLines", "Lion", "Loss", "MaskedLM",
+    "MeshConfig", "Mixture", "ModelConfig", "PackageText", "Parquet", "Part", "PermutationLM", "PrefixLM",
+    "Proportional", "PythonGenerator", "RateSchedule", "ReportConfig", "Run", "Sampling", "Schedule", "SentencePiece",
+    "SentencePieceModel", "SpanCorruption", "TextFiles", "TfRecord", "TfdsBuilder", "TokenLoss", "TokenizerConfig",
+    "TrainConfig", "UserError", "bert", "byt5", "gpt2", "llama", "mt5", "recipe", "t5_1_0", "t5_1_1",
+    "transformer_2017", "umt5",
 ]  # fmt: skip
