@@ -23,14 +23,16 @@ class Opened(Protocol):
     Attributes:
       run: the config.
       step: updates made.
-      stop: says whether to stop before the end.
+      stop: function that says whether to stop before the end.
       tokenizer: of the run's text.
     """
 
-    run: Any
-    step: int
-    stop: Callable[[], bool]
-
+    @property
+    def run(self) -> Any: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def stop(self) -> Callable[[], bool]: ...
     @property
     def tokenizer(self) -> Any: ...
 

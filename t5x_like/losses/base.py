@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jax
@@ -35,7 +36,7 @@ class Loss:
         return self
 
 
-def stacked(sums: Sums) -> dict[str, jax.Array]:
+def stacked(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, jax.Array]:
     """Each (sum, weight) as one float32 array [2], so that fewer arrays leave the device."""
     import jax.numpy as jnp
 

@@ -151,13 +151,14 @@ def _hooks(
     console: Console, clock: Clock,
 ) -> list[Hook]:
     """Everything that the loop does between steps, in this order."""
-    run, hooks = opened.run, []
+    run, hooks = opened.run, list[Hook]()
     for task, when, due in tasks:
         hooks.append(Measure(task, when, opened, reporter, console, clock, None if due else opened.step))
     if opened.data.held_out_split is not None and jax.process_count() == 1:
         hooks.append(Sample(run.report.sample, sample, opened, console, clock))
     if run.report.profile:
-        hooks.append(Profile(*run.report.profile, directory / "profile"))
+        first, last = run.report.profile
+        hooks.append(Profile(first, last, directory / "profile"))
     return hooks
 
 
