@@ -6,6 +6,10 @@ Imports no JAX, so that ``--help`` and ``inspect config`` are instant. Files bel
 from t5x_like.checkpoint.config import CheckpointConfig
 from t5x_like.core.batch import BatchArray
 from t5x_like.core.errors import UserError
+from t5x_like.core.every import Every
+from t5x_like.decode.sample import Sampling
+from t5x_like.evaluate.heldout import HeldOut
+from t5x_like.evaluate.task import Evaluation
 from t5x_like.input_pipeline.config import (
     ArrayRecord,
     Bytes,
@@ -40,6 +44,7 @@ from t5x_like.layers.mixer import Mixer, PerToken
 from t5x_like.layers.norms import LayerNorm, Norm, RMSNorm
 from t5x_like.layers.positions import Alibi, Learned, NoPositions, Positions, Rope, Sinusoidal, T5Relative
 from t5x_like.layers.stack import Group, Stack
+from t5x_like.losses import FutureTokens, Loss, TokenLoss
 from t5x_like.models.config import HeadTransform, ModelConfig, Side
 from t5x_like.models.families import (
     Dropout,
@@ -73,13 +78,14 @@ from t5x_like.train.config import Run, TrainConfig
 
 __all__ = [
     "UL2", "Adafactor", "AdamW", "Alibi", "ArrayRecord", "Attention", "Autoregressive", "BatchArray", "Bytes",
-    "CheckpointConfig", "Corpus", "Csv", "DataConfig", "Dropout", "FanIn", "Features", "FeedForward",
-    "FillInTheMiddle", "Filters", "Group", "HeadTransform", "HuggingFaceDataset", "HuggingFaceTokenizer",
-    "IidDenoising", "Init", "Inputs", "JsonLines", "Layer", "LayerNorm", "Learned", "Lion", "MaskedLM", "MeshConfig",
-    "Mixer", "Mixture", "ModelConfig", "NoPositions", "Norm", "Normal", "Objective", "PackageText", "Parquet", "Part",
-    "PerToken", "PermutationLM", "Positions", "PrefixLM", "Proportional", "PythonGenerator", "RMSNorm", "RateSchedule",
-    "ReportConfig", "Rope", "Rule", "Run", "Schedule", "SentencePiece", "SentencePieceModel", "Side", "Sinusoidal",
-    "Source", "SpanCorruption", "Stack", "T5Relative", "TextFiles", "TfRecord", "TfdsBuilder", "TokenizerConfig",
-    "Tokens", "TrainConfig", "UserError", "bert", "byt5", "gpt2", "llama", "mt5", "recipe", "t5_1_0", "t5_1_1",
-    "transformer_2017", "umt5", "uniform",
+    "CheckpointConfig", "Corpus", "Csv", "DataConfig", "Dropout", "Evaluation", "Every", "FanIn", "Features",
+    "FeedForward", "FillInTheMiddle", "Filters", "FutureTokens", "Group", "HeadTransform", "HeldOut",
+    "HuggingFaceDataset", "HuggingFaceTokenizer", "IidDenoising", "Init", "Inputs", "JsonLines", "Layer", "LayerNorm",
+    "Learned", "Lion", "Loss", "MaskedLM", "MeshConfig", "Mixer", "Mixture", "ModelConfig", "NoPositions", "Norm",
+    "Normal", "Objective", "PackageText", "Parquet", "Part", "PerToken", "PermutationLM", "Positions", "PrefixLM",
+    "Proportional", "PythonGenerator", "RMSNorm", "RateSchedule", "ReportConfig", "Rope", "Rule", "Run", "Sampling",
+    "Schedule", "SentencePiece", "SentencePieceModel", "Side", "Sinusoidal", "Source", "SpanCorruption", "Stack",
+    "T5Relative", "TextFiles", "TfRecord", "TfdsBuilder", "TokenLoss", "TokenizerConfig", "Tokens", "TrainConfig",
+    "UserError", "bert", "byt5", "gpt2", "llama", "mt5", "recipe", "t5_1_0", "t5_1_1", "transformer_2017", "umt5",
+    "uniform",
 ]  # fmt: skip

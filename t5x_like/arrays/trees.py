@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 Tree = Any  # a nested dict whose leaves are arrays, specs or shardings
@@ -36,3 +36,15 @@ def map_named(function: Callable[..., Any], tree: Mapping[str, Any], *rest: Mapp
     """``function(path, leaf, *leaves of rest)`` for every leaf; the other trees have the structure of the first."""
     others = [flatten(r) for r in rest]
     return unflatten({path: function(path, leaf, *(o[path] for o in others)) for path, leaf in flatten(tree).items()})
+
+
+def split(tree: Mapping[str, Any], paths: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the leaves at ``paths``, the other leaves), each as a nested dict; ``join`` undoes it."""
+    leaves = flatten(tree)
+    chosen = {path: leaf for path, leaf in leaves.items() if path in paths}
+    return unflatten(chosen), unflatten({path: leaf for path, leaf in leaves.items() if path not in chosen})
+
+
+def join(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested dict with the leaves of both."""
+    return unflatten(flatten(one) | flatten(other))

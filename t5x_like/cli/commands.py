@@ -72,23 +72,24 @@ def _program() -> list[str]:
 def eval(options: argparse.Namespace) -> int:  # noqa: A001, named after its command
     import jax
 
-    from t5x_like.evaluate.heldout import evaluate
     from t5x_like.train.opened import open_run
 
     opened = open_run(Path(options.run), options.step, options.assignments)
-    found = evaluate(*opened.held_out())
-    if not found:
-        raise UserError("data.corpus.heldout", "no target in what is held out", "a larger share, or more text")
+    evaluations = opened.evaluate()
+    for name, found in evaluations.items():
+        if not found:
+            raise UserError("data.corpus.heldout", f"{name}: nothing to measure", "a larger share, or more text")
     if jax.process_index():
         return 0
     print(f"{options.run} at step {opened.step:,}")
-    for name, value in (found or {}).items():
-        print(f"  held-out {name:<11} {value:,.0f}" if name == "targets" else f"  held-out {name:<11} {value:.4f}")
+    for name, found in evaluations.items():
+        for key, value in (found or {}).items():
+            print(f"  {name.replace('_', '-')} {key:<11} {value:{',.0f' if key == 'targets' else '.4f'}}")
     return 0
 
 
 def generate(options: argparse.Namespace) -> int:
-    from t5x_like.decode.generate import Sampling
+    from t5x_like.decode.sample import Sampling
 
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
     prompts = options.prompts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
@@ -123,13 +124,13 @@ def _inspect_parameters(run, devices: int) -> int:
     from t5x_like.report.console import short
     from t5x_like.sharding.rules import axis_ways, rules_of
     from t5x_like.sharding.table import parameter_table
-    from t5x_like.train.state import make_setup
+    from t5x_like.train.setup import make_setup
 
     setup, mesh = make_setup(run), run.mesh.sizes(devices)
     run.model.check_sizes(axis_ways(rules_of(run.mesh), mesh))
     print(parameter_table(setup.specs, mesh, rules_of(run.mesh)))
     flops = run.train.batch_size * train_flops(run.model, setup.specs, *run.lengths())
-    state = 4 * sum(row.state_size for row in setup.parts.optimizer.table())
+    state = 4 * sum(row.state_size for row in setup.optimizer.table())
     print(f"\n{parameter_count(setup.specs):,} parameters, {short(flops)}FLOP per step of {run.train.batch_size} rows")
     local = bytes_per_device(setup.specs, mesh, rules_of(run.mesh))
     print(f"a device of {devices}: {short(local)}B of parameters", end="")

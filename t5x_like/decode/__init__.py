@@ -1,1 +1,1 @@
-"""Text from a model: prefill and a loop with a key-value cache. Must not know objectives or training."""
+"""Text from a model: the state of decoding, and strategies over it. Must not know objectives or training."""

@@ -1,54 +1,43 @@
-"""Generation for decoders, with or without an encoder: one compiled function for prefill and the loop over tokens.
-
-Letters: B batch, P prompt columns, C cache columns, V vocabulary.
-"""
+"""Generation for decoders, with or without an encoder: one compiled function for prefill and a strategy's loop."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from t5x_like.arrays.trees import Tree
 from t5x_like.core.errors import UserError
+from t5x_like.decode.state import DecodeState, prefill
 from t5x_like.models.config import ModelConfig
-from t5x_like.ops.sampling import sample
+from t5x_like.sharding.mesh import Placement, use
 
 ROUND = 16  # lengths are rounded up to multiples of this, so that few are compiled
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen; see ``ops.sampling.sample``. Temperature 0 is greedy."""
+class Strategy(Protocol):
+    """How tokens are chosen: a frozen dataclass such as ``decode.sample.Sampling``, whose call gives new tokens [B, N]
+    from the logits [B, V] of the first one and the state after the prompt."""
 
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
+    @property
+    def max_new_tokens(self) -> int: ...
 
-    def __post_init__(self):
-        if self.max_new_tokens < 1:
-            raise UserError("max_new_tokens", f"got {self.max_new_tokens}", "1 or more")
-        if self.temperature < 0:
-            raise UserError("temperature", f"got {self.temperature}", "0 (greedy) or more")
-        if self.top_k < 0:
-            raise UserError("top_k", f"got {self.top_k}", "0 (all) or more")
-        if not 0 < self.top_p <= 1:
-            raise UserError("top_p", f"got {self.top_p}", "above 0, at most 1 (all)")
+    def __call__(
+        self, model: Any, logits_BV: jax.Array, state: DecodeState, eos_id: int, key: jax.Array
+    ) -> jax.Array: ...
 
 
 def generate(
-    structure: nnx.GraphDef,
+    bind: Callable[[Tree], Any],
     config: ModelConfig,
     params: Tree,
     prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
+    strategy: Strategy,
     *,
+    placement: Placement | None = None,
     eos_id: int,
     start_id: int = 0,
     bidirectional_prompt: bool = False,
@@ -57,10 +46,12 @@ def generate(
     """Continues token prompts of unequal lengths.
 
     Args:
-      structure, config, params: the model.
+      bind: function from parameters to the model with them; the same one is compiled once.
+      config, params: of the model.
       prompts: the encoder's tokens where there is an encoder, else what the decoder continues; at least one each for an
         encoder.
-      sampling: how tokens are chosen and how many.
+      strategy: how tokens are chosen and how many.
+      placement: the mesh that ``params`` lie on; None is one device.
       eos_id: ends a row; not returned.
       start_id: the decoder's first input, before the prompt.
       bidirectional_prompt: a prefix LM: the prompt's tokens see each other in both directions.
@@ -79,16 +70,17 @@ def generate(
     if not prompts:
         return []
     if config.has_encoder:
-        config.check_length(max(*map(len, prompts), sampling.max_new_tokens))
+        config.check_length(max(*map(len, prompts), strategy.max_new_tokens))
         encoder, encoder_segments = _pad(prompts, left=False, limit=config.side("encoder").positions.max_length)
         start = np.full((len(prompts), 1), start_id, np.int32)
         arrays = {"prompt": start, "segments": np.ones_like(start)}
         arrays |= {"encoder_tokens": encoder, "encoder_segments": encoder_segments}
     else:
         tokens, segments = _pad([[start_id, *p] for p in prompts], left=True)
-        config.check_length(max(len(p) for p in prompts) + sampling.max_new_tokens)
+        config.check_length(max(len(p) for p in prompts) + strategy.max_new_tokens)
         arrays = {"prompt": tokens, "segments": segments}
-    found = _generate(structure, config, sampling, eos_id, bidirectional_prompt, params, arrays, jax.random.key(seed))
+    key = jax.random.key(seed)
+    found = _generate(bind, placement, strategy, eos_id, bidirectional_prompt, params, arrays, key)
     return [_until(row, eos_id) for row in np.asarray(found).tolist()]
 
 
@@ -110,48 +102,8 @@ def _until(row: list[int], eos_id: int) -> list[int]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _generate(structure, config, sampling: Sampling, eos_id: int, bidirectional: bool, params, arrays, key):
-    model = nnx.merge(structure, params)
-    prompt_BP, segments_BP = arrays["prompt"], arrays["segments"]
-    B, P = prompt_BP.shape
-    new = sampling.max_new_tokens
-    memory = model.encode(arrays) if config.has_encoder else None
-    cache = model.start_cache(B, P + new, memory)
-    key_segments_BC = jnp.pad(segments_BP, ((0, 0), (0, new)), constant_values=1)
-    prefix_BC = jnp.pad(segments_BP, ((0, 0), (0, new))) if bidirectional else None
-    lengths_B = jnp.sum(segments_BP, axis=1)
-
-    def activations(tokens_BL, positions_BL, query_segments_BL, cache, offset):
-        batch = {name: arrays[name] for name in arrays if name == "encoder_segments"}
-        batch |= {"decoder_tokens": tokens_BL, "decoder_positions": positions_BL}
-        batch["decoder_segments"] = query_segments_BL
-        x_BLD, cache = model.decode(batch, cache, offset, key_segments_BC, prefix_BC)
-        return model.head().logits(x_BLD[:, -1]), cache
-
-    def choose(logits_BV, index, done_B):
-        chosen_B = sample(
-            logits_BV, jax.random.fold_in(key, index), sampling.temperature, sampling.top_k, sampling.top_p
-        )
-        chosen_B = jnp.where(done_B, eos_id, chosen_B)
-        return chosen_B, done_B | (chosen_B == eos_id)
-
-    positions_BP = jnp.maximum(jnp.cumsum(segments_BP, axis=1) - 1, 0)
-    logits_BV, cache = activations(prompt_BP, positions_BP, segments_BP, cache, jnp.int32(0))
-    first_B, done_B = choose(logits_BV, 0, jnp.zeros(B, bool))
-    out_BN = jnp.full((B, new), eos_id, jnp.int32).at[:, 0].set(first_B)
-
-    def unfinished(carry):
-        index, done_B, *_ = carry
-        return (index < new) & ~jnp.all(done_B)
-
-    def one(carry):
-        index, done_B, last_B, out_BN, cache = carry
-        positions_B1 = (lengths_B + index - 1)[:, None]
-        logits_BV, cache = activations(
-            last_B[:, None], positions_B1, jnp.ones((B, 1), jnp.int32), cache, P + index - 1
-        )
-        chosen_B, done_B = choose(logits_BV, index, done_B)
-        out_BN = jax.lax.dynamic_update_slice_in_dim(out_BN, chosen_B[:, None], index, axis=1)
-        return index + 1, done_B, chosen_B, out_BN, cache
-
-    return jax.lax.while_loop(unfinished, one, (jnp.int32(1), done_B, first_B, out_BN, cache))[3]
+def _generate(bind, placement, strategy: Strategy, eos_id: int, bidirectional: bool, params, arrays, key):
+    with use(placement):  # static, so that each mesh has a program of its own
+        model = bind(params)
+        logits_BV, state = prefill(model, arrays, strategy.max_new_tokens, bidirectional)
+        return strategy(model, logits_BV, state, eos_id, key)

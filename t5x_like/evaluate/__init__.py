@@ -1,1 +1,1 @@
-"""How good a model is: loss, perplexity and accuracy on a held-out split. Must not know how it was trained."""
+"""How good a model is: named evaluations of a run; held-out loss is one. Must not know how it was trained."""

@@ -3,46 +3,69 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-import jax
-import jax.numpy as jnp
+from t5x_like.core.errors import UserError
+from t5x_like.evaluate.task import Evaluation, Opened, Values
 
-from t5x_like.arrays.trees import Tree
-from t5x_like.models.transformer import Batch
-from t5x_like.ops.losses import LossSums
+if TYPE_CHECKING:
+    import jax
+
+    from t5x_like.models.transformer import Batch
 
 
-def evaluate(
-    step: Callable[[Tree, LossSums, Batch], LossSums],
-    params: Tree,
-    batches: Iterable[Batch],
-    stop: Callable[[], bool] = lambda: False,
-) -> dict[str, float] | None:
+@dataclass(frozen=True, kw_only=True)
+class HeldOut(Evaluation):
+    """What the run's loss measures on the held-out split: loss, perplexity, accuracy, and what else the loss names.
+
+    Attributes:
+      batches: at most this many each time, 0 being the whole split; none is as ``train.evaluate_batches`` says.
+    """
+
+    name: str = "held_out"
+    batches: int | None = None
+
+    needs_held_out: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if (self.batches or 0) < 0:
+            raise UserError("evaluations.batches", f"got {self.batches}", "0 (all) or more")
+
+    def run(self, opened: Opened) -> Values | None:
+        """As ``means``."""
+        limit = opened.run.train.evaluate_batches if self.batches is None else self.batches
+        return means(opened.sums, opened.held_out(limit), opened.stop)
+
+
+def means(
+    sums: Callable[[Batch], Mapping[str, jax.Array]], batches: Iterable[Batch], stop: Callable[[], bool] = lambda: False
+) -> Values | None:
     """Means over all targets of all batches; None if ``stop`` said so before the end.
 
     Args:
-      step: adds the sums of one batch; see ``train.step.evaluation_step``.
-      params: the parameters.
+      sums: name: [2], (sum, weight) of one batch; see ``train.setup.Setup.measure``.
       batches: on the devices already. Nothing is read back before the last one, so the device never waits.
       stop: asked before each batch.
 
     Returns:
-      loss (nats per target), perplexity, accuracy, targets (how many); empty if not one target has a weight.
+      loss (nats per target), perplexity, targets (the sum of their weights), and each other sum over its own weight;
+      empty if not one target has a weight.
     """
-    total = LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields))
+    import jax
+    import numpy as np
+
+    found = []
     for batch in batches:
         if stop():
             return None
-        total = step(params, total, batch)
-    sums = {name: float(value) for name, value in jax.device_get(total)._asdict().items()}
-    weight = sums["weight"]
-    if not weight:
+        found.append(sums(batch))
+    total: dict[str, np.ndarray] = {}
+    for each in jax.device_get(found):
+        total = {name: total.get(name, 0.0) + np.asarray(pair, np.float64) for name, pair in each.items()}
+    if not total or not total["loss"][1]:
         return {}
-    loss = sums["nll"] / weight
-    return {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
-        "accuracy": sums["correct"] / weight,
-        "targets": sums["weight"],
-    }
+    values = {name: float(value / weight) if weight else 0.0 for name, (value, weight) in total.items()}
+    loss, targets = values.pop("loss"), float(total["loss"][1])
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), **values, "targets": targets}

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+    from t5x_like.losses.base import Loss
+    from t5x_like.losses.token import TokenLoss
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,12 @@ class Autoregressive(Objective):
         """Raises ``UserError``: no EOS, or a target length."""
         require_special_ids(tokenizer)
         require_no_target_length(data, "autoregressive language modelling")
+
+    def loss(self, token: TokenLoss) -> Loss:
+        """That of the next token, and of ``future_tokens`` further ones."""
+        from t5x_like.losses.future_tokens import FutureTokens
+
+        return FutureTokens(token, self.future_weight) if self.future_tokens else token
 
     def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """No inputs; targets: the tokens."""

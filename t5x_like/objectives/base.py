@@ -7,7 +7,7 @@ that configs load fast.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from t5x_like.input_pipeline.config import DataConfig, Shape
 
@@ -73,6 +73,14 @@ class Objective:
     def streams(self) -> tuple[tuple[float, Objective], ...]:
         """(rate, objective) of everything that this is a mixture of; only the proportions of the rates count."""
         return ((1.0, self),)
+
+    def loss(self, token: Any) -> Any:
+        """The ``losses.Loss`` that is minimized: the cross-entropy of the targets if not said otherwise.
+
+        Args:
+          token: that cross-entropy, a ``losses.TokenLoss`` with the numbers of the run's ``train`` fields.
+        """
+        return token
 
     def extras(self, shape: Shape) -> tuple[str, ...]:
         """Names of the arrays that a batch has beyond those that every batch for a model of ``shape`` has."""

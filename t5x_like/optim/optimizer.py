@@ -68,6 +68,11 @@ class Optimizer:
             raise UserError("optimizer.clip_norm", f"{config.clip_norm}", "a norm, or 0 for no clipping")
         self.learning_rate: Callable[[jax.Array], jax.Array] = learning_rate(config, total_steps)
 
+    @property
+    def trained(self) -> frozenset[str]:
+        """Paths of the parameters that are trained: only these are differentiated."""
+        return frozenset(self._trained)
+
     def init(self, params: Tree) -> dict[str, Any]:
         """The state before the first update: ``{slot: tree}``, all zeros, float32; usable inside jit.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from t5x_like.core.errors import UserError
+from t5x_like.core.every import Every
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,16 +17,23 @@ class ReportConfig:
       tensorboard: whether to write TensorBoard files to the folder ``tensorboard`` of the run.
       wandb: the Weights & Biases project to report to; empty is none. Needs the package ``wandb``.
       plots: whether to draw curves.png when the run ends.
+      sample: when the model is made to write something and it is shown, where text is held out.
+      profile: the first and the last step, counted from 1, that ``jax.profiler`` traces into the folder ``profile``
+        of the run; empty is none.
 
     Raises:
-      UserError: ``every`` below 1.
+      UserError: ``every`` below 1, ``profile`` that is no two steps in order.
     """
 
     every: int = 10
     tensorboard: bool = True
     wandb: str = ""
     plots: bool = True
+    sample: Every = Every()
+    profile: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.every < 1:
             raise UserError("report.every", f"{self.every}", "1 step or more")
+        if self.profile and not (len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]):
+            raise UserError("report.profile", f"{self.profile}", "the first and the last step, or nothing", "10,12")

@@ -45,7 +45,7 @@ class Opening:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a run is. None for what is not known (yet).
+    """Where a run is. None for what is not known (yet). ``statistics`` are further values by name.
 
     ``utilization`` is a fraction of what the hardware could do, and ``utilization_of`` says of what: ``MFU`` or
     ``roofline``.
@@ -59,6 +59,7 @@ class Progress:
     learning_rate: float | None = None
     seconds_left: float | None = None
     checkpoint_step: int | None = None
+    statistics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Console:
@@ -172,7 +173,7 @@ class Console:
             parts.append((2, f"{duration(progress.seconds_left):>6} left"))
         if progress.checkpoint_step is not None:
             parts.append((5, f"saved {progress.checkpoint_step:,}"))
-        return parts
+        return parts + [(7, f"{name} {value:.4g}") for name, value in progress.statistics.items()]
 
     def _line(self, parts: list[tuple[int, str]], step: int) -> RenderableType:
         from rich.progress_bar import ProgressBar

@@ -8,6 +8,8 @@ import math
 
 from t5x_like.checkpoint.config import CheckpointConfig
 from t5x_like.core.errors import UserError
+from t5x_like.evaluate.heldout import HeldOut
+from t5x_like.evaluate.task import Evaluation
 from t5x_like.input_pipeline.config import DataConfig
 from t5x_like.models.config import ModelConfig
 from t5x_like.objectives import Objective
@@ -28,8 +30,8 @@ class TrainConfig:
       z_loss: times log(Z)^2 is added to the loss, which keeps logits from drifting.
       label_smoothing: share of each target spread evenly over the vocabulary.
       logits_chunk: columns whose logits are in memory at a time; 0 is all.
-      evaluate_every: steps between two evaluations on the held-out split; 0 is only at the end.
-      evaluate_batches: at most so many batches each time; 0 is the whole split.
+      evaluate_every: steps between two times that the run's evaluations are made; 0 is only at the end.
+      evaluate_batches: batches that an evaluation on the held-out split takes at most; 0 is the whole split.
     """
 
     steps: int
@@ -63,7 +65,10 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Everything that decides what a run computes, and where it says so."""
+    """Everything that decides what a run computes, and where it says so.
+
+    ``evaluations`` are made while it trains, each at its own times or as ``train.evaluate_every`` says.
+    """
 
     name: str
     model: ModelConfig
@@ -74,6 +79,7 @@ class Run:
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     report: ReportConfig = ReportConfig()
+    evaluations: tuple[Evaluation, ...] = (HeldOut(),)
 
     def __post_init__(self):
         if self.model.shape not in self.objective.shapes:
@@ -104,6 +110,12 @@ class Run:
                 "columns",
                 "Learned, Sinusoidal or Rope positions, and no window",
             )
+        names = [task.name for task in self.evaluations]
+        for place, name in enumerate(names):
+            if not name.isidentifier() or name in ("train", "data") or name in names[:place]:
+                raise UserError(
+                    f"evaluations.{place}.name", f"got {name!r}", "a name of its own: letters, digits and _", "held_out"
+                )
         self.model.check_length(max(self.objective.capacity(self.data, self.model.shape)))
 
     def lengths(self) -> tuple[int, int]:
@@ -121,6 +133,7 @@ FREE_TO_CHANGE = (
     "checkpoint",
     "report",
     "optimizer",
+    "evaluations",
     "train.steps",
     "train.micro_batches",
     "train.logits_chunk",

@@ -1,12 +1,12 @@
 """The loop: dispatch a step, then read the metrics of the step before it. Never waits for the step just dispatched.
 
-Knows steps, clocks, checkpoints and reports; must not know how a batch or an update is made.
+Knows steps, clocks, checkpoints, reports and hooks; must not know how a batch or an update is made.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,8 +19,13 @@ from t5x_like.report.clock import Clock
 from t5x_like.report.console import Console, Progress
 from t5x_like.report.writers import Reporter
 from t5x_like.train.config import Run
-from t5x_like.train.step import Metrics, State
+from t5x_like.train.hooks import Hook
+from t5x_like.train.setup import State
+from t5x_like.train.step import Metrics
 from t5x_like.train.stopping import Stop
+
+# What the line of progress shows anyway, or leaves to metrics.jsonl; it shows all else that a loss names.
+USUAL = ("loss", "nll", "z_loss", "accuracy", "gradient_norm", "learning_rate")
 
 
 class NotFinite(UserError):
@@ -36,27 +41,40 @@ class NotFinite(UserError):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Of one step over the global batch.
+
+    Attributes:
+      tokens: tokens that the model reads and predicts.
+      flops: floating-point operations.
+      peak_flops: operations a second of all devices together, or None if not known.
+      utilization_of: what that peak is: ``MFU`` or ``roofline``.
+    """
+
+    tokens: int
+    flops: float
+    peak_flops: float | None = None
+    utilization_of: str = "MFU"
+
+
 @dataclasses.dataclass
 class Loop:
     """One run's loop over steps, with everything it calls.
 
     Attributes:
       run: the config.
-      step: (state, batch) to (state, metrics), compiled.
-      evaluate: params to held-out means by name, or None if told to stop on the way.
-      checkpoints, reporter, console, clock, stop: as their rooms say.
-      metadata: of a checkpoint after so many steps.
-      data_metrics: what the first so many batches were made of.
-      tokens_per_step, flops_per_step: of the global batch.
-      peak_flops: of all devices together, or None.
-      utilization_of: what that peak is: ``MFU`` or ``roofline``.
-      evaluated_at: the step of the last evaluation, which is not made again.
-      held_out: what it found, if it was made here.
+      step: function from (state, batch) to (state, metrics), compiled.
+      hooks: what is done between steps, in this order.
+      checkpoints, reporter, console, clock, stop: the run's own.
+      metadata: function from step to checkpoint metadata.
+      data_metrics: function from step to metrics of the batches up to there.
+      costs: of one step.
     """
 
     run: Run
     step: Callable[[State, Batch], tuple[State, Metrics]]
-    evaluate: Callable[[Any], dict[str, float] | None]
+    hooks: Sequence[Hook]
     checkpoints: Checkpoints
     reporter: Reporter
     console: Console
@@ -64,25 +82,18 @@ class Loop:
     stop: Stop
     metadata: Callable[[int], Mapping[str, Any]]
     data_metrics: Callable[[int], Mapping[str, float]]
-    tokens_per_step: int
-    flops_per_step: float
-    peak_flops: float | None
-    utilization_of: str
-    evaluated_at: int | None = None
-    held_out: dict[str, float] | None = None
+    costs: Costs
     _unread: tuple[int, Metrics] | None = None
 
     def __call__(self, state: State, first: int, batches: Iterator[Batch]) -> tuple[State, int]:
-        """(the state, the updates made): all steps from ``first`` on, or as many as until told to stop.
+        """(the state, the updates made): all steps from ``first`` on, or those before it was told to stop.
 
         Raises:
           NotFinite: naming the step. The last finite state has been saved.
           UserError: a checkpoint could not be written.
         """
-        every, total = self.run.train.evaluate_every, self.run.train.steps
-        done = first
-        if first and (first == total or (every and first % every == 0)):
-            self._evaluate(state, first)  # if the run was stopped before it could be done
+        total, done = self.run.train.steps, first
+        self._call_hooks(state, first)  # among them what a stop prevented
         try:
             while done < total and not self.stop.wanted(done):
                 with self.clock.doing("data"):
@@ -93,10 +104,10 @@ class Loop:
                 self._read()
                 self._unread = (done, metrics)
                 self.checkpoints.check()
-                if self.checkpoints.due(done) and done < total:
-                    self._save(state, done)
-                if every and done % every == 0 and done < total:
-                    self._evaluate(state, done)
+                if done < total:
+                    if self.checkpoints.due(done):
+                        self._save(state, done)
+                    self._call_hooks(state, done)
             self._read()
         except NotFinite as error:
             # The state is that before the bad step; saved ready to go on, should the cause be mended.
@@ -104,8 +115,8 @@ class Loop:
             self.checkpoints.wait()
             raise
         self._save(state, done)
-        if done == total:
-            self._evaluate(state, done)
+        if first < done == total:
+            self._call_hooks(state, done)
         with self.clock.doing("checkpoint"):
             self.checkpoints.wait()
         return state, done
@@ -116,31 +127,28 @@ class Loop:
             return
         (step, metrics), self._unread = self._unread, None
         with self.clock.doing("step"):
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not values["finite"]:
-            raise NotFinite(step, values["loss"] / max(values["weight"], 1.0), values["gradient_norm"])
-        self.clock.stepped(1, self.tokens_per_step)
-        weight = max(values["weight"], 1.0)
-        rate = self.clock.tokens_per_second()
-        utilization = None
-        if rate is not None and self.peak_flops:
-            utilization = rate / self.tokens_per_step * self.flops_per_step / self.peak_flops
+            sums = {name: (float(value), float(weight)) for name, (value, weight) in jax.device_get(metrics).items()}
+        means = {name: value / weight if weight else 0.0 for name, (value, weight) in sums.items()}
+        if not means.pop("finite"):
+            raise NotFinite(step, means["loss"], means["gradient_norm"])
+        self.clock.stepped(1, self.costs.tokens)
+        rate, costs = self.clock.tokens_per_second(), self.costs
+        utilization = rate / costs.tokens * costs.flops / costs.peak_flops if rate and costs.peak_flops else None
         self.console.progress(
             Progress(
                 step,
-                values["nll"] / weight,
+                means.get("nll", means["loss"]),
                 rate,
                 utilization,
-                self.utilization_of,
-                values["learning_rate"],
+                costs.utilization_of,
+                means["learning_rate"],
                 self.clock.seconds_left(self.run.train.steps - step),
                 self.checkpoints.latest(),
+                {name: value for name, value in means.items() if name not in USUAL},
             )
         )
         if self.reporter.due(step) or step == self.run.train.steps:
-            row = {f"train/{name}": values[name] / weight for name in ("loss", "nll", "z_loss")}
-            row |= {"train/accuracy": values["correct"] / weight, "train/targets": values["weight"]}
-            row |= {f"train/{name}": values[name] for name in ("gradient_norm", "learning_rate")}
+            row = {f"train/{name}": value for name, value in means.items()} | {"train/targets": sums["loss"][1]}
             row |= self.data_metrics(step)
             if rate is not None:
                 row["train/tokens_per_second"] = rate
@@ -153,14 +161,8 @@ class Loop:
         with self.clock.doing("checkpoint"):
             self.checkpoints.save(step, state, self.metadata(step))
 
-    def _evaluate(self, state: State, step: int) -> None:
-        if self.evaluated_at == step:
-            return
-        self._read()
-        with self.clock.doing("evaluate"):
-            found = self.evaluate(state["params"])
-        if not found:  # told to stop on the way, or nothing is held out
-            return
-        self.evaluated_at, self.held_out = step, found
-        self.console.evaluation(step, {f"held-out {name}": found[name] for name in ("loss", "perplexity", "accuracy")})
-        self.reporter.log(step, {f"held_out/{name}": value for name, value in found.items()})
+    def _call_hooks(self, state: State, step: int) -> None:
+        for hook in self.hooks:
+            if hook.due(step, self.run.train.steps):
+                self._read()
+                hook(step, state)

@@ -1,10 +1,12 @@
-"""A trained run, opened to be measured or to write text: its config, its parameters, nothing of its optimizer."""
+"""A trained model with its text, opened to be measured or to write: in the loop, or from a checkpoint alone."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -12,62 +14,121 @@ from t5x_like.arrays.trees import Tree
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import override
 from t5x_like.core.errors import UserError
-from t5x_like.decode.generate import Sampling, generate
+from t5x_like.decode.generate import generate
+from t5x_like.decode.sample import Sampling
+from t5x_like.evaluate.task import Values
 from t5x_like.input_pipeline.prepare.vocabulary import load_tokenizer
+from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
 from t5x_like.models.transformer import Batch
 from t5x_like.sharding.mesh import Placement, make_placement, use
 from t5x_like.sharding.processes import join_processes
-from t5x_like.train.compiled import compile_steps
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
 from t5x_like.train.directory import CHECKPOINTS, read_config
 from t5x_like.train.feed import check_batch_size, local_share, to_devices
-from t5x_like.train.state import Setup, make_setup
+from t5x_like.train.setup import Setup, State, make_setup
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OpenedRun:
-    """A run with the parameters of one checkpoint on this machine's devices."""
+    """A run with parameters on this machine's devices; what ``evaluate.task.Opened`` promises.
+
+    Attributes:
+      run: the config.
+      setup: its model and loss.
+      placement: its mesh.
+      params: parameters as stored, those that ``Setup.eval_params`` chooses.
+      step: updates made.
+      given_data: the run's text if it is open; else it is opened when it is needed.
+      stop: says whether to stop an evaluation before its end.
+    """
 
     run: Run
     setup: Setup
     placement: Placement
     params: Tree
-    step: int
+    step: int = 0
+    given_data: Data | None = None
+    stop: Callable[[], bool] = lambda: False
+    _compiled: dict[Callable, Callable] = dataclasses.field(default_factory=dict)  # shared with all ``at`` other steps
 
-    def held_out(self) -> tuple[Callable, Tree, Iterator[Batch]]:
-        """Arguments of ``evaluate.heldout.evaluate`` for the whole held-out split."""
+    @functools.cached_property
+    def data(self) -> Data:
+        return self.given_data or Data.open(self.run)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        data = self.given_data
+        return data.tokenizer if data else load_tokenizer(self.run.data.corpus, self.run.data.cache)
+
+    def at(self, step: int, state: State) -> OpenedRun:
+        """The same run with the parameters of another state."""
+        return dataclasses.replace(self, step=step, params=self.setup.eval_params(state))
+
+    def compute(self, function: Callable[..., Any], *arrays: Any) -> Any:
+        """``function(model, *arrays)``, compiled on the run's mesh at the first call with this function."""
+        if function not in self._compiled:
+
+            def call(params: Tree, *arrays: Any) -> Any:
+                with use(self.placement):  # read while tracing, by ``constrain``
+                    return function(self.setup.bind(params), *arrays)
+
+            self._compiled[function] = jax.jit(call)
+        return self._compiled[function](self.params, *arrays)
+
+    def sums(self, batch: Batch) -> dict[str, jax.Array]:
+        """name: [2], (sum, weight) of what the loss measures on one batch."""
+        return self.compute(self.setup.measure, batch)
+
+    def held_out(self, limit: int = 0) -> Iterator[dict[str, jax.Array]]:
+        """Batches of the held-out split on the devices, at most ``limit`` of them, or all for 0.
+
+        Raises:
+          UserError: nothing is held out, or the devices cannot share the rows of a batch.
+        """
         check_batch_size(self.placement, self.run.train.batch_size, 1)
-        batches = Data.open(self.run).held_out
+        batches = self.data.held_out
         if batches is None:
             raise UserError("data.corpus.heldout", "is 0: nothing was kept back to measure on", "a share above 0")
         share = local_share(self.placement, self.run.train.batch_size)
-        host = batches.heldout_batches(None, *share)
-        return (
-            compile_steps(self.setup, self.placement)[1],
-            self.params,
-            (to_devices(self.placement, b, share) for b in host),
-        )
+        return (to_devices(self.placement, b, share) for b in batches.heldout_batches(limit or None, *share))
 
-    def generate(self, prompts: Sequence[str], sampling: Sampling, seed: int = 0) -> list[str]:
-        """Continues texts, or answers them where there is an encoder. Raises UserError as ``decode.generate`` does."""
+    def evaluate(self) -> dict[str, Values | None]:
+        """What each of the run's evaluations finds, by its name; held-out loss over the whole split unless the
+        evaluation itself has a limit."""
+        train = dataclasses.replace(self.run.train, evaluate_batches=0)
+        whole = dataclasses.replace(self, run=dataclasses.replace(self.run, train=train))
+        return {task.name: task.run(whole) for task in whole.run.evaluations}
+
+    def write(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int = 0) -> list[list[int]]:
+        """Continues token prompts, or answers them where there is an encoder. Raises as ``decode.generate``."""
         if jax.process_count() > 1:
             raise UserError("generate", f"runs in one process, got {jax.process_count()}", "one process")
-        tokenizer = load_tokenizer(self.run.data.corpus, self.run.data.cache)
+        tokenizer = self.tokenizer
+        return generate(
+            self.setup.bind, self.run.model, self.params, prompts, sampling, placement=self.placement,
+            eos_id=tokenizer.eos_id, start_id=tokenizer.pad_id, bidirectional_prompt=self.run.objective.has_prefix,
+            seed=seed,
+        )  # fmt: skip
+
+    def generate(self, prompts: Sequence[str], sampling: Sampling, seed: int = 0) -> list[str]:
+        """``write`` of texts, each made into the prompt that the objective trains the model for."""
+        tokenizer = self.tokenizer
         tokens = [self.run.objective.prompt(tokenizer.encode(text), tokenizer) for text in prompts]
-        with use(self.placement):
-            written = generate(
-                self.setup.structure,
-                self.run.model,
-                self.params,
-                tokens,
-                sampling,
-                eos_id=tokenizer.eos_id,
-                start_id=tokenizer.pad_id,
-                bidirectional_prompt=self.run.objective.has_prefix,
-                seed=seed,
-            )
-        return [tokenizer.decode(row) for row in written]
+        return [tokenizer.decode(row) for row in self.write(tokens, sampling, seed)]
+
+
+def prepare_model(run: Run) -> tuple[Placement, Setup]:
+    """The mesh of a run on this machine's devices, and its model, checked against each other.
+
+    Raises:
+      UserError: a mesh or kernels that the devices or the model do not fit.
+    """
+    join_processes()
+    placement = make_placement(run.mesh)
+    run.model.check_sizes(placement.ways)
+    run.model.check_attention(jax.default_backend())
+    return placement, make_setup(run)
 
 
 def open_run(directory: Path, step: int | None = None, assignments: Sequence[str] = ()) -> OpenedRun:
@@ -81,14 +142,9 @@ def open_run(directory: Path, step: int | None = None, assignments: Sequence[str
     Raises:
       UserError: not a run's folder, no good checkpoint, a mesh that does not fit.
     """
-    join_processes()
     run = override(read_config(directory), assignments)
-    placement = make_placement(run.mesh)
-    run.model.check_sizes(placement.ways)
-    run.model.check_attention(jax.default_backend())
-    setup = make_setup(run)
+    placement, setup = prepare_model(run)
     with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
-        template = {"params": setup.abstract_params(placement)}
-        state, metadata = checkpoints.restore(template, step, partial=True)
+        state, metadata = checkpoints.restore(setup.eval_state(placement), step, partial=True)
     jax.block_until_ready(state)
-    return OpenedRun(run, setup, placement, state["params"], int(metadata["step"]))
+    return OpenedRun(run, setup, placement, setup.eval_params(state), int(metadata["step"]))

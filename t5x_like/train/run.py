@@ -8,18 +8,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from t5x_like.arrays.trees import Tree
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import to_plain
-from t5x_like.core.errors import UserError
-from t5x_like.evaluate.heldout import evaluate
-from t5x_like.input_pipeline.batches.order import ORDER_VERSION
+from t5x_like.core.every import Every
+from t5x_like.evaluate.task import Evaluation, Values
 from t5x_like.layers.attention import Attention
 from t5x_like.models.counts import parameter_count, train_flops
 from t5x_like.ops.attention import Full, choose
@@ -28,17 +25,17 @@ from t5x_like.report.clock import Clock
 from t5x_like.report.console import Console, Opening, short
 from t5x_like.report.preparing import Preparing
 from t5x_like.report.writers import METRICS, Reporter, read_metrics
-from t5x_like.sharding.mesh import Placement, make_placement, use
-from t5x_like.sharding.processes import join_processes
-from t5x_like.train.compiled import compile_steps
 from t5x_like.train.config import Run
-from t5x_like.train.data import Data, check_skipped
-from t5x_like.train.directory import CHECKPOINTS, open_directory, record_start, versions
-from t5x_like.train.feed import Feed, check_batch_size, local_share, to_devices
-from t5x_like.train.loop import Loop
+from t5x_like.train.data import Data
+from t5x_like.train.directory import CHECKPOINTS, open_directory, record_start
+from t5x_like.train.feed import Feed, check_batch_size, local_share
+from t5x_like.train.hooks import Hook, Measure, Profile, Sample
+from t5x_like.train.loop import Costs, Loop
+from t5x_like.train.opened import OpenedRun, prepare_model
+from t5x_like.train.resume import first_state, metadata
 from t5x_like.train.sample import sample
-from t5x_like.train.state import Setup, make_setup
-from t5x_like.train.step import State
+from t5x_like.train.setup import Setup
+from t5x_like.train.step import compile_step
 from t5x_like.train.stopping import Stop
 
 
@@ -51,7 +48,7 @@ class Outcome:
       complete: whether that is all of them.
       exit_code: 0 if complete, else as the signal that stopped it asks.
       directory: the run's folder.
-      held_out: means over the held-out split, if they were taken.
+      evaluations: what each evaluation found last, by its name.
       sample: what the model makes of a held-out text; empty where that was not asked of it.
     """
 
@@ -59,8 +56,8 @@ class Outcome:
     complete: bool
     exit_code: int
     directory: Path
-    held_out: dict[str, float] | None = None
-    sample: dict[str, str] = dataclasses.field(default_factory=dict)
+    evaluations: Mapping[str, Values] = dataclasses.field(default_factory=dict)
+    sample: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def train(run: Run, directory: str | Path) -> Outcome:
@@ -74,29 +71,36 @@ def train(run: Run, directory: str | Path) -> Outcome:
       UserError: whatever in config, folder, corpus or checkpoint is wrong, before anything is changed.
     """
     clock = Clock()
-    join_processes()
     directory = Path(directory)
-    placement = make_placement(run.mesh)
-    run.model.check_sizes(placement.ways)
-    run.model.check_attention(jax.default_backend())
+    placement, setup = prepare_model(run)
     check_batch_size(placement, run.train.batch_size, run.train.micro_batches)
-    setup = make_setup(run)
     setup.abstract_state(placement)  # every parameter has a place on the mesh, or says why not
     open_directory(directory, run)
     console = Console(run.train.steps, process_index=jax.process_index())
-    with Checkpoints(directory / CHECKPOINTS, run.checkpoint) as checkpoints, contextlib.ExitStack() as opened:
-        with Preparing(silent=jax.process_index() > 0) as preparing:
-            data = Data.open(run, preparing, console.note)
-        data.train.check(run.train.steps)
-        stop = opened.enter_context(Stop())  # from here on there is something to save
-        job = Job(run, directory, placement, setup, data, checkpoints, console, clock, stop)
-        state, first = job.start()
-        if first > run.train.steps or (first == run.train.steps and job.evaluated(first)):
+    with Checkpoints(directory / CHECKPOINTS, run.checkpoint) as checkpoints, contextlib.ExitStack() as exits:
+        data = _open_data(run, console)
+        stop = exits.enter_context(Stop())  # from here on there is something to save
+        with clock.doing("checkpoint"):
+            state, first = first_state(run, setup, placement, data, checkpoints)
+        if first:
+            console.note(f"going on from step {first:,}")
+        tasks = _tasks(run, data, directory, first)
+        if first > run.train.steps or (first == run.train.steps and not any(due for _, _, due in tasks)):
             console.note(f"{run.name} is complete: all {run.train.steps:,} steps are made. {directory}")
             return Outcome(first, True, 0, directory)
+        # Several processes must leave at the same step: the loop sees to that.
+        asked = (lambda: stop.wanted(0)) if jax.process_count() == 1 else (lambda: False)
+        opened = OpenedRun(run, setup, placement, None, first, data, asked)
+        reporter = Reporter(
+            directory, run.report, first_step=first + 1, process_index=jax.process_index(), run_config=to_plain(run)
+        )
+        hooks = _hooks(opened, tasks, directory, reporter, console, clock)
         share = local_share(placement, run.train.batch_size)
         feed = Feed(placement, data.train.reader(first, *share, stop_step=run.train.steps), share)
-        loop = job.loop(first, feed)
+        loop = Loop(
+            run, compile_step(setup, placement), hooks, checkpoints, reporter, console, clock, stop,
+            functools.partial(metadata, run, data), functools.partial(_data_metrics, data, feed), _costs(run, setup),
+        )  # fmt: skip
         if jax.process_index() == 0:
             record_start(directory, run, first, _devices())
         console.opening(_opening(run, setup, first, directory))
@@ -105,133 +109,78 @@ def train(run: Run, directory: str | Path) -> Outcome:
             state, done = loop(state, first, feed)
         finally:
             console.close()
-            picture = loop.reporter.close()
+            for hook in hooks:
+                hook.close()
+            picture = reporter.close()
         complete = done == run.train.steps and stop.signal is None
         facts = {"updates": f"{done:,} of {run.train.steps:,}", "checkpoint": str(directory / CHECKPOINTS / str(done))}
         facts["data"] = f"{_data_seen(data, done)}; rows {feed.fill:.1%} full"
         if picture:
             facts["curves"] = str(picture)
         console.summary(f"{run.name}: {'complete' if complete else 'stopped'}", facts, clock.account())
-        written = {}
-        if complete and data.held_out_split is not None and jax.process_count() == 1:
-            with use(placement):
-                written = sample(run, setup.structure, state["params"], data.tokenizer, data.held_out_split)
-        return Outcome(done, complete, 0 if complete else stop.exit_code, directory, loop.held_out, written)
+        return _outcome(done, complete, stop, directory, hooks)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Job:
-    """A run, checked and opened: what its loop is made of."""
+def _open_data(run: Run, console: Console) -> Data:
+    with Preparing(silent=jax.process_index() > 0) as preparing:
+        data = Data.open(run, preparing, console.note)
+    data.train.check(run.train.steps)
+    return data
 
-    run: Run
-    directory: Path
-    placement: Placement
-    setup: Setup
-    data: Data
-    checkpoints: Checkpoints
-    console: Console
-    clock: Clock
-    stop: Stop
 
-    def start(self) -> tuple[State, int]:
-        """(state, updates made): from the latest good checkpoint if there is one, else from initial values."""
-        if self.checkpoints.latest() is None:
-            return self.setup.initial_state(self.placement, self.run.train.seed), 0
-        with self.clock.doing("checkpoint"):
-            state, metadata = self.checkpoints.restore(self.setup.abstract_state(self.placement))
-        if metadata["data"]["fingerprint"] != self.data.fingerprint:
-            raise UserError(
-                "data.corpus",
-                f"{self.run.data.corpus.name!r} is not what the run was trained on: its text, tokenizer or split has "
-                "changed",
-                "the same files as before",
-                "another directory, or the old corpus",
-            )
-        if metadata["data"]["order"] != ORDER_VERSION:
-            raise UserError(
-                str(self.directory),
-                f"its batches were ordered by rules {metadata['data']['order']}, those of this version are "
-                f"{ORDER_VERSION}",
-                "the version of t5x-like that it was begun with",
-            )
-        before = dataclasses.replace(self.run.data, skip=tuple(metadata["config"]["data"]["skip"]))
-        check_skipped(before, self.run.data, int(metadata["step"]))
-        self.console.note(f"going on from step {metadata['step']:,}")
-        return state, int(metadata["step"])
+def _tasks(run: Run, data: Data, directory: Path, step: int) -> list[tuple[Evaluation, Every, bool]]:
+    """(evaluation, when, whether it's due at ``step``) of all that there is something to measure for; one whose values
+    the metrics have is not due."""
+    path, found = directory / METRICS, []
+    logged = {name for row in (read_metrics(path) if path.is_file() else ()) if row["step"] == step for name in row}
+    for task in run.evaluations:
+        if task.needs_held_out and data.held_out is None:
+            continue
+        when = task.when or Every(run.train.evaluate_every)
+        made = any(name.startswith(f"{task.name}/") for name in logged)
+        found.append((task, when, when.due(step, run.train.steps) and not made))
+    return found
 
-    def loop(self, first: int, feed: Feed) -> Loop:
-        """The loop, about to make update ``first`` from the next batch of ``feed``."""
-        run, lengths = self.run, self.run.lengths()
-        step, evaluation_step = compile_steps(self.setup, self.placement)
-        device = jax.devices()[0]
-        peak = peak_flops(device)
-        return Loop(
-            run=run,
-            step=step,
-            evaluate=functools.partial(self.held_out_means, evaluation_step),
-            checkpoints=self.checkpoints,
-            reporter=Reporter(
-                self.directory,
-                run.report,
-                first_step=first + 1,
-                process_index=jax.process_index(),
-                run_config=to_plain(run),
-            ),
-            console=self.console,
-            clock=self.clock,
-            stop=self.stop,
-            metadata=self.metadata,
-            data_metrics=functools.partial(self.data_metrics, feed),
-            tokens_per_step=run.train.batch_size * sum(lengths),
-            flops_per_step=run.train.batch_size * train_flops(run.model, self.setup.specs, *lengths),
-            peak_flops=peak * jax.device_count() if peak else None,
-            utilization_of="roofline" if device.platform == "cpu" else "MFU",
-            evaluated_at=first if self.evaluated(first) else None,
-        )
 
-    def evaluated(self, step: int) -> bool:
-        """Whether the metrics have held-out means of this step, or there are none to be had."""
-        if self.data.held_out is None:
-            return True
-        path = self.directory / METRICS
-        return path.is_file() and any(r["step"] == step and "held_out/loss" in r for r in read_metrics(path))
+def _hooks(
+    opened: OpenedRun, tasks: list[tuple[Evaluation, Every, bool]], directory: Path, reporter: Reporter,
+    console: Console, clock: Clock,
+) -> list[Hook]:
+    """Everything that the loop does between steps, in this order."""
+    run, hooks = opened.run, list[Hook]()
+    for task, when, due in tasks:
+        hooks.append(Measure(task, when, opened, reporter, console, clock, None if due else opened.step))
+    if opened.data.held_out_split is not None and jax.process_count() == 1:
+        hooks.append(Sample(run.report.sample, sample, opened, console, clock))
+    if run.report.profile:
+        first, last = run.report.profile
+        hooks.append(Profile(first, last, directory / "profile"))
+    return hooks
 
-    def held_out_means(self, evaluation_step: Callable, params: Tree) -> dict[str, float] | None:
-        """As ``evaluate``; empty for a corpus that keeps nothing back."""
-        if self.data.held_out is None:
-            return {}
-        share = local_share(self.placement, self.run.train.batch_size)
-        host = self.data.held_out.heldout_batches(self.run.train.evaluate_batches or None, *share)
-        alone = jax.process_count() == 1  # several processes must leave at the same step: the loop sees to that
-        asked = (lambda: self.stop.wanted(0)) if alone else (lambda: False)
-        found = evaluate(evaluation_step, params, (to_devices(self.placement, b, share) for b in host), asked)
-        if found == {}:
-            self.console.note("WARNING: not one target in what is held out: nothing is measured")
-        return found
 
-    def data_metrics(self, feed: Feed, done: int) -> dict[str, float]:
-        """Tokens and epochs of each corpus in the first ``done`` batches; how full those of this start were."""
-        metrics = {"data/fill": feed.fill}
-        for name, seen in self.data.train.seen(done).items():
-            metrics |= {f"data/{name}/tokens": float(seen.tokens), f"data/{name}/epochs": seen.epochs}
-        return metrics
+def _outcome(done: int, complete: bool, stop: Stop, directory: Path, hooks: list[Hook]) -> Outcome:
+    evaluations = {hook.task.name: hook.values for hook in hooks if isinstance(hook, Measure) and hook.values}
+    written = next((hook.last for hook in hooks if isinstance(hook, Sample)), {})
+    return Outcome(done, complete, 0 if complete else stop.exit_code, directory, evaluations, written)
 
-    def metadata(self, done: int) -> dict[str, Any]:
-        """What a checkpoint after ``done`` updates says of itself."""
-        return {
-            "config": to_plain(self.run),
-            "versions": versions(),
-            "seed": self.run.train.seed,
-            "data": {
-                "step": done,
-                "order": ORDER_VERSION,
-                "processes": jax.process_count(),
-                "epoch": self.data.train.epoch_of(done),
-                "seen": {name: seen._asdict() for name, seen in self.data.train.seen(done).items()},
-                "fingerprint": self.data.fingerprint,
-                "tokenizer": self.data.tokenizer.fingerprint,
-            },
-        }
+
+def _costs(run: Run, setup: Setup) -> Costs:
+    rows, lengths, device = run.train.batch_size, run.lengths(), jax.devices()[0]
+    peak = peak_flops(device)
+    return Costs(
+        tokens=rows * sum(lengths),
+        flops=rows * train_flops(run.model, setup.specs, *lengths),
+        peak_flops=peak * jax.device_count() if peak else None,
+        utilization_of="roofline" if device.platform == "cpu" else "MFU",
+    )
+
+
+def _data_metrics(data: Data, feed: Feed, done: int) -> dict[str, float]:
+    """Tokens and epochs of each corpus in the first ``done`` batches; how full those of this start were."""
+    metrics = {"data/fill": feed.fill}
+    for name, seen in data.train.seen(done).items():
+        metrics |= {f"data/{name}/tokens": float(seen.tokens), f"data/{name}/epochs": seen.epochs}
+    return metrics
 
 
 def _opening(run: Run, setup: Setup, first: int, directory: Path) -> Opening:

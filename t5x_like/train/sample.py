@@ -7,45 +7,42 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from t5x_like.arrays.trees import Tree
-from t5x_like.decode.generate import Sampling, generate
+from t5x_like.decode.sample import Sampling
 from t5x_like.input_pipeline.prepare.token_cache import TokenSplit
 from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
-from t5x_like.train.config import Run
+from t5x_like.models.transformer import Batch
+from t5x_like.train.opened import OpenedRun
 
 OPEN, CLOSE = "[", "]"  # around what the model wrote
 
 
-def sample(
-    run: Run, structure: nnx.GraphDef, params: Tree, tokenizer: Tokenizer, split: TokenSplit, tokens: int = 72
-) -> dict[str, str]:
+def sample(opened: OpenedRun, tokens: int = 72) -> dict[str, str]:
     """Named lines of text: what the model was given, what it made of it, what was there.
 
     Args:
-      run: its objective says what is asked of the model.
-      structure, params: the model.
-      tokenizer: of the corpus.
-      split: documents to take a passage from; the first with a sentence that fits.
+      opened: the run; its objective says what is asked of the model, and its held-out documents give the passage, the
+        first one with a sentence that fits.
       tokens: about how long the passage is, at most half of what the model was trained on.
     """
-    passage = _passage(split, tokenizer, max(8, min(tokens, max(run.lengths()) // 2)))
+    run, tokenizer, split = opened.run, opened.tokenizer, opened.data.held_out_split
+    passage = _passage(split, tokenizer, max(8, min(tokens, max(run.lengths()) // 2))) if split is not None else []
     if len(passage) < 2:
         return {}
     if run.model.shape == "decoder-only" and not run.objective.inputs_end_in_eos:
-        return _continued(run, structure, params, tokenizer, passage)
+        return _continued(opened, passage)
     _, objective = run.objective.streams()[0]
     example = objective.example(np.asarray(passage), np.random.default_rng(0), tokenizer)
     if example.order is not None:  # places of prediction have no text to be shown in
         return {}
     given, truth = example.inputs.tolist(), example.targets.tolist()
     if run.model.shape == "encoder-only":
-        batch = {"encoder_tokens": jnp.asarray([given])}
-        best = np.asarray(nnx.merge(structure, params).logits(batch)[0].argmax(-1)).tolist()
+        best = np.asarray(opened.compute(_most_likely, {"encoder_tokens": jnp.asarray([given])}))[0].tolist()
         chosen = (example.weights if example.weights is not None else np.ones(len(given))) > 0
         places = list(zip(given, best, truth, chosen.tolist(), strict=True))
         return {
@@ -53,16 +50,7 @@ def sample(
             "model": _marked(tokenizer, [(guess if c else here, c) for here, guess, _, c in places]),
             "truth": _marked(tokenizer, [(there, c) for _, _, there, c in places]),
         }
-    written = generate(
-        structure,
-        run.model,
-        params,
-        [given],
-        Sampling(max_new_tokens=len(truth) + 16),
-        eos_id=tokenizer.eos_id,
-        start_id=tokenizer.pad_id,
-        bidirectional_prompt=run.objective.has_prefix,
-    )[0]
+    written = opened.write([given], Sampling(max_new_tokens=len(truth) + 16))[0]
     if not set(given) & set(tokenizer.sentinel_ids):  # not spans: a prefix and its continuation
         return {"given": tokenizer.decode(given), "model": tokenizer.decode(written), "truth": tokenizer.decode(truth)}
     given = [t for t in given if t != tokenizer.eos_id]
@@ -71,6 +59,11 @@ def sample(
         "model": fill(given, written, tokenizer),
         "truth": fill(given, [t for t in truth if t != tokenizer.eos_id], tokenizer),
     }
+
+
+def _most_likely(model: Any, batch: Batch) -> jax.Array:
+    """[B, L] ids."""
+    return model.logits(batch).argmax(-1)
 
 
 def fill(given: Sequence[int], written: Sequence[int], tokenizer: Tokenizer) -> str:
@@ -104,24 +97,15 @@ def _marked(tokenizer: Tokenizer, pairs: Sequence[tuple[int, bool]]) -> str:
     return text
 
 
-def _continued(run: Run, structure, params: Tree, tokenizer: Tokenizer, passage: list[int]) -> dict[str, str]:
-    mode = getattr(run.objective.streams()[0][1], "mode", "")
+def _continued(opened: OpenedRun, passage: list[int]) -> dict[str, str]:
+    tokenizer = opened.tokenizer
+    mode = getattr(opened.run.objective.streams()[0][1], "mode", "")
     passage = ([found] if (found := tokenizer.find(mode) if mode else None) is not None else []) + passage
     half = len(passage) // 2
     sampling = Sampling(max_new_tokens=half, temperature=0.8, top_p=0.9)
-    written = generate(
-        structure,
-        run.model,
-        params,
-        [passage[:half]],
-        sampling,
-        eos_id=tokenizer.eos_id,
-        start_id=tokenizer.pad_id,
-        bidirectional_prompt=run.objective.has_prefix,
-    )[0]
     return {
         "given": tokenizer.decode(passage[:half]),
-        "model": tokenizer.decode(written),
+        "model": tokenizer.decode(opened.write([passage[:half]], sampling)[0]),
         "truth": tokenizer.decode(passage[half:]),
     }
 

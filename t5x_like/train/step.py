@@ -1,115 +1,94 @@
-"""The train step and the evaluation step: pure functions of state and batch, each on one screen.
+"""The train step: a pure function of state and batch, on one screen.
 
 Must not know files, clocks or what a token means.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from t5x_like.arrays.keys import named
-from t5x_like.arrays.trees import Tree
+from t5x_like.arrays.trees import Tree, flatten, join, split, unflatten
+from t5x_like.losses import STATE, Sums, stacked
 from t5x_like.models.transformer import Batch
-from t5x_like.ops.losses import LossConfig, LossSums, cross_entropy
-from t5x_like.optim.optimizer import Optimizer
+from t5x_like.sharding.mesh import Placement, use
+from t5x_like.train.setup import Setup, State
 
-# params, optimizer: nested dicts of arrays; step: int32, the number of updates made; halted: whether some update was
-# not finite, after which no other is made, because the loop learns of it one step later.
-State = dict[str, Any]
-Metrics = dict[str, jax.Array]  # float32 scalars
+Metrics = dict[str, jax.Array]  # name: [2] float32, (sum, weight); what has no sum has the weight 1
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class StepParts:
-    """What a step needs besides state and batch: nothing of it changes during a run."""
+def train_step(setup: Setup, state: State, batch: Batch) -> tuple[State, Metrics]:
+    """One update with the gradient of the loss's sum / weight over the whole batch.
 
-    structure: nnx.GraphDef
-    optimizer: Optimizer
-    loss: LossConfig
-    micro_batches: int = 1
-    seed: int = 0
-    future_weight: float = 0.0  # of the mean loss of the model's future heads
-
-
-def loss_sums(parts: StepParts, params: Tree, batch: Batch, key: jax.Array | None) -> LossSums:
-    """Sums of the loss over a batch's targets; ``key`` is for dropout, None for evaluation. Future heads add to
-    ``loss`` alone: all else is of the next token."""
-    model = nnx.merge(parts.structure, params)
-    x_BLD, head = model(batch, key), model.head()
-    sums = cross_entropy(x_BLD, head, batch["targets"], batch["weights"], parts.loss)
-    if parts.future_weight and model.config.future_heads:
-        losses = [
-            cross_entropy(y_BLD, head, *further_ahead(batch, tokens), parts.loss).loss
-            for tokens, y_BLD in enumerate(model.future(x_BLD), 1)
-        ]
-        sums = sums._replace(loss=sums.loss + parts.future_weight * sum(losses) / len(losses))
-    return sums
-
-
-def further_ahead(batch: Batch, tokens: int) -> tuple[jax.Array, jax.Array]:
-    """Targets and weights of the token that comes ``tokens`` after the target; weight 0 where the segment has ended."""
-
-    def shifted(a_BL: jax.Array) -> jax.Array:
-        return jnp.pad(a_BL, ((0, 0), (0, tokens)))[:, tokens:]
-
-    segments_BL = batch.get("decoder_segments", jnp.ones_like(batch["targets"]))
-    same_BL = shifted(segments_BL) == segments_BL
-    return shifted(batch["targets"]), jnp.where(same_BL, shifted(batch["weights"]), 0.0)
-
-
-def train_step(parts: StepParts, state: State, batch: Batch) -> tuple[State, Metrics]:
-    """One update with the gradient of sum(weights * loss) / sum(weights) over the whole batch.
-
-    With micro-batches the sums of loss, gradients and weights are added over them and divided once, so that the update
-    is that of the undivided batch however unequal their numbers of targets are. An update that is not finite is not
-    made, nor any after it: the state stays as it was, ``metrics["finite"]`` is 0, and the loop stops.
+    An update that is not finite is not made, nor any after it: the state stays as it was, ``finite`` is 0, and the loop
+    stops. The metrics are the loss's sums and the optimizer's scalars.
     """
     step, params = state["step"], state["params"]
-    key = jax.random.fold_in(named(jax.random.key(parts.seed), "dropout"), step)
-
-    def micro_gradient(index: jax.Array | int, rows: Batch) -> tuple[LossSums, Tree]:
-        def loss(params: Tree) -> tuple[jax.Array, LossSums]:
-            sums = loss_sums(parts, params, rows, jax.random.fold_in(key, index))
-            return sums.loss, sums
-
-        (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-        return sums, gradient
-
-    if parts.micro_batches == 1:
-        sums, gradient = micro_gradient(0, batch)
-    else:
-        shapes = jax.eval_shape(lambda: micro_gradient(0, jax.tree.map(lambda a: a[0], split_rows(batch, parts))))
-        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-        def add(total, micro):
-            return jax.tree.map(jnp.add, total, micro_gradient(*micro)), None
-
-        indices = jnp.arange(parts.micro_batches)
-        (sums, gradient), _ = jax.lax.scan(add, zero, (indices, split_rows(batch, parts)))
-
-    weight = jnp.maximum(sums.weight, 1.0)  # a batch without targets has gradient 0, not NaN
+    key = jax.random.fold_in(named(jax.random.key(setup.seed), "dropout"), step)
+    sums, gradient = sums_and_gradient(setup, params, batch, key)
+    loss, weight = sums["loss"]
+    weight = jnp.where(weight == 0, 1.0, weight)  # a batch without targets has gradient 0, not NaN
     gradient = jax.tree.map(lambda g: g / weight, gradient)
-    new_params, new_optimizer, info = parts.optimizer.update(gradient, state["optimizer"], params, step)
-    finite = jnp.isfinite(sums.loss) & jnp.isfinite(info["gradient_norm"])
+    new_params, new_optimizer, info = setup.optimizer.update(gradient, state["optimizer"], params, step)
+    finite = jnp.isfinite(loss) & jnp.isfinite(info["gradient_norm"])
     halted = state["halted"] | ~finite
+    new_params = update_state(setup, new_params, sums)
     new = {"params": new_params, "optimizer": new_optimizer, "step": step + 1, "halted": halted}
     new_state = jax.tree.map(lambda new, old: jnp.where(halted, old, new), new, state) | {"halted": halted}
-    return new_state, sums._asdict() | info | {"finite": finite.astype(jnp.float32)}
+    return new_state, stacked(sums | {name: (value, 1.0) for name, value in (info | {"finite": finite}).items()})
 
 
-def split_rows(batch: Batch, parts: StepParts) -> dict[str, jax.Array]:
-    """[B, ...] as [micro-batches, B / micro-batches, ...], row r going to micro-batch r mod count: then each device
-    finds its share of every micro-batch among the rows it already has."""
-    count = parts.micro_batches
+def sums_and_gradient(setup: Setup, params: Tree, batch: Batch, key: jax.Array) -> tuple[Sums, Tree]:
+    """Sums of the loss over a batch, and the gradient of ``loss`` in the structure of the trained parameters.
+
+    With micro-batches both are added over them, to be divided once, so that the update is that of the undivided batch
+    however unequal their weights are.
+    """
+    trained, frozen = split(params, setup.optimizer.trained)
+
+    def micro_gradient(index: jax.Array | int, rows: Batch) -> tuple[Sums, Tree]:
+        def loss(trained: Tree) -> tuple[jax.Array, Sums]:
+            sums = setup.loss(setup.bind(join(trained, frozen)), rows, jax.random.fold_in(key, index))
+            return sums["loss"][0], sums
+
+        (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(trained)
+        return sums, gradient
+
+    if setup.micro_batches == 1:
+        return micro_gradient(0, batch)
+    parts = split_rows(batch, setup.micro_batches)
+    shapes = jax.eval_shape(lambda: micro_gradient(0, jax.tree.map(lambda a: a[0], parts)))
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def add(total, micro):
+        return jax.tree.map(jnp.add, total, micro_gradient(*micro)), None
+
+    return jax.lax.scan(add, zero, (jnp.arange(setup.micro_batches), parts))[0]
+
+
+def update_state(setup: Setup, params: Tree, sums: Sums) -> Tree:
+    """The parameters with those that are no weights updated once, by the statistics of the whole batch."""
+    specs, leaves = flatten(setup.specs), flatten(params)
+    for path in (path for path, spec in specs.items() if spec.update is not None):
+        update = jax.vmap(specs[path].update) if specs[path].stacked else specs[path].update
+        leaves[path] = update(leaves[path], sums[f"{STATE}{path}"][0])
+    return unflatten(leaves)
+
+
+def split_rows(batch: Batch, count: int) -> dict[str, jax.Array]:
+    """[B, ...] as [count, B / count, ...], row r going to micro-batch r mod count: then each device finds its share of
+    every micro-batch among the rows it already has."""
     return {k: jnp.swapaxes(a.reshape(a.shape[0] // count, count, *a.shape[1:]), 0, 1) for k, a in batch.items()}
 
 
-def evaluation_step(parts: StepParts, params: Tree, total: LossSums, batch: Batch) -> LossSums:
-    """``total`` with the sums of one batch added; no dropout."""
-    plain = dataclasses.replace(parts, loss=parts.loss._replace(z_loss=0.0, label_smoothing=0.0), future_weight=0.0)
-    return jax.tree.map(jnp.add, total, loss_sums(plain, params, batch, None))
+def compile_step(setup: Setup, placement: Placement) -> Callable[[State, Batch], tuple[State, Metrics]]:
+    """``train_step`` for one placement, compiled at its first call; the state is donated."""
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        with use(placement):  # read while tracing, by ``constrain``
+            return train_step(setup, state, batch)
+
+    return jax.jit(step, donate_argnums=0)

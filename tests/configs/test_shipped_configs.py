@@ -14,7 +14,7 @@ from t5x_like.core.config import flatten, from_json, load_run, to_json
 from t5x_like.models.counts import parameter_count, train_flops
 from t5x_like.train.config import Run
 from t5x_like.train.run import train
-from t5x_like.train.state import make_setup
+from t5x_like.train.setup import make_setup
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if not path.stem.startswith("_"))
 KINDS = {"encoder-decoder": "t5", "decoder-only": "llama", "encoder-only": "bert"}

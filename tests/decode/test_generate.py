@@ -3,12 +3,16 @@ encoder and a bidirectional prefix; rows do not see each other; EOS ends a row; 
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
+from flax import nnx
 from tiny_models import built, logits_function, tiny
 
 from t5x_like.core.errors import UserError
-from t5x_like.decode.generate import Sampling, generate
+from t5x_like.decode.generate import generate
+from t5x_like.decode.sample import Sampling
 
 NEW, LENGTH = 7, 24
 PROMPTS = [[5, 9, 17, 3, 30], [21], [8, 8, 2, 33, 12, 39, 6, 1, 14, 25, 7]]
@@ -29,11 +33,18 @@ def config_of(family: str):
 GREEDY = Sampling(NEW)
 
 
+@functools.lru_cache(maxsize=16)
+def binder(config):
+    structure = built(config)[0]
+    return lambda params: nnx.merge(structure, params)
+
+
 def write(family: str, prompts, sampling: Sampling = GREEDY, eos_id: int = NO_EOS, **more) -> list[list[int]]:
     config = config_of(family)
-    structure, _, params = built(config)
-    prefix = family == "prefix_lm"
-    return generate(structure, config, params, prompts, sampling, eos_id=eos_id, bidirectional_prompt=prefix, **more)
+    params, prefix = more.pop("params", built(config)[2]), family == "prefix_lm"
+    return generate(
+        binder(config), config, params, prompts, sampling, eos_id=eos_id, bidirectional_prompt=prefix, **more
+    )
 
 
 def next_tokens(family: str, prompts, written) -> list[np.ndarray]:
@@ -121,12 +132,12 @@ def test_no_prompt_at_all_and_an_empty_one():
 
 def test_what_cannot_be_asked():
     config = tiny("bert")
-    structure, _, params = built(config)
+    params = built(config)[2]
     with pytest.raises(UserError, match="encoder-only writes no text"):
-        generate(structure, config, params, PROMPTS, Sampling(), eos_id=1)
+        generate(binder(config), config, params, PROMPTS, Sampling(), eos_id=1)
     with pytest.raises(UserError, match="prompt: is empty"):
         write("t5_1_1", [[4], []])
-    with pytest.raises(UserError, match="model.max_length: 32 rows for a length of 36"):
+    with pytest.raises(UserError, match="model.decoder.positions.length: 32 rows for a length of 36"):
         write("gpt2", [[4] * 29])
     for wrong in (dict(max_new_tokens=0), dict(temperature=-1.0), dict(top_k=-1), dict(top_p=0.0), dict(top_p=1.1)):
         with pytest.raises(UserError, match=f"^{next(iter(wrong))}: got"):

@@ -12,24 +12,28 @@ from flax import nnx
 from tiny_models import random_params
 from tiny_runs import tiny_run
 
-from t5x_like.evaluate.heldout import evaluate
+from t5x_like.evaluate.heldout import means
 from t5x_like.sharding.config import MeshConfig
 from t5x_like.sharding.mesh import make_placement
-from t5x_like.train.compiled import compile_steps
 from t5x_like.train.data import Data
 from t5x_like.train.feed import local_share, to_devices
-from t5x_like.train.state import make_setup
+from t5x_like.train.opened import OpenedRun
+from t5x_like.train.setup import make_setup
 
 BATCH = 8
+
+
+def data_run():
+    return tiny_run(
+        "llama", "data.corpus.heldout=0.4", "train.z_loss=0.1", "train.label_smoothing=0.2",
+        "model.dropout.residual=0.5",
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def opened(quick_compiling):
     """(data, setup, params): z-loss, smoothing and dropout are of training and must not be in the measurement."""
-    run = tiny_run(
-        "llama", "data.corpus.heldout=0.4", "train.z_loss=0.1", "train.label_smoothing=0.2",
-        "model.dropout.residual=0.5",
-    )  # fmt: skip
+    run = data_run()
     setup = make_setup(run)
     return Data.open(run), setup, random_params(setup.specs)
 
@@ -59,8 +63,8 @@ def measured(opened, placement, batches=None, **more):
     share = local_share(placement, BATCH)
     batches = batches or data.held_out.heldout_batches(None, *share)
     params = jax.device_put(params, placement.of(setup.specs))
-    _, step = compile_steps(setup, placement)
-    return evaluate(step, params, (to_devices(placement, b, share) for b in batches), **more)
+    sums = OpenedRun(data_run(), setup, placement, params).sums
+    return means(sums, (to_devices(placement, b, share) for b in batches), **more)
 
 
 @pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
@@ -106,16 +110,16 @@ def test_nothing_is_read_back_before_the_last_batch(monkeypatch):
     monkeypatch.setattr(jax, "device_get", lambda tree: reads.append(len(seen)) or original(tree))
     seen = []
 
-    def step(params, total, batch):
+    def sums(batch):
         seen.append(batch)
-        return total._replace(nll=total.nll + batch, weight=total.weight + 2)
+        return {"loss": np.array([batch, 2.0]), "own": np.array([1.0, 4.0])}
 
-    found = evaluate(step, None, iter([3.0, 4.0, 5.0]))
+    found = means(sums, iter([3.0, 4.0, 5.0]))
     assert reads == [3]
-    assert found["loss"] == 2.0 and found["targets"] == 6.0
+    assert found["loss"] == 2.0 and found["targets"] == 6.0 and found["own"] == 0.25  # by a weight of its own
 
 
 def test_a_split_without_targets_and_a_hopeless_model_are_no_errors():
-    assert evaluate(lambda params, total, batch: total, None, [1.0]) == {}, "nothing measured is no perfect score"
-    bad = evaluate(lambda p, total, batch: total._replace(nll=total.nll + 1e4, weight=total.weight + 1), None, [1.0])
+    assert means(lambda batch: {"loss": np.zeros(2)}, [1.0]) == {}, "nothing measured is no perfect score"
+    bad = means(lambda batch: {"loss": np.array([1e4, 1.0])}, [1.0])
     assert bad["loss"] == 1e4 and math.isfinite(bad["perplexity"])

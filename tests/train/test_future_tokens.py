@@ -13,28 +13,34 @@ from tiny_runs import assert_close
 
 from t5x_like.arrays.trees import flatten
 from t5x_like.core.errors import UserError
+from t5x_like.losses import FutureTokens, TokenLoss
+from t5x_like.losses.future_tokens import further_ahead
 from t5x_like.models.counts import parameter_count
 from t5x_like.models.transformer import make_model
 from t5x_like.objectives import Autoregressive
-from t5x_like.ops.losses import LossConfig, LossSums
 from t5x_like.optim.config import AdamW
 from t5x_like.optim.optimizer import make_optimizer
 from t5x_like.sharding.config import MeshConfig
 from t5x_like.sharding.mesh import make_placement
-from t5x_like.train.compiled import compile_steps
 from t5x_like.train.feed import to_devices
-from t5x_like.train.state import Setup
-from t5x_like.train.step import StepParts, evaluation_step, further_ahead, loss_sums
+from t5x_like.train.setup import Setup
+from t5x_like.train.step import compile_step
 
 HEADS, WEIGHT = 2, 0.6
 CONFIG = tiny("llama", decoder_layers=1, future_heads=HEADS)
 PLAIN = tiny("llama", decoder_layers=1)
 
 
-def parts_of(config=CONFIG, weight: float = WEIGHT, micro_batches: int = 1) -> StepParts:
+def setup_of(config=CONFIG, micro_batches: int = 1) -> Setup:
     structure, specs = make_model(config)
     optimizer = make_optimizer(AdamW(learning_rate=1e-2, eps=1e-3), specs, 10)
-    return StepParts(structure, optimizer, LossConfig(), micro_batches, 0, weight)
+    loss = Autoregressive(config.future_heads, WEIGHT).loss(TokenLoss())
+    return Setup(structure, specs, optimizer, loss, micro_batches)
+
+
+def sums_of(setup: Setup):
+    """(params, batch) -> name to (sum, weight)."""
+    return lambda params, batch: setup.loss(setup.bind(params), batch, None)
 
 
 def packed(rows: int = 2) -> dict[str, jax.Array]:
@@ -89,35 +95,36 @@ def by_hand(params, batch) -> tuple[float, list[float]]:
 
 def test_the_loss_is_that_of_the_next_token_and_the_mean_of_the_heads():
     params, batch = built(CONFIG)[2], packed()
-    found = compiled(lambda p, b: loss_sums(parts_of(), p, b, None))(params, batch)
+    found = compiled(sums_of(setup_of()))(params, batch)
     next_token, further = by_hand(params, batch)
     assert all(each > 1.0 for each in further) and abs(further[0] - further[1]) > 0.1
-    assert float(found.nll) == pytest.approx(next_token, rel=1e-5)
-    assert float(found.loss) == pytest.approx(next_token + WEIGHT * np.mean(further), rel=1e-5)
+    assert float(found["nll"][0]) == pytest.approx(next_token, rel=1e-5)
+    assert float(found["loss"][0]) == pytest.approx(next_token + WEIGHT * np.mean(further), rel=1e-5)
+    assert float(found["future_loss"][0]) == pytest.approx(np.mean(further), rel=1e-5)
+    further_weights = [np.asarray(further_ahead(batch, n)[1]).sum() for n in (1, 2)]
+    assert float(found["future_loss"][1]) == pytest.approx(np.mean(further_weights), rel=1e-6)
+    assert np.mean(further_weights) < float(found["loss"][1])  # a weight of its own
 
 
 def test_nothing_else_changes():
     """Parameters of the same names have the same values, and what is reported is the same."""
     params, batch = built(CONFIG)[2], packed()
-    with_heads = compiled(lambda p, b: loss_sums(parts_of(), p, b, None))(params, batch)
-    plain = compiled(lambda p, b: loss_sums(parts_of(PLAIN), p, b, None))(built(PLAIN)[2], batch)
-    for name in ("nll", "correct", "weight", "z_loss"):
-        np.testing.assert_array_equal(getattr(with_heads, name), getattr(plain, name))
-    zero = LossSums(*(jnp.zeros(()) for _ in LossSums._fields))
-    evaluated = compiled(lambda p, b: evaluation_step(parts_of(), p, zero, b))(params, batch)
-    np.testing.assert_array_equal(evaluated.loss, plain.nll)
-    assert float(with_heads.loss) > float(plain.loss) + 1
+    setup = setup_of()
+    with_heads = compiled(sums_of(setup))(params, batch)
+    plain = compiled(sums_of(setup_of(PLAIN)))(built(PLAIN)[2], batch)
+    assert set(with_heads) - set(plain) == {"future_loss"}
+    for name in ("nll", "accuracy", "z_loss"):
+        np.testing.assert_array_equal(with_heads[name], plain[name])
+    evaluated = compiled(lambda p, b: setup.measure(setup.bind(p), b))(params, batch)
+    np.testing.assert_array_equal(evaluated["loss"], plain["nll"])
+    assert float(with_heads["loss"][0]) > float(plain["loss"][0]) + 1
 
 
 def test_without_heads_the_computation_is_the_same():
     structure, specs = make_model(PLAIN)
     assert not any("future" in path for path in flatten(specs))
-    batch, params = packed(), built(PLAIN)[2]
-    one, other = (
-        str(jax.make_jaxpr(lambda p, b, w=w: loss_sums(parts_of(PLAIN, w), p, b, None))(params, batch))
-        for w in (0.0, WEIGHT)
-    )
-    assert one == other
+    assert Autoregressive(0, WEIGHT).loss(TokenLoss(0.1)) == TokenLoss(0.1)
+    assert Autoregressive(2, WEIGHT).loss(TokenLoss(0.1)) == FutureTokens(TokenLoss(0.1), WEIGHT)
 
 
 def test_every_head_has_parameters_of_its_own_and_a_gradient():
@@ -128,7 +135,7 @@ def test_every_head_has_parameters_of_its_own_and_a_gradient():
     }  # fmt: skip
     assert all(spec.stacked for spec in heads.values())
     assert parameter_count(specs) - parameter_count(make_model(PLAIN)[1]) == HEADS * (16 * 16 + 16)
-    gradient = compiled(jax.grad(lambda p, b: loss_sums(parts_of(), p, b, None).loss))(built(CONFIG)[2], packed())
+    gradient = compiled(jax.grad(lambda p, b: sums_of(setup_of())(p, b)["loss"][0]))(built(CONFIG)[2], packed())
     kernel = np.asarray(gradient["future_transforms"]["linear"]["kernel"])
     assert np.all(np.abs(kernel).max(axis=(1, 2)) > 1e-3) and np.abs(kernel[0] - kernel[1]).max() > 1e-3
 
@@ -142,11 +149,11 @@ def test_micro_batches_and_meshes_make_the_same_update():
     for mesh, micro_batches in ((MeshConfig(), 1), (MeshConfig(), 4), (MeshConfig(data=2, fsdp=2, tensor=2), 1)):
         devices = jax.devices()[: 8 if mesh != MeshConfig() else 1]
         placement = make_placement(mesh, devices)
-        setup = Setup(parts_of(micro_batches=micro_batches), make_model(CONFIG)[1])
+        setup = setup_of(micro_batches=micro_batches)
         state = setup.initial_state(placement, seed=3)
-        state, metrics = compile_steps(setup, placement)[0](state, to_devices(placement, batch, (0, 1)))
+        state, metrics = compile_step(setup, placement)(state, to_devices(placement, batch, (0, 1)))
         states.append({path: np.asarray(array) for path, array in flatten(state).items()})
-        losses.append(float(metrics["loss"] / metrics["weight"]))
+        losses.append(float(metrics["loss"][0] / metrics["loss"][1]))
     assert losses[1] == pytest.approx(losses[0], abs=1e-5) and losses[2] == pytest.approx(losses[0], abs=1e-5)
     for other in states[1:]:
         assert_close(other, states[0])

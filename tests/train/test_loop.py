@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import pytest
 from tiny_runs import tiny_run
 
-from t5x_like.train.loop import Loop, NotFinite
+from t5x_like.core.every import Every
+from t5x_like.train.hooks import Measure
+from t5x_like.train.loop import Costs, Loop, NotFinite
 
 
 class Metric:
@@ -34,15 +36,17 @@ class Recorder:
     stop_after: int = 10**9
     events: list = dataclasses.field(default_factory=list)
     logged: list = dataclasses.field(default_factory=list)
+    found: dict = dataclasses.field(default_factory=lambda: {"loss": 1.0, "perplexity": 2.7, "accuracy": 0.5})
     exit_code: int = 75
+    name: str = "held_out"
 
     def step(self, state, batch):
         number = batch + 1
         self.events.append(("dispatch", number))
-        values = dict(loss=6.0, nll=4.0, z_loss=0.0, correct=1.0, weight=2.0, gradient_norm=1.0, learning_rate=0.1)
-        values["finite"] = float(number != self.bad)
+        values = dict(loss=(6.0, 2.0), own=(3.0, 12.0), gradient_norm=(1.0, 1.0), learning_rate=(0.1, 1.0))
+        values["finite"] = float(number != self.bad), 1.0
         halted = state["halted"] | (number == self.bad)
-        metrics = {name: Metric(number, value, self.events) for name, value in values.items()}
+        metrics = {name: [Metric(number, v, self.events) for v in pair] for name, pair in values.items()}
         return state | {"step": number, "halted": halted}, metrics
 
     # checkpoints
@@ -70,9 +74,13 @@ class Recorder:
     def log(self, step, row):
         self.logged.append((step, row))
 
-    def evaluate(self, params):
+    # evaluation
+    def at(self, step, state):
+        return self
+
+    def run(self, opened):
         self.events.append(("evaluate", 0))
-        return {"loss": 1.0, "perplexity": 2.7, "accuracy": 0.5}
+        return self.found
 
 
 class Silent:
@@ -91,11 +99,11 @@ def loop_of(recorder: Recorder, steps: int, evaluate_every: int = 0) -> Loop:
     class EveryStep:
         log, due = staticmethod(recorder.log), staticmethod(lambda step: True)
 
+    hook = Measure(recorder, Every(evaluate_every), recorder, EveryStep(), Silent(), Silent())
     return Loop(
-        run=run, step=recorder.step, evaluate=recorder.evaluate, checkpoints=recorder, reporter=EveryStep(),
+        run=run, step=recorder.step, hooks=[hook], checkpoints=recorder, reporter=EveryStep(),
         console=Silent(), clock=Silent(), stop=recorder, metadata=lambda step: {"data": step},
-            data_metrics=lambda step: {}, tokens_per_step=10,
-        flops_per_step=1.0, peak_flops=None, utilization_of="MFU",
+        data_metrics=lambda step: {}, costs=Costs(10, 1.0),
     )  # fmt: skip
 
 
@@ -120,6 +128,7 @@ def test_metrics_of_a_step_are_read_only_after_the_next_was_dispatched():
     assert len(moves(recorder, "check")) == 5  # a failed save is told of at the next step
     trained = [(step, row["train/loss"]) for step, row in recorder.logged if "train/loss" in row]
     assert trained == [(step, 3.0) for step in range(1, 6)]  # a sum of 6 over a weight of 2
+    assert all(row["train/own"] == 0.25 and row["train/targets"] == 2.0 for _, row in recorder.logged[:5])
 
 
 def test_what_is_saved_and_measured_when():
@@ -165,7 +174,6 @@ def test_asked_to_stop_it_saves_where_it_is_and_does_not_measure():
 
 
 def test_with_nothing_held_out_it_measures_nothing():
-    recorder = Recorder()
-    recorder.evaluate = lambda params: {}
+    recorder = Recorder(found={})
     _, done = run(recorder, 2, evaluate_every=1)
     assert done == 2 and not any("held_out" in name for _, row in recorder.logged for name in row)

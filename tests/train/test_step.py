@@ -12,17 +12,17 @@ from tiny_models import random_batch, tiny
 from tiny_runs import assert_close, assert_same_bits
 
 from t5x_like.arrays.trees import flatten
+from t5x_like.losses import TokenLoss
 from t5x_like.models.families import Dropout
 from t5x_like.models.transformer import make_model
-from t5x_like.ops.losses import LossConfig, LossSums
 from t5x_like.optim.config import AdamW
 from t5x_like.optim.optimizer import make_optimizer
 from t5x_like.sharding.config import MeshConfig
 from t5x_like.sharding.mesh import Placement, make_placement
-from t5x_like.train.compiled import compile_steps
 from t5x_like.train.feed import to_devices
-from t5x_like.train.state import Setup
-from t5x_like.train.step import StepParts
+from t5x_like.train.opened import OpenedRun
+from t5x_like.train.setup import Setup
+from t5x_like.train.step import compile_step
 
 MESHES = {
     "data 8": MeshConfig(data=8),
@@ -42,8 +42,8 @@ OPTIMIZER = AdamW(learning_rate=3e-3, eps=1e-3, clip_norm=0.5)
 
 def make(family: str, micro_batches: int = 1, optimizer=OPTIMIZER, **overrides) -> Setup:
     structure, specs = make_model(tiny(family, **overrides))
-    parts = StepParts(structure, make_optimizer(optimizer, specs, 10), LossConfig(z_loss=1e-3), micro_batches, seed=5)
-    return Setup(parts, specs)
+    loss = TokenLoss(z_loss=1e-3)
+    return Setup(structure, specs, make_optimizer(optimizer, specs, 10), loss, micro_batches, seed=5)
 
 
 def batch_of(family: str, **overrides) -> dict[str, np.ndarray]:
@@ -68,12 +68,13 @@ def first_state(setup: Setup):
 
 def run_steps(setup: Setup, placement: Placement, batches) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
     """(metrics of each step, the state after the last as numpy)."""
-    step, _ = compile_steps(setup, placement)
+    step = compile_step(setup, placement)
     shardings = jax.tree.map(lambda a: a.sharding, setup.abstract_state(placement))
     state, metrics = jax.device_put(first_state(setup), shardings), []
     for batch in batches:
         state, found = step(state, on(placement, batch))
-        metrics.append({name: float(value) for name, value in found.items()})
+        metrics.append({name: float(value / weight) for name, (value, weight) in found.items()})
+        metrics[-1]["targets"] = float(found["loss"][1])
     return metrics, {path: np.asarray(array) for path, array in flatten(state).items()}
 
 
@@ -97,7 +98,7 @@ def test_every_mesh_makes_the_update_of_one_device(shape, mesh):
     placement = make_placement(MESHES[mesh])
     metrics, state = run_steps(setup, placement, [batch, batch])
     for got, expected in zip(metrics, wanted, strict=True):
-        assert got["loss"] / got["weight"] == pytest.approx(expected["loss"] / expected["weight"], abs=1e-5)
+        assert got["loss"] == pytest.approx(expected["loss"], abs=1e-5)
         assert got["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-4)
     assert_close(state, wanted_state)
     start = {p: a for p, a in flatten(first_state(setup)).items() if p.startswith("params")}
@@ -107,10 +108,10 @@ def test_every_mesh_makes_the_update_of_one_device(shape, mesh):
 
 def test_another_seed_is_another_update():
     setup, batch, wanted, _ = on_one_device("decoder-only")
-    step, _ = compile_steps(setup, alone())
+    step = compile_step(setup, alone())
     state = setup.initial_state(alone(), seed=4)
-    loss = float(step(state, on(alone(), batch))[1]["loss"])
-    assert abs(loss - wanted[0]["loss"]) / wanted[0]["weight"] > 1e-3
+    value, weight = step(state, on(alone(), batch))[1]["loss"]
+    assert abs(float(value / weight) - wanted[0]["loss"]) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -125,38 +126,37 @@ def test_micro_batches_make_the_update_of_the_whole_batch(optimizer):
     whole, state = run_steps(make(family, 1, optimizer, **layers), alone(), [batch, batch])
     parted, parted_state = run_steps(make(family, 4, optimizer, **layers), alone(), [batch, batch])
     for got, wanted in zip(parted, whole, strict=True):
-        assert got["loss"] / got["weight"] == pytest.approx(wanted["loss"] / wanted["weight"], abs=1e-5)
-        assert got["weight"] == pytest.approx(batch["weights"].sum())
+        assert got["loss"] == pytest.approx(wanted["loss"], abs=1e-5)
+        assert got["targets"] == pytest.approx(batch["weights"].sum())
         assert got["gradient_norm"] == pytest.approx(wanted["gradient_norm"], rel=1e-5)
         assert (wanted["gradient_norm"] > 0.5) or not optimizer.clip_norm  # clipping has something to do
     assert_close(parted_state, state)
 
-    _, evaluation = compile_steps(make(family, **layers), alone())
-    params = make(family, **layers).initial_state(alone(), seed=3)["params"]
+    setup = make(family, **layers)
+    opened = OpenedRun(None, setup, alone(), setup.initial_state(alone(), seed=3)["params"])
     means = []
     for part in range(4):
-        zero = LossSums(*(jnp.zeros(()) for _ in LossSums._fields))
-        sums = evaluation(params, zero, {name: jnp.asarray(array[part::4]) for name, array in batch.items()})
-        means.append(float(sums.nll / sums.weight))
-    assert abs(np.mean(means) - whole[0]["nll"] / whole[0]["weight"]) > 1e-3
+        value, weight = opened.sums({name: jnp.asarray(array[part::4]) for name, array in batch.items()})["loss"]
+        means.append(float(value / weight))
+    assert abs(np.mean(means) - whole[0]["nll"]) > 1e-3
 
 
 @functools.lru_cache(maxsize=1)
 def small():
     """(setup, step, a good batch) of a decoder on one device."""
     setup = make("gpt2", decoder_layers=1)
-    return setup, compile_steps(setup, alone())[0], batch_of("gpt2")
+    return setup, compile_step(setup, alone()), batch_of("gpt2")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_an_update_that_is_not_finite_is_not_made_nor_the_next(bad):
     setup, step, batch = small()
     state, metrics = step(setup.initial_state(alone(), seed=3), on(alone(), batch))
-    assert float(metrics["finite"]) == 1
+    assert float(metrics["finite"][0]) == 1
     before = {path: np.array(array) for path, array in flatten(state).items()}
     poisoned = batch | {"weights": np.where(np.arange(9) == 0, bad, batch["weights"]).astype(np.float32)}
     state, metrics = step(state, on(alone(), poisoned))
-    assert float(metrics["finite"]) == 0 and bool(state["halted"])
+    assert float(metrics["finite"][0]) == 0 and bool(state["halted"])
     assert_same_bits({p: np.array(a) for p, a in flatten(state).items()} | {"halted": before["halted"]}, before)
     state, metrics = step(state, on(alone(), batch))  # dispatched before the loop has read of it
     assert_same_bits({p: np.array(a) for p, a in flatten(state).items()} | {"halted": before["halted"]}, before)
@@ -169,7 +169,7 @@ def test_a_batch_without_targets_is_no_error():
     state = setup.initial_state(alone(), seed=3)
     before = {path: np.array(array) for path, array in flatten(state["params"]).items()}
     state, metrics = step(state, on(alone(), batch | {"weights": np.zeros_like(batch["weights"])}))
-    assert float(metrics["finite"]) == 1 and float(metrics["loss"]) == 0 and int(state["step"]) == 1
+    assert float(metrics["finite"][0]) == 1 and metrics["loss"].tolist() == [0.0, 0.0] and int(state["step"]) == 1
     decay = 1 - OPTIMIZER.learning_rate * OPTIMIZER.weight_decay
     for path, array in flatten(state["params"]).items():
         wanted = before[path] * (decay if path.endswith("kernel") or path == "token_embedding/table" else 1.0)
@@ -180,8 +180,8 @@ def test_a_decoder_learns_a_batch_by_heart():
     """From near log(40) = 3.7 nats a target to nearly nothing."""
     structure, specs = make_model(tiny("llama", decoder_layers=1))
     optimizer = make_optimizer(AdamW(learning_rate=2e-2, weight_decay=0.0), specs, 120)
-    setup = Setup(StepParts(structure, optimizer, LossConfig(), 1, 0), specs)
-    step, _ = compile_steps(setup, alone())
+    setup = Setup(structure, specs, optimizer, TokenLoss())
+    step = compile_step(setup, alone())
     numbers = np.random.default_rng(0)
     batches = []
     for _ in range(2):
@@ -193,6 +193,6 @@ def test_a_decoder_learns_a_batch_by_heart():
     state, losses = setup.initial_state(alone(), 0), []
     for number in range(120):
         state, metrics = step(state, batches[number % 2])
-        losses.append(metrics["nll"] / metrics["weight"])
+        losses.append(metrics["nll"][0] / metrics["nll"][1])
     assert float(losses[0]) > 3.3
     assert float(losses[-1]) < 0.05 and float(losses[-2]) < 0.05

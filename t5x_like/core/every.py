@@ -1,0 +1,35 @@
+"""When something is done in the course of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from t5x_like.core.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """After every n-th step, after every share of the steps, at the end, or several of these.
+
+    Attributes:
+      steps: steps between two times; 0 is never.
+      share: share of all the run's steps between two times, rounded to a whole step; 0 is never.
+      end: whether also after the last step.
+    """
+
+    steps: int = 0
+    share: float = 0.0
+    end: bool = True
+
+    def __post_init__(self):
+        if self.steps < 0:
+            raise UserError("Every.steps", f"got {self.steps}", "0 (never) or more")
+        if not 0.0 <= self.share <= 1.0:
+            raise UserError("Every.share", f"got {self.share}", "0 (never) to 1")
+        if self.steps and self.share:
+            raise UserError("Every.share", f"got {self.share} beside steps={self.steps}", "one of the two")
+
+    def due(self, step: int, total: int) -> bool:
+        """Whether it is time after update ``step`` of ``total``; never before the first."""
+        between = self.steps or (max(1, round(self.share * total)) if self.share else 0)
+        return step > 0 and ((self.end and step == total) or (between > 0 and step % between == 0))

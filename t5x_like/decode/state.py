@@ -1,0 +1,89 @@
+"""Where a batch of rows stands in decoding: cache, segments, positions. A strategy calls ``prefill``, ``step`` and
+``reorder``, and knows nothing of caches and masks.
+
+Letters: B batch, P prompt columns, C cache columns, L new columns, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from t5x_like.models.transformer import Transformer
+
+CACHE_ROWS = 1  # the dimension of cache arrays that counts rows; the first counts layers
+
+
+class DecodeState(NamedTuple):
+    """Of B rows whose first ``column`` columns are in the cache."""
+
+    cache: Any  # as the model gives it
+    column: jax.Array  # int32 scalar: the next column to be written
+    positions_B: jax.Array  # int32: position of the next token of each row
+    segments_BC: jax.Array  # int32: 0 where a column is padding
+    prefix_BC: jax.Array | None  # non-zero where columns see each other in both directions
+    encoder_segments_BS: jax.Array | None
+
+
+def prefill(
+    model: Transformer, prompt: Mapping[str, jax.Array], new: int, bidirectional: bool = False
+) -> tuple[jax.Array, DecodeState]:
+    """(logits [B, V] of the first new token, the state after the prompt).
+
+    Args:
+      model: with its parameters.
+      prompt: ``prompt`` and ``segments`` [B, P], padded on the left with segment 0; where there is an encoder also
+        ``encoder_tokens`` and ``encoder_segments``.
+      new: tokens that can follow.
+      bidirectional: whether the prompt's tokens see each other in both directions.
+    """
+    tokens_BP, segments_BP = prompt["prompt"], prompt["segments"]
+    B, P = tokens_BP.shape
+    memory = model.encode(prompt) if model.config.has_encoder else None
+    state = DecodeState(
+        cache=model.start_cache(B, P + new, memory),
+        column=jnp.int32(0),
+        positions_B=jnp.sum(segments_BP, axis=1),
+        segments_BC=jnp.pad(segments_BP, ((0, 0), (0, new)), constant_values=1),
+        prefix_BC=jnp.pad(segments_BP, ((0, 0), (0, new))) if bidirectional else None,
+        encoder_segments_BS=prompt.get("encoder_segments"),
+    )
+    positions_BP = jnp.maximum(jnp.cumsum(segments_BP, axis=1) - 1, 0)
+    x_BPD, cache = _activations(model, state, tokens_BP, positions_BP, segments_BP)
+    return model.head().logits(x_BPD[:, -1]), state._replace(cache=cache, column=jnp.int32(P))
+
+
+def step(model: Transformer, state: DecodeState, tokens_BL: jax.Array) -> tuple[jax.Array, DecodeState]:
+    """(logits [B, L, V] of the token after each of ``tokens_BL``, the state after all of them)."""
+    L = tokens_BL.shape[1]
+    positions_BL = state.positions_B[:, None] + jnp.arange(L, dtype=jnp.int32)
+    x_BLD, cache = _activations(model, state, tokens_BL, positions_BL, jnp.ones_like(tokens_BL))
+    after = state._replace(cache=cache, column=state.column + L, positions_B=state.positions_B + L)
+    return model.head().logits(x_BLD), after
+
+
+def reorder(state: DecodeState, rows_N: jax.Array) -> DecodeState:
+    """The state of the rows ``rows_N``, in that order, each as often as it is named: what a beam search keeps."""
+
+    def take(array: jax.Array | None) -> jax.Array | None:
+        return None if array is None else array[rows_N]
+
+    return DecodeState(
+        cache=jax.tree.map(lambda a: jnp.take(a, rows_N, axis=CACHE_ROWS), state.cache),
+        column=state.column,
+        positions_B=state.positions_B[rows_N],
+        segments_BC=state.segments_BC[rows_N],
+        prefix_BC=take(state.prefix_BC),
+        encoder_segments_BS=take(state.encoder_segments_BS),
+    )
+
+
+def _activations(model, state: DecodeState, tokens_BL, positions_BL, segments_BL) -> tuple[jax.Array, Any]:
+    """(activations [B, L, D] of the next columns, the cache with them)."""
+    batch = {"decoder_tokens": tokens_BL, "decoder_positions": positions_BL, "decoder_segments": segments_BL}
+    if state.encoder_segments_BS is not None:
+        batch["encoder_segments"] = state.encoder_segments_BS
+    return model.decode(batch, state.cache, state.column, state.segments_BC, state.prefix_BC)

@@ -1,0 +1,124 @@
+"""A run's model, optimizer and loss without any array, and the state of training, born where it lives.
+
+``Setup.bind`` is the one seam between stored and used parameters. Must not know files or batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from t5x_like.arrays.keys import named
+from t5x_like.arrays.trees import Tree, map_named
+from t5x_like.layers.param import abstract, initialize
+from t5x_like.losses import Loss, TokenLoss, stacked
+from t5x_like.models.transformer import Batch, make_model
+from t5x_like.optim.optimizer import Optimizer, make_optimizer
+from t5x_like.sharding.mesh import Placement
+from t5x_like.train.config import Run
+
+# params, optimizer: nested dicts of arrays; step: int32, the number of updates made; halted: whether some update was
+# not finite, after which no other is made, because the loop learns of it one step later.
+State = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setup:
+    """What a step needs besides state and batch, enough to plan, initialize, restore and compile.
+
+    Attributes:
+      structure: the model without its parameters.
+      specs: the parameters' declarations.
+      optimizer: makes updates; its ``trained`` paths are differentiated, no others.
+      loss: what is minimized.
+      micro_batches: parts that a batch is computed in.
+      seed: of dropout.
+      conversions: functions from parameters to parameters, applied in order by ``bind``.
+    """
+
+    structure: nnx.GraphDef
+    specs: Tree
+    optimizer: Optimizer
+    loss: Loss
+    micro_batches: int = 1
+    seed: int = 0
+    conversions: tuple[Callable[[Tree], Tree], ...] = ()
+
+    def bind(self, params: Tree) -> Any:
+        """The model with its parameters as they are used: stored ones after all ``conversions`` (a cast, LoRA)."""
+        for convert in self.conversions:
+            params = convert(params)
+        return nnx.merge(self.structure, params)
+
+    def measure(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+        """name: [2], (sum, weight) of what the loss measures on one batch, without dropout."""
+        return stacked(self.loss.measured()(model, batch, None))
+
+    def eval_params(self, state: State) -> Tree:
+        """The parameters, as stored, that evaluation, sampling and export use: the optimizer's choice if it has one
+        (an average over updates, say). ``state`` is whole, or what ``eval_state`` names."""
+        choose = getattr(self.optimizer, "eval_params", None)
+        if choose is None or "optimizer" not in state:
+            return state["params"]
+        return choose(state["params"], state["optimizer"])
+
+    def eval_state(self, placement: Placement) -> State:
+        """The part of ``abstract_state`` that ``eval_params`` reads: without the optimizer's state where it does not
+        change what is evaluated."""
+        state = self.abstract_state(placement)
+        params, optimizer = state["params"], state["optimizer"]
+        traced = jax.make_jaxpr(lambda o, p: self.eval_params({"params": p, "optimizer": o}))(optimizer, params).jaxpr
+        read = {id(v) for v in traced.outvars} | {id(v) for equation in traced.eqns for v in equation.invars}
+        of_optimizer = traced.invars[: len(jax.tree.leaves(optimizer))]
+        needed = any(id(v) in read for v in of_optimizer)
+        return {"params": params, "optimizer": optimizer} if needed else {"params": params}
+
+    def abstract_params(self, placement: Placement) -> Tree:
+        """ShapeDtypeStructs of the parameters with their shardings."""
+        return abstract(self.specs, placement.of(self.specs))
+
+    def abstract_state(self, placement: Placement) -> State:
+        """ShapeDtypeStructs of the whole state with their shardings. Allocates nothing."""
+        params = self.abstract_params(placement)
+        shapes = jax.eval_shape(self.optimizer.init, params)
+        axes = self.optimizer.state_axes()
+
+        def place(path: str, array: jax.ShapeDtypeStruct, names: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
+            sharding = placement.sharding(names, array.shape, path)
+            return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+        return {
+            "params": params,
+            "optimizer": map_named(place, shapes, axes),
+            "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=placement.replicated),
+            "halted": jax.ShapeDtypeStruct((), jnp.bool_, sharding=placement.replicated),
+        }
+
+    def initial_state(self, placement: Placement, seed: int) -> State:
+        """The state before the first update; every array is computed on the devices that keep it."""
+        template = self.abstract_state(placement)
+        shardings = jax.tree.map(lambda a: a.sharding, template)
+        params = initialize(self.specs, named(jax.random.key(seed), "params"), shardings.pop("params"))
+
+        def rest(params: Tree) -> State:
+            return {
+                "optimizer": self.optimizer.init(params),
+                "step": jnp.zeros((), jnp.int32),
+                "halted": jnp.zeros((), jnp.bool_),
+            }
+
+        return {"params": params, **jax.jit(rest, out_shardings=shardings)(params)}
+
+
+def make_setup(run: Run) -> Setup:
+    """Model, optimizer and loss of a run. Needs no device."""
+    structure, specs = make_model(run.model)
+    train = run.train
+    loss = run.objective.loss(TokenLoss(train.z_loss, train.label_smoothing, train.logits_chunk))
+    optimizer = make_optimizer(run.optimizer, specs, train.steps)
+    return Setup(structure, specs, optimizer, loss, train.micro_batches, train.seed)
