@@ -202,6 +202,7 @@ def _type_hints(kind: type) -> dict[str, Any]:
 
 
 def _structure_union(hint: Any, args: tuple, value: Any, where: str) -> Any:
+    args = tuple(each for a in args for each in (isinstance(a, type) and choices(a)) or [a])
     classes = {a.__name__: a for a in args if isinstance(a, type) and dataclasses.is_dataclass(a)}
     name = value.get(TYPE_KEY) if isinstance(value, dict) else value if isinstance(value, str) else None
     if name in classes:
