@@ -17,7 +17,7 @@ from t5x_like.arrays.trees import flatten, unflatten
 from t5x_like.input_pipeline.config import Bytes, Corpus, DataConfig, TextFiles
 from t5x_like.models.families import llama
 from t5x_like.objectives import Autoregressive
-from t5x_like.optim.config import AdamW
+from t5x_like.optim import AdamW
 from t5x_like.sharding.mesh import make_placement
 from t5x_like.train.compiled import compile_steps
 from t5x_like.train.config import Run, TrainConfig

@@ -43,7 +43,7 @@ from t5x_like.objectives import (
     PrefixLM,
     SpanCorruption,
 )
-from t5x_like.optim.config import Adafactor, AdamW, Lion, Schedule
+from t5x_like.optim import Adafactor, AdamW, Joined, Lion, Muon, Optax, OptimizerConfig, Schedule, ScheduleFree
 from t5x_like.report.config import ReportConfig
 from t5x_like.sharding.config import MeshConfig
 from t5x_like.train.config import Run, TrainConfig
@@ -51,9 +51,9 @@ from t5x_like.train.config import Run, TrainConfig
 __all__ = [
     "UL2", "Adafactor", "AdamW", "ArrayRecord", "Autoregressive", "Bytes", "CheckpointConfig", "Corpus", "Csv",
     "DataConfig", "Dropout", "FillInTheMiddle", "Filters", "HuggingFaceDataset", "HuggingFaceTokenizer",
-    "IidDenoising", "JsonLines", "Lion", "MaskedLM", "MeshConfig", "Mixture", "ModelConfig", "PackageText", "Parquet",
-    "Part", "PermutationLM", "PrefixLM", "Proportional", "PythonGenerator", "RateSchedule", "ReportConfig", "Run",
-    "Schedule", "SentencePiece", "SentencePieceModel", "SpanCorruption", "TextFiles", "TfRecord", "TfdsBuilder",
-    "TokenizerConfig", "TrainConfig", "UserError", "bert", "byt5", "gpt2", "llama", "mt5", "recipe", "t5_1_0",
-    "t5_1_1", "transformer_2017", "umt5",
+    "IidDenoising", "Joined", "JsonLines", "Lion", "MaskedLM", "MeshConfig", "Mixture", "ModelConfig", "Muon", "Optax",
+    "OptimizerConfig", "PackageText", "Parquet", "Part", "PermutationLM", "PrefixLM", "Proportional",
+    "PythonGenerator", "RateSchedule", "ReportConfig", "Run", "Schedule", "ScheduleFree", "SentencePiece",
+    "SentencePieceModel", "SpanCorruption", "TextFiles", "TfRecord", "TfdsBuilder", "TokenizerConfig", "TrainConfig",
+    "UserError", "bert", "byt5", "gpt2", "llama", "mt5", "recipe", "t5_1_0", "t5_1_1", "transformer_2017", "umt5",
 ]  # fmt: skip

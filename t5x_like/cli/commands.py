@@ -128,7 +128,7 @@ def _inspect_parameters(run, devices: int) -> int:
     run.model.check_tensor(mesh["tensor"])
     print(parameter_table(setup.specs, mesh))
     flops = run.train.batch_size * train_flops(run.model, setup.specs, *run.lengths())
-    state = 4 * sum(row.state_size for row in setup.parts.optimizer.table())
+    state = sum(row.state_bytes for row in setup.parts.optimizer.table())
     print(f"\n{parameter_count(setup.specs):,} parameters, {short(flops)}FLOP per step of {run.train.batch_size} rows")
     print(f"a device of {devices}: {short(bytes_per_device(setup.specs, mesh))}B of parameters", end="")
     print(f"; optimizer state {short(state)}B over all devices")

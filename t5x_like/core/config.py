@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import inspect
 import json
 import math
 import sys
@@ -102,8 +103,16 @@ def describe_type(hint: Any) -> str:
         return " | ".join(describe_type(a) for a in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         return f"values with commas between them, each {describe_type(typing.get_args(hint)[0])}"
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return " | ".join(kind.__name__ for kind in _kinds(hint))
     names = {int: "a whole number", float: "a number", bool: "true | false", str: "text", type(None): "none"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _kinds(hint: type) -> tuple[type, ...]:
+    """The dataclasses that a field of type ``hint`` takes: it and its subclasses, abstract ones left out."""
+    below = (kind for child in hint.__subclasses__() for kind in _kinds(child) if dataclasses.is_dataclass(child))
+    return (*(() if inspect.isabstract(hint) else (hint,)), *below)
 
 
 def structure(hint: Any, value: Any, where: str = "") -> Any:
@@ -121,6 +130,9 @@ def structure(hint: Any, value: Any, where: str = "") -> Any:
     if origin in (typing.Union, types.UnionType):
         return _structure_union(hint, args, value, where)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        kinds = _kinds(hint)
+        if kinds != (hint,):
+            return _structure_union(hint, kinds, value, where)
         return _structure_dataclass(hint, value, where)
     if origin is tuple:
         if isinstance(value, str):

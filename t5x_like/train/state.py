@@ -60,14 +60,14 @@ class Setup:
         shardings = jax.tree.map(lambda a: a.sharding, template)
         params = initialize(self.specs, named(jax.random.key(seed), "params"), shardings.pop("params"))
 
-        def zeros() -> State:
+        def rest(params: Tree) -> State:
             return {
-                "optimizer": self.parts.optimizer.init(template["params"]),
+                "optimizer": self.parts.optimizer.init(params),
                 "step": jnp.zeros((), jnp.int32),
                 "halted": jnp.zeros((), jnp.bool_),
             }
 
-        return {"params": params, **jax.jit(zeros, out_shardings=shardings)()}
+        return {"params": params, **jax.jit(rest, out_shardings=shardings)(params)}
 
 
 def make_setup(run: Run) -> Setup:

@@ -95,7 +95,7 @@ def train_step(parts: StepParts, state: State, batch: Batch) -> tuple[State, Met
     weight = jnp.maximum(sums.weight, 1.0)  # a batch without targets has gradient 0, not NaN
     gradient = jax.tree.map(lambda g: g / weight, gradient)
     new_params, new_optimizer, info = parts.optimizer.update(gradient, state["optimizer"], params, step)
-    finite = jnp.isfinite(sums.loss) & jnp.isfinite(info["gradient_norm"])
+    finite = jnp.isfinite(sums.loss) & info["finite"]
     halted = state["halted"] | ~finite
     new = {"params": new_params, "optimizer": new_optimizer, "step": step + 1, "halted": halted}
     new_state = jax.tree.map(lambda new, old: jnp.where(halted, old, new), new, state) | {"halted": halted}
