@@ -19,7 +19,7 @@ from t5x_like.layers.norms import RMSNorm
 from t5x_like.layers.positions import Rope
 from t5x_like.models.families import llama
 from t5x_like.objectives import Autoregressive
-from t5x_like.optim.config import AdamW
+from t5x_like.optim import AdamW
 from t5x_like.sharding.mesh import make_placement
 from t5x_like.train.config import Run, TrainConfig
 from t5x_like.train.feed import local_share, to_devices

@@ -71,7 +71,7 @@ from t5x_like.objectives import (
     PrefixLM,
     SpanCorruption,
 )
-from t5x_like.optim.config import Adafactor, AdamW, Lion, Schedule
+from t5x_like.optim import Adafactor, AdamW, Joined, Lion, Muon, Optax, OptimizerConfig, Schedule, ScheduleFree
 from t5x_like.report.config import ReportConfig
 from t5x_like.sharding.config import MeshConfig, Rule
 from t5x_like.train.config import Run, TrainConfig
@@ -80,12 +80,12 @@ __all__ = [
     "UL2", "Adafactor", "AdamW", "Alibi", "ArrayRecord", "Attention", "Autoregressive", "BatchArray", "Bytes",
     "CheckpointConfig", "Corpus", "Csv", "DataConfig", "Dropout", "Evaluation", "Every", "FanIn", "Features",
     "FeedForward", "FillInTheMiddle", "Filters", "FutureTokens", "Group", "HeadTransform", "HeldOut",
-    "HuggingFaceDataset", "HuggingFaceTokenizer", "IidDenoising", "Init", "Inputs", "JsonLines", "Layer", "LayerNorm",
-    "Learned", "Lion", "Loss", "MaskedLM", "MeshConfig", "Mixer", "Mixture", "ModelConfig", "NoPositions", "Norm",
-    "Normal", "Objective", "PackageText", "Parquet", "Part", "PerToken", "PermutationLM", "Positions", "PrefixLM",
-    "Proportional", "PythonGenerator", "RMSNorm", "RateSchedule", "ReportConfig", "Rope", "Rule", "Run", "Sampling",
-    "Schedule", "SentencePiece", "SentencePieceModel", "Side", "Sinusoidal", "Source", "SpanCorruption", "Stack",
-    "T5Relative", "TextFiles", "TfRecord", "TfdsBuilder", "TokenLoss", "TokenizerConfig", "Tokens", "TrainConfig",
-    "UserError", "bert", "byt5", "gpt2", "llama", "mt5", "recipe", "t5_1_0", "t5_1_1", "transformer_2017", "umt5",
-    "uniform",
+    "HuggingFaceDataset", "HuggingFaceTokenizer", "IidDenoising", "Init", "Inputs", "Joined", "JsonLines", "Layer",
+    "LayerNorm", "Learned", "Lion", "Loss", "MaskedLM", "MeshConfig", "Mixer", "Mixture", "ModelConfig", "Muon",
+    "NoPositions", "Norm", "Normal", "Objective", "Optax", "OptimizerConfig", "PackageText", "Parquet", "Part",
+    "PerToken", "PermutationLM", "Positions", "PrefixLM", "Proportional", "PythonGenerator", "RMSNorm", "RateSchedule",
+    "ReportConfig", "Rope", "Rule", "Run", "Sampling", "Schedule", "ScheduleFree", "SentencePiece",
+    "SentencePieceModel", "Side", "Sinusoidal", "Source", "SpanCorruption", "Stack", "T5Relative", "TextFiles",
+    "TfRecord", "TfdsBuilder", "TokenLoss", "TokenizerConfig", "Tokens", "TrainConfig", "UserError", "bert", "byt5",
+    "gpt2", "llama", "mt5", "recipe", "t5_1_0", "t5_1_1", "transformer_2017", "umt5", "uniform",
 ]  # fmt: skip

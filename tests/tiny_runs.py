@@ -32,7 +32,7 @@ from t5x_like.input_pipeline.config import Bytes, Corpus, DataConfig, Mixture, S
 from t5x_like.layers.positions import Learned
 from t5x_like.models import families
 from t5x_like.objectives import Autoregressive, MaskedLM, SpanCorruption
-from t5x_like.optim.config import AdamW
+from t5x_like.optim import AdamW
 from t5x_like.report.config import ReportConfig
 from t5x_like.report.writers import read_metrics
 from t5x_like.train.config import Run, TrainConfig

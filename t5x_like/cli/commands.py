@@ -130,7 +130,7 @@ def _inspect_parameters(run, devices: int) -> int:
     run.model.check_sizes(axis_ways(rules_of(run.mesh), mesh))
     print(parameter_table(setup.specs, mesh, rules_of(run.mesh)))
     flops = run.train.batch_size * train_flops(run.model, setup.specs, *run.lengths())
-    state = 4 * sum(row.state_size for row in setup.optimizer.table())
+    state = sum(row.state_bytes for row in setup.optimizer.table())
     print(f"\n{parameter_count(setup.specs):,} parameters, {short(flops)}FLOP per step of {run.train.batch_size} rows")
     local = bytes_per_device(setup.specs, mesh, rules_of(run.mesh))
     print(f"a device of {devices}: {short(local)}B of parameters", end="")

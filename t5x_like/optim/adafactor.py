@@ -1,84 +1,141 @@
-"""Adafactor for one parameter, as T5 used it: Shazeer and Stern 2018, Algorithms 4 and 5, without momentum.
+"""Adafactor as T5 used it: Shazeer and Stern 2018, Algorithms 4 and 5, without momentum, as an optax transformation.
 
 The second moment of a matrix is kept as the mean of each row and of each column; means where the paper has sums, which
 cancels out of their ratio. The decay of the second moment is 1 - (step + 1) ** -0.8, so the first update sees only its
-own gradient. Knows one gradient and one parameter at a time; must not know trees, layers, schedules or masks.
+own gradient. Each layer of a stacked parameter is a parameter of its own, so that a scanned and an unrolled model get
+the same updates.
 """
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
 from t5x_like.arrays.spec import ParamSpec
-from t5x_like.optim.config import Adafactor
-from t5x_like.optim.slots import Slot
+from t5x_like.arrays.trees import Tree, flatten, unflatten
+from t5x_like.optim.config import OptimizerConfig, Schedule
+
+if TYPE_CHECKING:
+    import jax
+    import optax
+
+    from t5x_like.optim.context import Context
+
+
+@dataclasses.dataclass(frozen=True)
+class Adafactor(OptimizerConfig):
+    """Adafactor (Shazeer and Stern 2018, arXiv:1804.04235) as T5 used it, which the defaults are: no momentum.
+
+    Its learning rate is relative to each parameter's size if ``multiply_by_parameter_scale``.
+
+    Args:
+      decay_exponent: the second moment decays by 1 - (step + 1) ** -decay_exponent.
+      clip_threshold: the root mean square of each parameter's update, before the learning rate, is clipped to this.
+      eps1: added to squared gradients.
+      eps2: the least size a parameter counts with.
+      min_dim_factored: the second moment is kept as a row and a column where two dimensions are at least this.
+      multiply_by_parameter_scale: whether updates are proportional to max(root mean square of the parameter, eps2).
+    """
+
+    learning_rate: float = 0.01
+    schedule: Schedule = Schedule("rsqrt", hold=10_000)
+    decay_exponent: float = 0.8
+    clip_threshold: float = 1.0
+    eps1: float = 1e-30
+    eps2: float = 1e-3
+    min_dim_factored: int = 128
+    multiply_by_parameter_scale: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.bounded(decay_exponent="[0, 1]", clip_threshold="[0, inf)", eps1="[0, inf)", eps2="[0, inf)")
+        self.bounded(min_dim_factored="[1, inf)")
+
+    def transformation(self, context: Context) -> optax.GradientTransformation:
+        return context.descend(scale_by_adafactor(self, context.specs))
+
+    def to_check(self, change: Tree, state: Any) -> Tree:
+        return state[0]["size"] if self.clip_threshold else change  # means over all of each update
+
+
+def scale_by_adafactor(config: Adafactor, specs: Tree) -> optax.GradientTransformation:
+    """The direction of Adafactor, for parameters declared by ``specs``.
+
+    State: ``row`` and ``column`` means of the squared gradient, with a dimension of 1 where a mean was taken, or all of
+    it (``full``); ``count``, the number of updates made; ``size``, the root mean squares of the last directions, summed.
+    """
+    import jax.numpy as jnp
+    import optax
+
+    specs = flatten(specs)
+    factored = {path: factored_dimensions(config, spec) for path, spec in specs.items()}
+
+    def init(params):
+        kept: dict[str, dict] = {"row": {}, "column": {}, "full": {}}
+        for path, dimensions in factored.items():
+            shape = specs[path].shape
+            if dimensions is None:
+                kept["full"][path] = jnp.zeros(shape, jnp.float32)
+            else:
+                kept["row"][path], kept["column"][path] = (
+                    jnp.zeros([1 if d == gone else n for d, n in enumerate(shape)], jnp.float32)
+                    for gone in reversed(dimensions)
+                )
+        trees = {name: unflatten(leaves) for name, leaves in kept.items()}
+        return {"count": jnp.zeros((), jnp.int32), "size": jnp.zeros((), jnp.float32), **trees}
+
+    def update(updates, state, params=None):
+        decay = 1.0 - (state["count"] + 1).astype(jnp.float32) ** -config.decay_exponent
+        old = {name: flatten(state[name]) for name in ("row", "column", "full")}
+        new: dict[str, dict] = {name: {} for name in old}
+        directions, size, params = {}, jnp.float32(0), flatten(params)
+        for path, gradient in flatten(updates).items():
+            kept = {name: leaves[path] for name, leaves in old.items() if path in leaves}
+            directions[path], kept = _direction(config, factored[path], gradient, kept, decay)
+            if config.clip_threshold:
+                root = root_mean_square(directions[path], specs[path].stacked)
+                directions[path] = directions[path] / jnp.maximum(1.0, root / config.clip_threshold)
+                size += jnp.sum(root)
+            if config.multiply_by_parameter_scale:
+                directions[path] *= jnp.maximum(root_mean_square(params[path], specs[path].stacked), config.eps2)
+            for name, array in kept.items():
+                new[name][path] = array
+        trees = {name: unflatten(leaves) for name, leaves in new.items()}
+        return unflatten(directions), {"count": state["count"] + 1, "size": size, **trees}
+
+    return optax.GradientTransformation(init, update)
 
 
 def factored_dimensions(config: Adafactor, spec: ParamSpec) -> tuple[int, int] | None:
-    """The dimensions that make the rows and the columns of the matrix to factor: the second largest and the largest,
-    the later of two equals counting as larger. None if fewer than two are ``min_dim_factored`` or more."""
-    if len(spec.shape) < 2:
+    """The dimensions that make the rows and the columns of the matrix to factor: the second largest and the largest of
+    one layer, the later of two equals counting as larger. None if fewer than two are ``min_dim_factored`` or more."""
+    dimensions = sorted(range(int(spec.stacked), len(spec.shape)), key=lambda d: (spec.shape[d], d))
+    if len(dimensions) < 2 or spec.shape[dimensions[-2]] < config.min_dim_factored:
         return None
-    *_, row, column = sorted(range(len(spec.shape)), key=lambda dimension: (spec.shape[dimension], dimension))
-    return (row, column) if spec.shape[row] >= config.min_dim_factored else None
+    return dimensions[-2], dimensions[-1]
 
 
-def slots(config: Adafactor, spec: ParamSpec) -> dict[str, Slot]:
-    """What is kept for this parameter: ``row`` and ``column`` means of the squared gradient, or all of it
-    (``full``)."""
-    every_dimension = range(len(spec.shape))
-    factored = factored_dimensions(config, spec)
-    if factored is None:
-        return {"full": Slot(tuple(every_dimension))}
-    row, column = factored
-    return {
-        "row": Slot(tuple(dimension for dimension in every_dimension if dimension != column)),
-        "column": Slot(tuple(dimension for dimension in every_dimension if dimension != row)),
-    }
-
-
-def update(
-    config: Adafactor,
-    spec: ParamSpec,
-    gradient: jax.Array,
-    state: dict[str, jax.Array],
-    parameter: jax.Array,
-    learning_rate: jax.Array,
-    step: jax.Array,
-    weight_decay: float,
+def _direction(
+    config: Adafactor, dimensions: tuple[int, int] | None, gradient: jax.Array, state: dict, decay: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """One update. ``gradient`` and ``parameter`` float32 of one shape, ``state`` as `slots` says, ``learning_rate`` and
-    ``step`` (from 0) scalars.
+    """The gradient over the root of its second moment, and the new moments."""
+    import jax
+    import jax.numpy as jnp
 
-    Returns:
-      The new parameter and the new state.
-    """
-    decay = 1.0 - (step + 1).astype(jnp.float32) ** -config.decay_exponent
     square = jnp.square(gradient) + config.eps1
-    factored = factored_dimensions(config, spec)
-    if factored is None:
+    if dimensions is None:
         full = decay * state["full"] + (1 - decay) * square
-        direction = gradient * jax.lax.rsqrt(full)
-        state = {"full": full}
-    else:
-        row_dimension, column_dimension = factored
-        row = decay * state["row"] + (1 - decay) * jnp.mean(square, axis=column_dimension)
-        column = decay * state["column"] + (1 - decay) * jnp.mean(square, axis=row_dimension)
-        row_kept = jnp.expand_dims(row, column_dimension)
-        # The root of each factor is taken on its own: the product of the means of squares could underflow.
-        row_factor = jax.lax.rsqrt(row_kept / jnp.mean(row_kept, axis=row_dimension, keepdims=True))
-        column_factor = jax.lax.rsqrt(jnp.expand_dims(column, row_dimension))
-        direction = gradient * row_factor * column_factor
-        state = {"row": row, "column": column}
-    if config.clip_threshold:
-        direction = direction / jnp.maximum(1.0, _root_mean_square(direction) / config.clip_threshold)
-    if config.multiply_by_parameter_scale:
-        direction = direction * jnp.maximum(_root_mean_square(parameter), config.eps2)
-    if weight_decay:
-        direction = direction + weight_decay * parameter
-    return parameter - learning_rate * direction, state
+        return gradient * jax.lax.rsqrt(full), {"full": full}
+    rows, columns = dimensions
+    row = decay * state["row"] + (1 - decay) * jnp.mean(square, axis=columns, keepdims=True)
+    column = decay * state["column"] + (1 - decay) * jnp.mean(square, axis=rows, keepdims=True)
+    # The root of each factor is taken on its own: the product of the means of squares could underflow.
+    row_factor = jax.lax.rsqrt(row / jnp.mean(row, axis=rows, keepdims=True))
+    return gradient * row_factor * jax.lax.rsqrt(column), {"row": row, "column": column}
 
 
-def _root_mean_square(x: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.mean(jnp.square(x)))
+def root_mean_square(x: jax.Array, stacked: bool) -> jax.Array:
+    """Over the whole array, or over each layer of a stacked one; of the rank of ``x``."""
+    import jax.numpy as jnp
+
+    return jnp.sqrt(jnp.mean(jnp.square(x), axis=tuple(range(int(stacked), x.ndim)), keepdims=True))

@@ -1,47 +1,42 @@
-"""AdamW for one parameter: Adam (Kingma and Ba 2015, Algorithm 1, with bias correction) with decoupled weight decay.
-
-Knows one gradient and one parameter at a time; must not know trees, layers, schedules or masks.
-"""
+"""AdamW: Adam (Kingma and Ba 2015, Algorithm 1, with bias correction) with decoupled weight decay."""
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
-from t5x_like.arrays.spec import ParamSpec
-from t5x_like.optim.config import AdamW
-from t5x_like.optim.slots import Slot
+from t5x_like.optim.config import OptimizerConfig
 
+if TYPE_CHECKING:
+    import optax
 
-def slots(config: AdamW, spec: ParamSpec) -> dict[str, Slot]:
-    """What is kept for this parameter: the means of the gradient (mu) and of its square (nu)."""
-    every_dimension = tuple(range(len(spec.shape)))
-    return {"mu": Slot(every_dimension), "nu": Slot(every_dimension)}
+    from t5x_like.arrays.trees import Tree
+    from t5x_like.optim.context import Context
 
 
-def update(
-    config: AdamW,
-    spec: ParamSpec,
-    gradient: jax.Array,
-    state: dict[str, jax.Array],
-    parameter: jax.Array,
-    learning_rate: jax.Array,
-    step: jax.Array,
-    weight_decay: float,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """One update. All arrays float32 and of one shape, but the scalars ``learning_rate`` and ``step`` (from 0).
+@dataclasses.dataclass(frozen=True)
+class AdamW(OptimizerConfig):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101).
 
-    Returns:
-      The new parameter and the new state.
+    Args:
+      b1: decay of the mean of gradients.
+      b2: decay of the mean of squared gradients.
+      eps: added to the root of the mean square.
     """
-    del spec  # AdamW takes elements one by one
-    count = (step + 1).astype(jnp.float32)
-    mu = config.b1 * state["mu"] + (1 - config.b1) * gradient
-    nu = config.b2 * state["nu"] + (1 - config.b2) * jnp.square(gradient)
-    # The corrections are scalars, so one division and one root an element are left.
-    mu_correction = 1 - config.b1**count
-    nu_correction = 1 - config.b2**count
-    direction = (mu / mu_correction) / (jnp.sqrt(nu / nu_correction) + config.eps)
-    if weight_decay:
-        direction = direction + weight_decay * parameter
-    return parameter - learning_rate * direction, {"mu": mu, "nu": nu}
+
+    weight_decay: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.bounded(b1="[0, 0.999999]", b2="[0, 0.999999]", eps="[0, inf)")
+
+    def transformation(self, context: Context) -> optax.GradientTransformation:
+        import optax
+
+        return context.descend(optax.scale_by_adam(self.b1, self.b2, self.eps))
+
+    def to_check(self, change: Tree, state: Any) -> Tree:
+        return change if self.eps < 1e-30 else {}  # the only division is by at least eps

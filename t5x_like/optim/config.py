@@ -1,13 +1,21 @@
-"""What a user chooses about optimization: which optimizer, its numbers, its learning-rate schedule, its masks.
+"""What a user chooses about optimization, whichever the optimizer: learning rate, schedule, decay, clipping, patterns.
 
-Plain frozen dataclasses that load without jax, because ``--help`` reads them. Must not hold any mathematics: the
-meaning of each number is in the file named after the optimizer, and in `schedules`.
+Plain frozen dataclasses that load without jax, because ``--help`` reads them. Must not know any one optimizer.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from t5x_like.core.errors import UserError
+
+if TYPE_CHECKING:
+    import optax
+
+    from t5x_like.arrays.trees import Tree
+    from t5x_like.optim.context import Context
 
 NO_DECAY = (
     r"(^|/)(scale|bias)$",  # scales of norms, biases of projections
@@ -17,113 +25,170 @@ NO_DECAY = (
 nothing: a model without biases is no mistake."""
 
 
+def within(where: str, value: float, interval: str) -> None:
+    """Raises UserError naming ``where`` unless ``value`` lies in an interval such as ``[0, 1)``; NaN lies in none."""
+    least, most = (float(end) for end in interval[1:-1].split(","))
+    above = value > least if interval[0] == "(" else value >= least
+    below = value < most if interval[-1] == ")" else value <= most
+    if not (above and below):
+        words = f"a number above {least:g}" if interval[0] == "(" else f"a number of {least:g} or more"
+        upper = "" if most == float("inf") else f", {'below' if interval[-1] == ')' else 'at most'} {most:g}"
+        raise UserError(where, f"got {value}", f"{words}{upper or ', finite'}")
+
+
+def in_steps(duration: int | float, total_steps: int) -> int:
+    """Steps of a duration: a whole number of steps, or a share of the run."""
+    return duration if isinstance(duration, int) else round(duration * total_steps)
+
+
+def _check_duration(where: str, duration: int | float) -> None:
+    if isinstance(duration, int):
+        within(where, duration, "[0, inf)")
+    elif not 0 <= duration < 1:
+        raise UserError(where, f"got {duration}", "a whole number of steps, or a share of the run from 0 to below 1")
+
+
 @dataclasses.dataclass(frozen=True)
 class Schedule:
     """How the learning rate moves from update to update; `schedules` has the formulas. Steps count from 0.
 
-    Every kind can begin with ``warmup`` steps that rise linearly to the peak, ``learning_rate``.
+    Every kind can begin with ``warmup`` steps that rise linearly to the peak.
 
     Args:
       kind: ``constant``; ``linear`` or ``cosine`` decay until the last step of the run; ``rsqrt``, inverse square root
         of the step; ``wsd``, warm up, stay, decay linearly at the end of the run.
-      warmup: steps of linear warm-up; 0 is none.
+      warmup: length of the linear warm-up: a whole number of steps, or a share of the run (0.01); 0 is none.
       hold: only for ``rsqrt``: the step up to which the rate stays at its peak, after which it falls as
         sqrt(hold / step). 0 means ``warmup``. T5's own schedule is ``warmup=0, hold=10_000`` at a learning rate of
         0.01.
       decay: only for ``wsd``: the share of all steps, at the end of the run, over which the rate decays.
       end: for ``linear``, ``cosine`` and ``wsd``: the fraction of the peak reached at the end of the run.
+      peak: the peak as a fraction of the optimizer's ``learning_rate``; for the later pieces of ``Joined``.
     """
 
     kind: Literal["constant", "linear", "cosine", "rsqrt", "wsd"] = "constant"
-    warmup: int = 0
+    warmup: int | float = 0
     hold: int = 0
     decay: float = 0.1
     end: float = 0.0
+    peak: float = 1.0
+
+    def __post_init__(self):
+        where = "optimizer.schedule"
+        _check_duration(f"{where}.warmup", self.warmup)
+        within(f"{where}.hold", self.hold, "[0, inf)")
+        within(f"{where}.end", self.end, "[0, 1]")
+        within(f"{where}.decay", self.decay, "(0, 1]")
+        within(f"{where}.peak", self.peak, "(0, inf)")
+        if self.hold and self.kind != "rsqrt":
+            raise UserError(f"{where}.hold", f"{self.hold} with kind {self.kind!r}, which does not hold",
+                            "0", f"{where}.kind=rsqrt, or leave hold out")
+
+    def decay_steps(self, total_steps: int) -> int:
+        """Length of the decay of ``wsd``."""
+        return max(1, round(self.decay * total_steps))
+
+    def check(self, total_steps: int, where: str = "optimizer.schedule") -> None:
+        """Raises UserError, naming the field, where the warm-up leaves no room in ``total_steps`` updates."""
+        warmup, wsd = in_steps(self.warmup, total_steps), self.kind == "wsd"
+        stable = total_steps - (self.decay_steps(total_steps) if wsd else 0)
+        if self.kind in ("linear", "cosine", "wsd") and warmup > max(0, stable - (not wsd)):
+            raise UserError(f"{where}.warmup", f"{warmup} steps of warm-up leave no room in {total_steps} steps",
+                            f"at most the {stable} steps before the decay begins" if wsd
+                            else f"fewer than the {stable} steps before the decay ends",
+                            f"{where}.warmup={max(0, stable // 10)}, or more train.steps")
 
 
 @dataclasses.dataclass(frozen=True)
-class AdamW:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101).
+class Joined:
+    """Schedules one after the other; each counts its steps from its own start, and its length is its share of the run.
+
+    Args:
+      schedules: two or more.
+      until: where each but the last ends: a whole number of steps from the start of the run, or a share of the run.
+    """
+
+    schedules: tuple[Schedule, ...]
+    until: tuple[int | float, ...]
+
+    def __post_init__(self):
+        if len(self.schedules) < 2 or len(self.until) != len(self.schedules) - 1:
+            raise UserError("optimizer.schedule.until", f"{len(self.until)} ends of {len(self.schedules)} schedules",
+                            "two schedules or more, and an end of each but the last")
+        for end in self.until:
+            _check_duration("optimizer.schedule.until", end)
+
+    def bounds(self, total_steps: int) -> tuple[int, ...]:
+        """The step at which each schedule starts, and ``total_steps``."""
+        return (0, *(in_steps(end, total_steps) for end in self.until), total_steps)
+
+    def check(self, total_steps: int) -> None:
+        """Raises UserError where the ends do not rise within ``total_steps``, or as ``Schedule.check``."""
+        bounds = self.bounds(total_steps)
+        if any(left >= right for left, right in zip(bounds, bounds[1:], strict=False)):
+            raise UserError("optimizer.schedule.until", f"steps {', '.join(map(str, bounds[1:-1]))} of {total_steps}",
+                            f"rising steps between 0 and {total_steps}")
+        for number, schedule in enumerate(self.schedules):
+            schedule.check(bounds[number + 1] - bounds[number], f"optimizer.schedule.schedules.{number}")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(abc.ABC):
+    """The fields that every optimizer has. An optimizer is a subclass with one method, `transformation`.
 
     Args:
       learning_rate: the peak of the schedule.
-      b1: decay of the mean of gradients.
-      b2: decay of the mean of squared gradients.
-      eps: added to the root of the mean square.
       weight_decay: each step takes ``learning_rate * weight_decay`` times the parameter away.
       clip_norm: gradients are scaled down so that their norm over all trained parameters is at most this; 0 is off.
       no_decay: regular expressions, searched in "/"-joined parameter paths, of parameters without weight decay.
       frozen: likewise, of parameters that are not trained: no state is kept for them and their gradient is dropped.
+      rates: pairs of such an expression and a factor by which the learning rate of its parameters is multiplied; the
+        factors of all expressions found in a path multiply.
       schedule: how the learning rate moves.
+      ema: decay of a moving average of the parameters, which evaluation, sampling and export then use; 0 is off. The
+        decay at step t is at most (1 + t) / (10 + t), so that short runs are not averages of their initial values.
     """
 
     learning_rate: float = 1e-3
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip_norm: float = 0.0
-    no_decay: tuple[str, ...] = NO_DECAY
-    frozen: tuple[str, ...] = ()
-    schedule: Schedule = Schedule()
-
-
-@dataclasses.dataclass(frozen=True)
-class Adafactor:
-    """Adafactor (Shazeer and Stern 2018, arXiv:1804.04235) as T5 used it, which the defaults are: no momentum.
-
-    Args:
-      learning_rate: the peak of the schedule; relative to each parameter's size if ``multiply_by_parameter_scale``.
-      decay_exponent: the second moment decays by 1 - (step + 1) ** -decay_exponent.
-      clip_threshold: the root mean square of each parameter's update, before the learning rate, is clipped to this.
-      eps1: added to squared gradients.
-      eps2: the least size a parameter counts with.
-      min_dim_factored: the second moment is kept as a row and a column where two dimensions are at least this.
-      multiply_by_parameter_scale: whether updates are proportional to max(root mean square of the parameter, eps2).
-      weight_decay: each step takes ``learning_rate * weight_decay`` times the parameter away.
-      clip_norm: gradients are scaled down so that their norm over all trained parameters is at most this; 0 is off.
-      no_decay: regular expressions, searched in "/"-joined parameter paths, of parameters without weight decay.
-      frozen: likewise, of parameters that are not trained: no state is kept for them and their gradient is dropped.
-      schedule: how the learning rate moves.
-    """
-
-    learning_rate: float = 0.01
-    decay_exponent: float = 0.8
-    clip_threshold: float = 1.0
-    eps1: float = 1e-30
-    eps2: float = 1e-3
-    min_dim_factored: int = 128
-    multiply_by_parameter_scale: bool = True
     weight_decay: float = 0.0
     clip_norm: float = 0.0
     no_decay: tuple[str, ...] = NO_DECAY
     frozen: tuple[str, ...] = ()
-    schedule: Schedule = Schedule("rsqrt", hold=10_000)
+    rates: tuple[tuple[str, float], ...] = ()
+    schedule: Schedule | Joined = Schedule()
+    ema: float = 0.0
 
+    def __post_init__(self):
+        self.bounded(learning_rate="[0, inf)", weight_decay="[0, inf)", clip_norm="[0, inf)", ema="[0, 1)")
+        for pattern, factor in self.rates:
+            within("optimizer.rates", factor, "(0, inf)")
+            if not isinstance(pattern, str):
+                raise UserError("optimizer.rates", f"got {pattern!r}", "pairs of a regular expression and a factor")
 
-@dataclasses.dataclass(frozen=True)
-class Lion:
-    """Lion: the sign of an interpolated momentum (Chen et al. 2023, arXiv:2302.06675).
+    def bounded(self, **intervals: str) -> None:
+        """Raises UserError for a field outside its interval: ``self.bounded(b1="[0, 1)")``."""
+        for name, interval in intervals.items():
+            within(f"optimizer.{name}", getattr(self, name), interval)
 
-    Args:
-      learning_rate: the peak of the schedule; 3 to 10 times smaller than AdamW's.
-      b1: share of the momentum, against the gradient, in the direction taken.
-      b2: decay of the momentum.
-      weight_decay: each step takes ``learning_rate * weight_decay`` times the parameter away; 3 to 10 times AdamW's.
-      clip_norm: gradients are scaled down so that their norm over all trained parameters is at most this; 0 is off.
-      no_decay: regular expressions, searched in "/"-joined parameter paths, of parameters without weight decay.
-      frozen: likewise, of parameters that are not trained: no state is kept for them and their gradient is dropped.
-      schedule: how the learning rate moves.
-    """
+    def check(self, total_steps: int) -> None:
+        """Raises UserError for what makes no sense in a run of ``total_steps`` updates."""
+        self.schedule.check(total_steps)
 
-    learning_rate: float = 1e-4
-    b1: float = 0.9
-    b2: float = 0.99
-    weight_decay: float = 1.0
-    clip_norm: float = 0.0
-    no_decay: tuple[str, ...] = NO_DECAY
-    frozen: tuple[str, ...] = ()
-    schedule: Schedule = Schedule()
+    @abc.abstractmethod
+    def transformation(self, context: Context) -> optax.GradientTransformation:
+        """From gradients, clipped and in float32, to what is added to the trained parameters, learning rate included.
 
+        Usually ``context.descend(direction)``, which adds weight decay, learning rate and ``rates`` to a direction
+        such as ``optax.scale_by_adam()``.
+        """
 
-OptimizerConfig = AdamW | Adafactor | Lion
+    def to_check(self, change: Tree, state: Any) -> Tree:
+        """Arrays that tell whether an update by finite gradients is finite: ``change``, what is added to the parameters,
+        unless the optimizer knows of fewer, which saves a pass over memory. ``state`` is the new one, as optax has it.
+        """
+        return change
+
+    def eval_params(self, params: Tree, state: Any) -> Tree:
+        """What is evaluated instead of the trained ``params``; ``state`` is the transformation's, as optax has it."""
+        del state
+        return params

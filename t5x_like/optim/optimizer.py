@@ -1,95 +1,95 @@
-"""One optimizer over a whole tree of parameters: masks, layers, clipping, learning rate, then each parameter's update.
+"""One optimizer over a whole tree of parameters: patterns, clipping, an optax transformation, the moving average.
 
-State and parameters are nested dicts of arrays. Each layer of a stacked parameter is a parameter of its own, so that a
-scanned and an unrolled model get the same updates. Must not know the loss, meshes, or what a batch is; the caller
-shards the state by `Optimizer.state_axes`. A new optimizer is one file like adamw.py, one dataclass in config.py, and
-one line in ``RULES`` here.
+Parameters are nested dicts of arrays, and so is the state, with optax's names; frozen parameters are unknown to the
+transformation. Must not know which optimizer, the loss, meshes, or what a batch is; the caller shards the state by
+`Optimizer.state_axes`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Protocol
+import math
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.tree_util import SequenceKey, keystr
 
 from t5x_like.arrays.spec import ParamSpec
-from t5x_like.arrays.trees import Tree, flatten, unflatten
+from t5x_like.arrays.trees import Tree, flatten, join, map_named, split, unflatten
 from t5x_like.core.errors import UserError
-from t5x_like.optim import adafactor, adamw, lion
-from t5x_like.optim.config import NO_DECAY, Adafactor, AdamW, Lion, OptimizerConfig
+from t5x_like.optim.config import NO_DECAY, OptimizerConfig
+from t5x_like.optim.context import Context
 from t5x_like.optim.masks import matching
 from t5x_like.optim.schedules import learning_rate
-from t5x_like.optim.slots import Slot
 
-
-class Rule(Protocol):
-    """What a file such as adamw.py gives: what is kept for one parameter, and one update of it."""
-
-    def slots(self, config: Any, spec: ParamSpec, /) -> dict[str, Slot]: ...
-
-    def update(
-        self, config: Any, spec: ParamSpec, gradient: jax.Array, state: dict[str, jax.Array], parameter: jax.Array,
-        learning_rate: jax.Array, step: jax.Array, weight_decay: float, /,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]: ...
-
-
-RULES: dict[type, Rule] = {AdamW: adamw, Adafactor: adafactor, Lion: lion}
+EMA = "params_ema"  # the moving average of the parameters in the state
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one parameter gets: whether its weights decay, whether it is frozen, whether its second moment is factored,
-    and the elements of float32 state kept for it."""
+    """What one parameter gets: whether its weights decay, whether it is frozen, the factor of its learning rate, and
+    the bytes of state kept for it."""
 
     path: str
     shape: tuple[int, ...]
     decay: bool
     frozen: bool
-    factored: bool
-    state_size: int
+    factor: float
+    state_bytes: int
 
 
 class Optimizer:
-    """Built by `make_optimizer`; holds no arrays. See there for errors."""
+    """Built by `make_optimizer`; holds no arrays. See there for errors.
+
+    Attributes:
+      trained: paths of the parameters that are differentiated: weights that are not frozen.
+      learning_rate: int32 step, counting from 0, to the float32 learning rate.
+    """
 
     def __init__(self, config: OptimizerConfig, specs: Tree, total_steps: int):
         self._config = config
-        self._rule = RULES[type(config)]
         self._specs: dict[str, ParamSpec] = flatten(specs)
-        self._frozen = matching("optimizer.frozen", config.frozen, self._specs)
-        self._no_decay = matching("optimizer.no_decay", config.no_decay, self._specs, optional=NO_DECAY)
-        self._trained = [path for path in self._specs if path not in self._frozen]
-        if not self._trained:
+        frozen = matching("optimizer.frozen", config.frozen, self._specs)
+        no_decay = matching("optimizer.no_decay", config.no_decay, self._specs, optional=NO_DECAY)
+        if len(frozen) == len(self._specs):
             raise UserError("optimizer.frozen", f"{config.frozen} freezes every parameter", "patterns that leave some")
-        if config.clip_norm < 0:
-            raise UserError("optimizer.clip_norm", f"{config.clip_norm}", "a norm, or 0 for no clipping")
-        self.learning_rate: Callable[[jax.Array], jax.Array] = learning_rate(config, total_steps)
-
-    @property
-    def trained(self) -> frozenset[str]:
-        """Paths of the parameters that are trained: only these are differentiated."""
-        return frozenset(self._trained)
+        weights = {path for path, spec in self._specs.items() if spec.update is None}
+        self.trained = frozenset(weights - frozen)
+        self.learning_rate = learning_rate(config, total_steps)
+        self._decay = {path: 0.0 if path in no_decay else config.weight_decay for path in self._specs}
+        self._factors = _factors(config, self._specs)
+        trained, _ = split(specs, self.trained)
+        context = Context(trained, self.learning_rate, self._decay, self._factors)
+        self._transformation = optax.with_extra_args_support(config.transformation(context))
+        if (config.rates or config.weight_decay) and not context.complete:
+            raise UserError(
+                "optimizer.rates" if config.rates else "optimizer.weight_decay",
+                f"{type(config).__name__}.transformation makes no use of it", "none",
+                "end it with context.descend(direction) or context.finish(transformation)",
+            )
+        params = map_named(lambda _, spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), trained)
+        leaves, self._structure = jax.tree.flatten_with_path(self._eval_shape(self._transformation.init, params))
+        self._names = _names([path for path, _ in leaves])
+        self._state: dict[str, Any] = dict(zip(self._names, (leaf for _, leaf in leaves), strict=True))
+        if config.ema:
+            self._state |= {f"{EMA}/{path}": leaf for path, leaf in flatten(params).items()}
 
     def init(self, params: Tree) -> dict[str, Any]:
-        """The state before the first update: ``{slot: tree}``, all zeros, float32; usable inside jit.
-
-        Each tree has the structure of the parameters less those without that slot (the frozen; for Adafactor's ``row``
-        the unfactored), so ``state["mu"]["encoder"]["layers"]...["kernel"]`` belongs to that path.
-
-        Args:
-          params: the parameters, or their shapes; only checked for having the declared names.
-        """
+        """The state before the first update, usable inside jit: an array such as ``mu/encoder/.../kernel`` belongs to
+        the parameter that its path ends with."""
         self._check_names(params, "params")
-        return self._map_slots(
-            lambda spec, slot: jnp.zeros(tuple(spec.shape[d] for d in slot.dimensions), jnp.float32)
-        )
+        trained = _float32(split(params, self.trained)[0])
+        with jax.numpy_dtype_promotion("standard"):  # which optax needs
+            state = self._named(self._transformation.init(trained))
+        # Copies, since the parameters are donated to the step together with the state.
+        return state | ({EMA: jax.tree.map(jnp.copy, trained)} if self._config.ema else {})
 
     def state_axes(self) -> dict[str, Any]:
         """The logical axes of each array of the state (a tuple of names or None), in the structure `init` gives."""
-        return self._map_slots(lambda spec, slot: tuple(spec.axes[d] for d in slot.dimensions))
+        return unflatten({name: kept_axes(self._owner(name), leaf.shape) for name, leaf in self._state.items()})
 
     def update(
         self, grads: Tree, state: dict[str, Any], params: Tree, step: jax.Array
@@ -103,76 +103,68 @@ class Optimizer:
           step: int32 scalar, the number of updates made before.
 
         Returns:
-          New parameters, new state, and float32 scalars ``learning_rate`` and ``gradient_norm`` (before clipping, over
-          the trained parameters).
+          New parameters, new state, and scalars: float32 ``learning_rate`` and ``gradient_norm`` (before clipping, over
+          the trained parameters), bool ``finite`` (whether the gradients and the whole update are).
         """
         self._check_names(params, "params")
-        flat_grads, flat_params = flatten(grads), flatten(params)
-        flat_state = {name: flatten(tree) for name, tree in state.items()}
-        gradients = {path: flat_grads[path].astype(jnp.float32) for path in self._trained}
-        norm = jnp.sqrt(sum((jnp.sum(jnp.square(g)) for g in gradients.values()), start=jnp.float32(0)))
-        rate = self.learning_rate(step)
+        (trained, frozen), (grads, _) = split(params, self.trained), split(grads, self.trained)
+        grads, whole = _float32(grads), _float32(trained)
+        norm = jnp.sqrt(sum((jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)), start=jnp.float32(0)))
         if self._config.clip_norm:
             scale = self._config.clip_norm / jnp.maximum(norm, self._config.clip_norm)
-            gradients = {path: gradient * scale for path, gradient in gradients.items()}
-        new_params = dict(flat_params)  # the frozen stay
-        new_state: dict[str, dict[str, jax.Array]] = {name: {} for name in flat_state}
-        for path, gradient in gradients.items():
-            kept = {name: tree[path] for name, tree in flat_state.items() if path in tree}
-            new_params[path], kept = self._update_one(path, gradient, kept, flat_params[path], rate, step)
-            for name, array in kept.items():
-                new_state[name][path] = array
-        trees = {name: unflatten(leaves) for name, leaves in new_state.items()}
-        return unflatten(new_params), trees, {"learning_rate": rate, "gradient_norm": norm}
+            grads = jax.tree.map(lambda g: g * scale, grads)
+        with jax.numpy_dtype_promotion("standard"):
+            change, inner = self._transformation.update(grads, self._unnamed(state), whole, step=step)
+            new = jax.tree.map(jnp.add, whole, change)
+        new_state = self._named(inner)
+        if self._config.ema:
+            count = step.astype(jnp.float32)
+            decay = jnp.minimum(self._config.ema, (1 + count) / (10 + count))
+            new_state[EMA] = jax.tree.map(lambda average, p: average + (1 - decay) * (p - average), state[EMA], new)
+        checked = jax.tree.leaves(self._config.to_check(change, inner))
+        finite = jnp.isfinite(norm + sum(jnp.sum(leaf) for leaf in checked))
+        new = jax.tree.map(lambda old, p: p.astype(old.dtype), trained, new)
+        info = {"learning_rate": self.learning_rate(step), "gradient_norm": norm, "finite": finite}
+        return join(new, frozen), new_state, info
+
+    def eval_params(self, params: Tree, state: dict[str, Any]) -> Tree:
+        """What evaluation, sampling and export use: the moving average if there is one, else what the optimizer says
+        (schedule-free's average), else ``params`` themselves; in the dtype of the parameters."""
+        trained, frozen = split(params, self.trained)
+        with jax.numpy_dtype_promotion("standard"):
+            found = state[EMA] if self._config.ema else self._config.eval_params(trained, self._unnamed(state))
+        return join(jax.tree.map(lambda p, e: e.astype(p.dtype), trained, found), frozen)
 
     def table(self) -> list[Row]:
         """Who gets what, in the order of the declarations."""
-        rows = []
-        for path, spec in self._specs.items():
-            frozen = path in self._frozen
-            slots = {} if frozen else self._slots(spec)
-            rows.append(Row(
-                path=path,
-                shape=spec.shape,
-                decay=bool(self._weight_decay(path)) and not frozen,
-                frozen=frozen,
-                factored=any(len(slot.dimensions) < len(spec.shape) for slot in slots.values()),
-                state_size=sum(_size(spec, slot) for slot in slots.values()),
-            ))
-        return rows
+        sizes = dict.fromkeys(self._specs, 0)
+        for name, leaf in self._state.items():
+            if (owner := self._owner_path(name)) is not None:
+                sizes[owner] += leaf.size * leaf.dtype.itemsize
+        return [
+            Row(path, spec.shape, bool(self._decay[path]) and path in self.trained, path not in self.trained,
+                self._factors[path], sizes[path])
+            for path, spec in self._specs.items()
+        ]  # fmt: skip
 
-    def _weight_decay(self, path: str) -> float:
-        return 0.0 if path in self._no_decay else self._config.weight_decay
+    def _owner_path(self, name: str) -> str | None:
+        """The parameter that an array of the state belongs to; None for a count and the like."""
+        return max((path for path in self._specs if f"/{path}/" in f"/{name}/"), key=len, default=None)
 
-    def _slots(self, spec: ParamSpec) -> dict[str, Slot]:
-        """The slots of a parameter, stacked or not, as dimensions of the whole of it."""
-        slots = self._rule.slots(self._config, one_layer(spec))
-        if not spec.stacked:
-            return slots
-        return {name: Slot((0, *(d + 1 for d in slot.dimensions))) for name, slot in slots.items()}
+    def _owner(self, name: str) -> ParamSpec | None:
+        path = self._owner_path(name)
+        return None if path is None else self._specs[path]
 
-    def _map_slots(self, function: Callable[[ParamSpec, Slot], Any]) -> dict[str, Any]:
-        leaves: dict[str, dict[str, Any]] = {}
-        for path in self._trained:
-            for name, slot in self._slots(self._specs[path]).items():
-                leaves.setdefault(name, {})[path] = function(self._specs[path], slot)
-        return {name: unflatten(leaves[name]) for name in sorted(leaves)}
+    def _named(self, state: optax.OptState) -> dict[str, Any]:
+        return unflatten(dict(zip(self._names, jax.tree.leaves(state), strict=True)))
 
-    def _update_one(
-        self, path: str, gradient: jax.Array, state: dict[str, jax.Array], parameter: jax.Array, rate: jax.Array,
-        step: jax.Array,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        spec, decay = self._specs[path], self._weight_decay(path)
+    def _unnamed(self, state: dict[str, Any]) -> optax.OptState:
+        leaves = flatten(state)
+        return jax.tree.unflatten(self._structure, [leaves[name] for name in self._names])
 
-        def update(
-            gradient: jax.Array, state: dict[str, jax.Array], parameter: jax.Array
-        ) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return self._rule.update(self._config, one_layer(spec), gradient, state, parameter, rate, step, decay)
-
-        if spec.stacked:
-            update = jax.vmap(update)
-        new, state = update(gradient, state, parameter.astype(jnp.float32))
-        return new.astype(parameter.dtype), state
+    def _eval_shape(self, function, *arguments):
+        with jax.numpy_dtype_promotion("standard"):
+            return jax.eval_shape(function, *arguments)
 
     def _check_names(self, params: Tree, where: str) -> None:
         given = flatten(params)
@@ -190,18 +182,48 @@ def make_optimizer(config: OptimizerConfig, specs: Tree, total_steps: int) -> Op
       total_steps: how many updates the run makes, which schedules that end need.
 
     Raises:
-      UserError: a number out of range; a pattern that matches no parameter or freezes all of them.
+      UserError: a schedule that does not fit into the run; a pattern that matches no parameter or freezes all of them;
+        an optimizer that optax does not have, or that cannot be used so.
     """
     return Optimizer(config, specs, total_steps)
 
 
-def one_layer(spec: ParamSpec) -> ParamSpec:
-    """The declaration of one layer of a stacked parameter; any other as it is."""
-    return dataclasses.replace(spec, shape=spec.shape[1:], axes=spec.axes[1:]) if spec.stacked else spec
+def kept_axes(spec: ParamSpec | None, shape: tuple[int, ...]) -> tuple[str | None, ...]:
+    """The axes of a parameter at the dimensions that an array of ``shape`` has of it: where it has as many, at those of
+    equal size; else where sizes tell which those are. Layout only: a wrong guess costs time and changes no number."""
+    if spec is None:
+        return (None,) * len(shape)
+    if len(shape) == len(spec.shape):
+        return tuple(a if n == whole else None for a, n, whole in zip(spec.axes, shape, spec.shape, strict=True))
+    found = _ways(spec.shape, shape)
+    choices = [{way[i] for way in found} for i in range(len(shape))]
+    return tuple(spec.axes[choice.pop()] if len(choice) == 1 else None for choice in choices)
 
 
-def _size(spec: ParamSpec, slot: Slot) -> int:
-    size = 1
-    for dimension in slot.dimensions:
-        size *= spec.shape[dimension]
-    return size
+def _ways(whole: tuple[int, ...], part: tuple[int, ...], start: int = 0) -> list[tuple[int, ...]]:
+    """All ways to find ``part`` among the dimensions of ``whole``, in order."""
+    if not part:
+        return [()]
+    first = (d for d in range(start, len(whole)) if whole[d] == part[0])
+    return [(d, *rest) for d in first for rest in _ways(whole, part[1:], d + 1)]
+
+
+def _names(paths: list[Any]) -> list[str]:
+    """Names of the arrays of a state: optax's, without places in tuples unless two would be one."""
+    short = [keystr([k for k in path if not isinstance(k, SequenceKey)], simple=True, separator="/") for path in paths]
+    inner = {name[:cut] for name in short for cut in range(len(name)) if name[cut] == "/"}
+    if len({*short}) == len(short) and not inner & {*short, ""} and all(short):
+        return short
+    return [keystr(path, simple=True, separator="/") or "state" for path in paths]
+
+
+def _factors(config: OptimizerConfig, paths: Iterable[str]) -> dict[str, float]:
+    found = {path: [] for path in paths}
+    for pattern, factor in config.rates:
+        for path in matching("optimizer.rates", (pattern,), found):
+            found[path].append(factor)
+    return {path: math.prod(factors) if factors else 1.0 for path, factors in found.items()}
+
+
+def _float32(tree: Tree) -> Tree:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)

@@ -4,7 +4,7 @@ Steps count from 0, and neither the first nor the last update is wasted on a rat
 share of 1 / warmup and reaches the peak at step warmup - 1; the decay starts from the peak at step warmup and would
 reach its end at step total_steps, one after the last.
 
-    share(step) = min(1, (step + 1) / warmup) * shape(step)
+    share(step) = peak * min(1, (step + 1) / warmup) * shape(step)
       constant  1
       linear    1 - (1 - end) * p                             p = (step - warmup) / (total - warmup) in [0, 1]
       cosine    end + (1 - end) * (1 + cos(pi * p)) / 2       the same p
@@ -19,8 +19,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from t5x_like.core.errors import UserError
-from t5x_like.optim.config import OptimizerConfig, Schedule
+from t5x_like.optim.config import Joined, OptimizerConfig, Schedule, in_steps
 
 
 def learning_rate(config: OptimizerConfig, total_steps: int) -> Callable[[jax.Array], jax.Array]:
@@ -35,62 +34,57 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> Callable[[jax.Ar
       inside jit.
 
     Raises:
-      UserError: a field out of range, or one that this kind of schedule does not read.
+      UserError: a schedule that does not fit into the run.
     """
-    if not config.learning_rate >= 0:
-        raise UserError("optimizer.learning_rate", f"{config.learning_rate}", "a number that is not negative")
-    schedule = config.schedule
-    check(schedule, total_steps)
-    shape = _shape(schedule, total_steps)
-
-    def rate(step: jax.Array) -> jax.Array:
-        step = jnp.asarray(step).astype(jnp.float32)
-        share = shape(step)
-        if schedule.warmup:
-            share = share * jnp.minimum(1.0, (step + 1) / schedule.warmup)
-        return config.learning_rate * share
-
-    return rate
+    config.check(total_steps)
+    if isinstance(config.schedule, Schedule):
+        share = _share(config.schedule, total_steps)
+    else:
+        share = _joined(config.schedule, total_steps)
+    return lambda step: config.learning_rate * share(jnp.asarray(step).astype(jnp.float32))
 
 
-def check(schedule: Schedule, total_steps: int) -> None:
-    """Raises UserError, naming the field, for a schedule that makes no sense over ``total_steps`` updates."""
-    where = "optimizer.schedule"
-    decays = schedule.kind in ("linear", "cosine", "wsd")
-    stable = total_steps - (_decay_steps(schedule, total_steps) if schedule.kind == "wsd" else 0)
-    if schedule.warmup < 0 or schedule.hold < 0:
-        name = "warmup" if schedule.warmup < 0 else "hold"
-        raise UserError(f"{where}.{name}", f"{getattr(schedule, name)}", "a number of steps, 0 or more")
-    if schedule.hold and schedule.kind != "rsqrt":
-        raise UserError(f"{where}.hold", f"{schedule.hold} with kind {schedule.kind!r}, which does not hold",
-                        "0", f"{where}.kind=rsqrt, or leave hold out")
-    if not 0 <= schedule.end <= 1:
-        raise UserError(f"{where}.end", f"{schedule.end}", "a fraction of the peak, from 0 to 1")
-    if not 0 < schedule.decay <= 1:
-        raise UserError(f"{where}.decay", f"{schedule.decay}", "a share of all steps, above 0 and at most 1")
-    if decays and schedule.warmup > max(0, stable - (schedule.kind != "wsd")):
-        raise UserError(f"{where}.warmup", f"{schedule.warmup} steps of warm-up leave no room in {total_steps} steps",
-                        f"fewer than the {stable} steps before the decay ends" if schedule.kind != "wsd"
-                        else f"at most the {stable} steps before the decay begins",
-                        f"{where}.warmup={max(0, stable // 10)}, or more train.steps")
+def _joined(joined: Joined, total_steps: int) -> Callable[[jax.Array], jax.Array]:
+    bounds = joined.bounds(total_steps)
+    lengths = (after - start for start, after in zip(bounds, bounds[1:], strict=False))
+    shares = [_share(schedule, length) for schedule, length in zip(joined.schedules, lengths, strict=True)]
+
+    def share(step: jax.Array) -> jax.Array:
+        value = shares[0](step)
+        for start, later in zip(bounds[1:-1], shares[1:], strict=True):
+            value = jnp.where(step < start, value, later(step - start))
+        return value
+
+    return share
 
 
-def _decay_steps(schedule: Schedule, total_steps: int) -> int:
-    return max(1, round(schedule.decay * total_steps))
+def _share(schedule: Schedule, total_steps: int) -> Callable[[jax.Array], jax.Array]:
+    """The fraction of ``learning_rate``: float32 step -> float32."""
+    warmup = in_steps(schedule.warmup, total_steps)
+    shape = _shape(schedule, warmup, total_steps)
+
+    def share(step: jax.Array) -> jax.Array:
+        value = shape(step)
+        if warmup:
+            value = value * jnp.minimum(1.0, (step + 1) / warmup)
+        return value if schedule.peak == 1 else schedule.peak * value
+
+    return share
 
 
-def _shape(schedule: Schedule, total_steps: int) -> Callable[[jax.Array], jax.Array]:
+def _shape(schedule: Schedule, warmup: int, total_steps: int) -> Callable[[jax.Array], jax.Array]:
     """The share of the peak without the warm-up: float32 step -> float32 share."""
     end = schedule.end
     if schedule.kind == "constant":
         return jnp.ones_like
     if schedule.kind == "rsqrt":
-        hold = max(1, schedule.hold or schedule.warmup)
+        hold = max(1, schedule.hold or warmup)
         return lambda step: jnp.sqrt(hold / jnp.maximum(step, hold))
     if schedule.kind == "wsd":
-        start, length = total_steps - _decay_steps(schedule, total_steps), _decay_steps(schedule, total_steps)
+        length = schedule.decay_steps(total_steps)
+        start = total_steps - length
     else:
-        start, length = schedule.warmup, total_steps - schedule.warmup
+        start, length = warmup, total_steps - warmup
 
     def progress(step: jax.Array) -> jax.Array:
         return jnp.clip((step - start) / length, 0.0, 1.0)

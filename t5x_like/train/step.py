@@ -33,7 +33,7 @@ def train_step(setup: Setup, state: State, batch: Batch) -> tuple[State, Metrics
     weight = jnp.where(weight == 0, 1.0, weight)  # a batch without targets has gradient 0, not NaN
     gradient = jax.tree.map(lambda g: g / weight, gradient)
     new_params, new_optimizer, info = setup.optimizer.update(gradient, state["optimizer"], params, step)
-    finite = jnp.isfinite(loss) & jnp.isfinite(info["gradient_norm"])
+    finite = jnp.isfinite(loss) & info["finite"]
     halted = state["halted"] | ~finite
     new_params = update_state(setup, new_params, sums)
     new = {"params": new_params, "optimizer": new_optimizer, "step": step + 1, "halted": halted}

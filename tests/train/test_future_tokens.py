@@ -18,7 +18,7 @@ from t5x_like.losses.future_tokens import further_ahead
 from t5x_like.models.counts import parameter_count
 from t5x_like.models.transformer import make_model
 from t5x_like.objectives import Autoregressive
-from t5x_like.optim.config import AdamW
+from t5x_like.optim import AdamW
 from t5x_like.optim.optimizer import make_optimizer
 from t5x_like.sharding.config import MeshConfig
 from t5x_like.sharding.mesh import make_placement

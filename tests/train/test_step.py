@@ -15,7 +15,7 @@ from t5x_like.arrays.trees import flatten
 from t5x_like.losses import TokenLoss
 from t5x_like.models.families import Dropout
 from t5x_like.models.transformer import make_model
-from t5x_like.optim.config import AdamW
+from t5x_like.optim import AdamW
 from t5x_like.optim.optimizer import make_optimizer
 from t5x_like.sharding.config import MeshConfig
 from t5x_like.sharding.mesh import Placement, make_placement

@@ -1,0 +1,93 @@
+"""Any optimizer of optax or optax.contrib, by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from typing import TYPE_CHECKING, Any
+
+from t5x_like.core.errors import UserError, nearest
+from t5x_like.optim.config import OptimizerConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import optax
+
+    from t5x_like.optim.context import Context
+
+GIVEN = ("learning_rate", "weight_decay")  # by fields of the config
+
+
+@dataclasses.dataclass(frozen=True)
+class Optax(OptimizerConfig):
+    """An optimizer of optax by name: ``Optax("lamb")``, ``Optax("contrib.prodigy", ("d_coef=0.5",), learning_rate=1)``.
+
+    The learning rate, with its schedule, becomes its argument ``learning_rate``; what has none, such as
+    ``scale_by_adam``, gives a direction that the learning rate multiplies. Weight decay is applied as for every other
+    optimizer, and its own is set to 0.
+
+    Args:
+      name: a public function of optax or, after ``contrib.``, of optax.contrib.
+      arguments: its other arguments as ``name=value``, values as JSON has them (or text).
+    """
+
+    name: str = "adam"
+    arguments: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        accepted = inspect.signature(self._function()).parameters
+        for name in self._arguments():
+            if name in GIVEN or name not in accepted:
+                allowed = [n for n in accepted if n not in GIVEN]
+                raise UserError("optimizer.arguments", f"{self.name} takes no {name!r} here", ", ".join(allowed),
+                                f"optimizer.{name}" if name in GIVEN else nearest(name, allowed))
+
+    def transformation(self, context: Context) -> optax.GradientTransformation:
+        import optax
+
+        function, arguments = self._function(), self._arguments()
+        accepted = inspect.signature(function).parameters
+        whole = "learning_rate" in accepted
+        given: dict[str, Any] = {"learning_rate": context.learning_rate} if whole else {}
+        if "weight_decay" in accepted:
+            given["weight_decay"] = 0.0
+        try:
+            found = function(**given, **arguments)
+            if not isinstance(found, optax.GradientTransformation):
+                raise TypeError("it returns no GradientTransformation")
+            context.try_out(found)
+        except Exception as error:  # whatever optax raises for arguments that it cannot use
+            raise UserError("optimizer.name", f"{self.name!r} cannot be used so: {error}",
+                            "an optimizer of gradients and parameters alone, with arguments that fit") from error
+        return context.finish(found) if whole else context.descend(found)
+
+    def _function(self) -> Callable:
+        """What ``name`` names. Raises UserError."""
+        import optax
+        import optax.contrib
+
+        known = {name: getattr(optax, name) for name in dir(optax)}
+        known |= {f"contrib.{name}": getattr(optax.contrib, name) for name in dir(optax.contrib)}
+        known = {n: f for n, f in known.items() if inspect.isfunction(f) and not n.split(".")[-1].startswith("_")}
+        if self.name not in known:
+            raise UserError("optimizer.name", f"got {self.name!r}", "a function of optax, or contrib.NAME",
+                            nearest(self.name, known) or nearest(f"contrib.{self.name}", known))
+        if "schedule_free" in self.name:  # what it evaluates are not its parameters
+            raise UserError("optimizer.name", f"got {self.name!r}", "an optimizer whose parameters are evaluated",
+                            "optimizer=ScheduleFree")
+        return known[self.name]
+
+    def _arguments(self) -> dict[str, Any]:
+        found = {}
+        for argument in self.arguments:
+            name, equals, text = argument.partition("=")
+            if not equals:
+                raise UserError("optimizer.arguments", f"got {argument!r}", "name=value")
+            try:
+                found[name.strip()] = json.loads(text)
+            except ValueError:
+                found[name.strip()] = text.strip()
+        return found

@@ -1,0 +1,93 @@
+"""Muon (Jordan 2024): momentum, made orthogonal by Newton-Schulz iteration, for matrices; Adam for the rest.
+
+A matrix is a kernel: a parameter of two dimensions or more that multiplies activations and does not face the
+vocabulary. Embeddings, position tables, the output head, norms and biases are no matrices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Literal
+
+from t5x_like.arrays.spec import ParamSpec
+from t5x_like.arrays.trees import flatten, map_named
+from t5x_like.optim.adafactor import root_mean_square
+from t5x_like.optim.config import OptimizerConfig
+
+if TYPE_CHECKING:
+    import optax
+
+    from t5x_like.optim.context import Context
+
+
+@dataclasses.dataclass(frozen=True)
+class Muon(OptimizerConfig):
+    """Muon for matrices (arXiv:2502.16982 has the scales), each layer of a stacked one by itself; AdamW for the rest.
+
+    Args:
+      scale: the size of a matrix's update before the learning rate, n rows and m columns. ``parameter``: its root mean
+        square is max(that of the parameter, ``least_scale``), as Adafactor's, and likewise for the rest; for models
+        such as T5 whose parameters differ much in size. ``rms``: 0.2, about that of AdamW, so that AdamW's learning
+        rates fit. ``spectral``: singular values near max(1, m / n) ** 0.5, as first published.
+      adam_learning_rate: the peak for what is no matrix; it follows the same schedule. 0 is ``learning_rate``.
+      beta: decay of the momentum.
+      iterations: of Newton-Schulz.
+      b1, b2, eps: AdamW's, for what is no matrix.
+      least_scale: the least size a parameter counts with.
+    """
+
+    learning_rate: float = 0.03
+    scale: Literal["parameter", "rms", "spectral"] = "parameter"
+    adam_learning_rate: float = 0.0
+    beta: float = 0.95
+    iterations: int = 5
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    least_scale: float = 1e-3
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.bounded(beta="[0, 0.999999]", b1="[0, 0.999999]", b2="[0, 0.999999]", eps="[0, inf)", least_scale="[0, inf)")
+        self.bounded(iterations="[1, 100]", adam_learning_rate="[0, inf)")
+
+    def transformation(self, context: Context) -> optax.GradientTransformation:
+        import jax
+        import optax
+
+        number = optax.contrib.MuonDimensionNumbers(-2, -1)
+        # As many as there are arrays: optax leaves a gap for each parameter that is no matrix.
+        numbers = lambda updates: jax.tree.map(lambda _: number, updates)  # noqa: E731
+        factor = self.adam_learning_rate / self.learning_rate if self.adam_learning_rate and self.learning_rate else 1.0
+        direction = optax.partition(
+            {
+                "matrix": optax.contrib.scale_by_muon(
+                    beta=self.beta, ns_steps=self.iterations, weight_dimension_numbers=numbers
+                ),
+                "rest": optax.scale_by_adam(self.b1, self.b2, self.eps),
+            },
+            map_named(lambda _, spec: "matrix" if is_matrix(spec) else "rest", context.specs),
+        )
+        rest = {path: factor for path, spec in flatten(context.specs).items() if not is_matrix(spec)}
+        return context.descend(optax.chain(direction, optax.stateless(self._sizes(context))), rest)
+
+    def _sizes(self, context: Context):
+        """(updates, params) to updates of the size that ``scale`` says."""
+        import jax.numpy as jnp
+
+        def one(path: str, update, parameter, spec: ParamSpec):
+            rows, columns = spec.shape[-2:] if is_matrix(spec) else (1, 1)
+            unit = update * math.sqrt(max(rows, columns))  # a root mean square of 1
+            if self.scale == "parameter":
+                return unit * jnp.maximum(root_mean_square(parameter, spec.stacked), self.least_scale)
+            if not is_matrix(spec):
+                return update
+            return 0.2 * unit if self.scale == "rms" else update * math.sqrt(max(1.0, columns / rows))
+
+        return lambda updates, params: map_named(one, updates, params, context.specs)
+
+
+def is_matrix(spec: ParamSpec) -> bool:
+    """Whether Muon takes it."""
+    return len(spec.shape) - spec.stacked >= 2 and spec.fan > 0 and "vocab" not in spec.axes

@@ -1,0 +1,56 @@
+"""Schedule-free AdamW (Defazio et al. 2024, arXiv:2405.15682): an average of the parameters instead of a schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from t5x_like.optim.config import OptimizerConfig, Schedule
+
+if TYPE_CHECKING:
+    import optax
+
+    from t5x_like.arrays.trees import Tree
+    from t5x_like.optim.context import Context
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleFree(OptimizerConfig):
+    """AdamW without momentum inside `optax.contrib.schedule_free`; its schedule should be a warm-up and no decay.
+
+    Gradients are taken at points between the fast parameters and their average; the average is evaluated.
+
+    Args:
+      interpolation: share of the average, against the fast parameters, in the points where gradients are taken.
+      b2: decay of the mean of squared gradients.
+      eps: added to the root of the mean square.
+      weight_power: the weight of a step in the average is the largest learning rate so far to this power.
+    """
+
+    learning_rate: float = 2.5e-3
+    schedule: Schedule = Schedule(warmup=0.02)
+    interpolation: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_power: float = 2.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.bounded(interpolation="(0, 1)", b2="[0, 0.999999]", eps="[0, inf)", weight_power="[0, inf)")
+
+    def transformation(self, context: Context) -> optax.GradientTransformation:
+        import optax
+        import optax.contrib
+
+        adam = optax.scale_by_rms(decay=self.b2, eps=self.eps, eps_in_sqrt=False, bias_correction=True)
+        return optax.contrib.schedule_free(
+            context.descend(adam),
+            learning_rate=lambda count: context.learning_rate(count - 1),  # optax counts from 1 here
+            b1=self.interpolation,
+            weight_lr_power=self.weight_power,
+        )
+
+    def eval_params(self, params: Tree, state: Any) -> Tree:
+        import optax.contrib
+
+        return optax.contrib.schedule_free_eval_params(state, params)
