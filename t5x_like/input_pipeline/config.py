@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from t5x_like.core.config import Config, Unlimited
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.source_config import (
     ArrayRecord,
@@ -48,7 +49,7 @@ Shape = Literal["encoder-decoder", "decoder-only", "encoder-only"]
 
 
 @dataclass(frozen=True)
-class SentencePiece:
+class SentencePiece(Config, where="data.corpus.tokenizer"):
     """A SentencePiece vocabulary.
 
     Attributes:
@@ -86,12 +87,12 @@ class SentencePiece:
 
 
 @dataclass(frozen=True)
-class Bytes:
+class Bytes(Config, where="data.corpus.tokenizer"):
     """ByT5's vocabulary of 259 ids: pad, EOS, unknown, then the 256 bytes. Nothing is trained."""
 
 
 @dataclass(frozen=True)
-class HuggingFaceTokenizer:
+class HuggingFaceTokenizer(Config, where="data.corpus.tokenizer"):
     """A ``tokenizer.json`` of Hugging Face ``tokenizers`` (extra ``tokenizers``).
 
     Attributes:
@@ -119,7 +120,7 @@ TokenizerConfig = SentencePiece | Bytes | HuggingFaceTokenizer
 
 
 @dataclass(frozen=True)
-class Filters:
+class Filters(Config, where="data.corpus.filters"):
     """Which documents are dropped before they are tokenized; how many, and by which rule, the cache's manifest says.
 
     Attributes:
@@ -146,7 +147,7 @@ class Filters:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class Corpus(Config, where="data.corpus"):
     """A body of text and how it becomes tokens; made by the function ``corpus()`` of a file in data/.
 
     Attributes:
@@ -179,7 +180,7 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class RateSchedule:
+class RateSchedule(Config, where="data.corpus.parts.rate"):
     """A rate that changes with the step: straight lines between points, constant before the first and after the last.
 
     Attributes:
@@ -201,7 +202,7 @@ class RateSchedule:
 
 
 @dataclass(frozen=True)
-class Proportional:
+class Proportional(Config, where="data.corpus.parts.rate"):
     """A rate by size: min(training tokens, ``maximum``) ** (1 / ``temperature``), as in T5 (section 3.5.2) and mT5.
 
     Attributes:
@@ -210,7 +211,7 @@ class Proportional:
     """
 
     maximum: int = 0
-    temperature: float = 1.0
+    temperature: Unlimited = 1.0  # infinite: all alike
 
     def __post_init__(self):
         where = "data.corpus.parts.rate"
@@ -224,7 +225,7 @@ Rate = float | RateSchedule | Proportional
 
 
 @dataclass(frozen=True)
-class Part:
+class Part(Config, where="data.corpus.parts"):
     """A share of a mixture.
 
     Attributes:
@@ -252,7 +253,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Config, where="data.corpus"):
     """Several corpora at given rates, over one vocabulary; may hold mixtures. What a row holds is of one corpus.
 
     Attributes:
@@ -295,7 +296,7 @@ def corpora(corpus: Corpus | Mixture) -> tuple[Corpus, ...]:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Config, where="data"):
     """The data half of a run.
 
     Attributes:

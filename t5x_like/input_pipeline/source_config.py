@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError
 
 DocumentUnit = Literal["file", "line", "paragraph"]
@@ -17,7 +18,7 @@ RecordContent = Literal["text", "json", "example"]
 
 
 @dataclass(frozen=True)
-class TextFiles:
+class TextFiles(Config, where="data.corpus.source"):
     """Plain UTF-8 text files, also compressed (``.gz``, ``.zst``).
 
     Attributes:
@@ -37,7 +38,7 @@ class TextFiles:
 
 
 @dataclass(frozen=True)
-class JsonLines:
+class JsonLines(Config, where="data.corpus.source"):
     """Files with one JSON object per line, plain or compressed (``.gz``, ``.zst``); one object is one document.
 
     Attributes:
@@ -53,7 +54,7 @@ class JsonLines:
 
 
 @dataclass(frozen=True)
-class Csv:
+class Csv(Config, where="data.corpus.source"):
     """Comma-separated values with a line of column names, plain or compressed; one row is one document.
 
     Attributes:
@@ -73,7 +74,7 @@ class Csv:
 
 
 @dataclass(frozen=True)
-class Parquet:
+class Parquet(Config, where="data.corpus.source"):
     """Parquet files (extra ``parquet``); one row is one document.
 
     Attributes:
@@ -89,7 +90,7 @@ class Parquet:
 
 
 @dataclass(frozen=True)
-class ArrayRecord:
+class ArrayRecord(Config, where="data.corpus.source"):
     """ArrayRecord files; one record is one document.
 
     Attributes:
@@ -108,7 +109,7 @@ class ArrayRecord:
 
 
 @dataclass(frozen=True)
-class TfRecord:
+class TfRecord(Config, where="data.corpus.source"):
     """TFRecord files, plain or gzip-compressed; one record is one document. Read without TensorFlow.
 
     Attributes: as of ``ArrayRecord``; in folders every ``*.tfrecord*`` is read.
@@ -124,7 +125,7 @@ class TfRecord:
 
 
 @dataclass(frozen=True)
-class TfdsBuilder:
+class TfdsBuilder(Config, where="data.corpus.source"):
     """A TFDS data set already on disk, in ArrayRecord or TFRecord format (extra ``tfds``); read without TensorFlow.
 
     Attributes:
@@ -139,7 +140,7 @@ class TfdsBuilder:
 
 
 @dataclass(frozen=True)
-class HuggingFaceDataset:
+class HuggingFaceDataset(Config, where="data.corpus.source"):
     """A data set that Hugging Face ``datasets`` saved to disk with ``save_to_disk`` (the package must be installed).
 
     Attributes:
@@ -154,7 +155,7 @@ class HuggingFaceDataset:
 
 
 @dataclass(frozen=True)
-class PackageText:
+class PackageText(Config, where="data.corpus.source"):
     """Text files that an installed Python package carries; the package itself is never imported.
 
     Attributes:
@@ -167,7 +168,7 @@ class PackageText:
 
 
 @dataclass(frozen=True)
-class PythonGenerator:
+class PythonGenerator(Config, where="data.corpus.source"):
     """Documents that a function of a corpus file yields: ``PythonGenerator(__file__)`` beside ``def documents()``.
 
     The function is called with no arguments and yields strings, the same ones in the same order each time. The file

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Dropout:
+class Dropout(Config, where="model.dropout"):
     """Rates by place; each family has its own places, and 0 is off."""
 
     embedding: float = 0.0  # the sum of embeddings
@@ -34,7 +35,7 @@ class Dropout:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BlockConfig:
+class BlockConfig(Config, where="model"):
     """One kind of block, used by the encoder and the decoder alike."""
 
     d_model: int

@@ -3,6 +3,7 @@
 The loss on the device is the same for all of them (token cross-entropy with explicit weights) and lies in ops.
 """
 
+from t5x_like.input_pipeline.example import Objective
 from t5x_like.objectives.autoregressive import Autoregressive
 from t5x_like.objectives.fill_in_the_middle import FillInTheMiddle
 from t5x_like.objectives.iid_denoising import IidDenoising
@@ -17,6 +18,6 @@ ObjectiveConfig = (
 )
 
 __all__ = [
-    "Autoregressive", "FillInTheMiddle", "IidDenoising", "MaskedLM", "ObjectiveConfig", "PermutationLM", "PrefixLM",
-    "SpanCorruption", "UL2",
+    "Autoregressive", "FillInTheMiddle", "IidDenoising", "MaskedLM", "Objective", "ObjectiveConfig", "PermutationLM",
+    "PrefixLM", "SpanCorruption", "UL2",
 ]  # fmt: skip

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from t5x_like.core.config import Config
+
 NO_DECAY = (
     r"(^|/)(scale|bias)$",  # scales of norms, biases of projections
     r"(^|/)[^/]*(position|relative)[^/]*(/|$)",  # tables of position biases and learned positions
@@ -18,7 +20,7 @@ nothing: a model without biases is no mistake."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class Schedule(Config, where="optimizer.schedule"):
     """How the learning rate moves from update to update; `schedules` has the formulas. Steps count from 0.
 
     Every kind can begin with ``warmup`` steps that rise linearly to the peak, ``learning_rate``.
@@ -42,7 +44,7 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
-class AdamW:
+class AdamW(Config, where="optimizer"):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101).
 
     Args:
@@ -69,7 +71,7 @@ class AdamW:
 
 
 @dataclasses.dataclass(frozen=True)
-class Adafactor:
+class Adafactor(Config, where="optimizer"):
     """Adafactor (Shazeer and Stern 2018, arXiv:1804.04235) as T5 used it, which the defaults are: no momentum.
 
     Args:
@@ -102,7 +104,7 @@ class Adafactor:
 
 
 @dataclasses.dataclass(frozen=True)
-class Lion:
+class Lion(Config, where="optimizer"):
     """Lion: the sign of an interpolated momentum (Chen et al. 2023, arXiv:2302.06675).
 
     Args:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from t5x_like.checkpoint.config import CheckpointConfig
+from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Bytes, DataConfig
 from t5x_like.models.config import ModelConfig
-from t5x_like.objectives import ObjectiveConfig
+from t5x_like.objectives import Objective  # by this way, so that all of its subclasses are loaded
 from t5x_like.optim.config import OptimizerConfig
 from t5x_like.report.config import ReportConfig
 from t5x_like.sharding.config import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Config, where="train"):
     """How long, how much at a time, and what is minimized.
 
     Attributes:
@@ -45,8 +45,6 @@ class TrainConfig:
         for name in ("steps", "batch_size", "micro_batches"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}", f"got {getattr(self, name)}", "1 or more")
-        if math.isinf(self.z_loss):
-            raise UserError("train.z_loss", f"got {self.z_loss}", "a finite number, 0 or more")
         for name in ("seed", "z_loss", "logits_chunk", "evaluate_every", "evaluate_batches"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name}", f"got {getattr(self, name)}", "0 or more")
@@ -61,12 +59,12 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(Config, where=""):
     """Everything that decides what a run computes, and where it says so."""
 
     name: str
     model: ModelConfig
-    objective: ObjectiveConfig
+    objective: Objective
     data: DataConfig
     optimizer: OptimizerConfig
     train: TrainConfig
