@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Config, where="checkpoint"):
     """When to save and what to keep.
 
     Args:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Every:
+class Every(Config, where="when"):
     """After every n-th step, after every share of the steps, at the end, or several of these.
 
     Attributes:

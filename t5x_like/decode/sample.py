@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class Sampling(Config, where="sampling"):
     """How the next token is chosen; see ``ops.sampling.sample``. Temperature 0 is greedy."""
 
     max_new_tokens: int = 64

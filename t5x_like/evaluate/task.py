@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from t5x_like.core.config import Config
 from t5x_like.core.every import Every
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Opened(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(abc.ABC):
+class Evaluation(Config, abc.ABC, where="evaluations"):
     """A named measurement of a run's model; the base of frozen dataclasses that a run lists in ``evaluations``.
 
     Attributes:

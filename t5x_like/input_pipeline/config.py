@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from t5x_like.core.config import Config, Unlimited
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.sources.arrow import Parquet
 from t5x_like.input_pipeline.sources.csv_files import Csv
@@ -46,7 +47,7 @@ Shape = Literal["encoder-decoder", "decoder-only", "encoder-only"]
 
 
 @dataclass(frozen=True)
-class Corpus:
+class Corpus(Config, where="data.corpus"):
     """A body of text and how it becomes tokens; made by the function ``corpus()`` of a file in data/.
 
     Attributes:
@@ -79,7 +80,7 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class RateSchedule:
+class RateSchedule(Config, where="data.corpus.parts.rate"):
     """A rate that changes with the step: straight lines between points, constant before the first and after the last.
 
     Attributes:
@@ -101,7 +102,7 @@ class RateSchedule:
 
 
 @dataclass(frozen=True)
-class Proportional:
+class Proportional(Config, where="data.corpus.parts.rate"):
     """A rate by size: min(training tokens, ``maximum``) ** (1 / ``temperature``), as in T5 (section 3.5.2) and mT5.
 
     Attributes:
@@ -110,7 +111,7 @@ class Proportional:
     """
 
     maximum: int = 0
-    temperature: float = 1.0
+    temperature: Unlimited = 1.0  # infinite: all alike
 
     def __post_init__(self):
         where = "data.corpus.parts.rate"
@@ -124,7 +125,7 @@ Rate = float | RateSchedule | Proportional
 
 
 @dataclass(frozen=True)
-class Part:
+class Part(Config, where="data.corpus.parts"):
     """A share of a mixture.
 
     Attributes:
@@ -152,7 +153,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Config, where="data.corpus"):
     """Several corpora at given rates, over one vocabulary; may hold mixtures. What a row holds is of one corpus.
 
     Attributes:
@@ -195,7 +196,7 @@ def corpora(corpus: Corpus | Mixture) -> tuple[Corpus, ...]:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Config, where="data"):
     """The data half of a run.
 
     Attributes:

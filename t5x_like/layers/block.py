@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
+from t5x_like.core.config import Config
 from t5x_like.core.errors import require
 from t5x_like.layers.attention import Attention
 from t5x_like.layers.mixer import Mixer, PerToken
@@ -25,7 +26,7 @@ Placement = Literal["pre", "post", "sandwich"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Layer:
+class Layer(Config, where="model"):
     """One layer.
 
     Attributes:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from typing import TYPE_CHECKING
 
+from t5x_like.core.config import Config
 from t5x_like.core.errors import require
 
 if TYPE_CHECKING:
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Init:
+class Init(Config, abc.ABC, where="model.init"):
     """Base of the choices below.
 
     Attributes:

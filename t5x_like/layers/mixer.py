@@ -6,8 +6,11 @@ A new kind is a frozen dataclass in one file that fills in ``declare`` and ``app
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from t5x_like.core.config import Config
 
 if TYPE_CHECKING:
     import jax
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
+class Part(Config, abc.ABC, where="model"):
     """What both kinds have.
 
     Attributes:
@@ -38,7 +41,7 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mixer(Part):
+class Mixer(Part, abc.ABC):
     """What lets tokens see each other: attention, a recurrence, a convolution."""
 
     name: ClassVar[str] = "mixer"
@@ -92,7 +95,7 @@ class Mixer(Part):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PerToken(Part):
+class PerToken(Part, abc.ABC):
     """What computes on each token by itself: an MLP, experts."""
 
     name: ClassVar[str] = "feed_forward"

@@ -9,10 +9,12 @@ A choice belongs to a stack, whose attention layers all use it, or to one attent
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Positions:
+class Positions(Config, abc.ABC, where="model.positions"):
     """Base of the choices below; a hook that a choice leaves as it is does nothing.
 
     Attributes:

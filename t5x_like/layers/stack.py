@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
 from t5x_like.layers.block import Layer
 from t5x_like.layers.norms import Norm
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class Group(Config, where="model.groups"):
     """A pattern of layers, repeated.
 
     Attributes:
@@ -104,7 +105,7 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stack:
+class Stack(Config, where="model"):
     """An encoder or a decoder without what is before and after its layers and last norm.
 
     Attributes:

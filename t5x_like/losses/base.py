@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from t5x_like.arrays.trees import flatten
+from t5x_like.core.config import Config
 
 if TYPE_CHECKING:
     import jax
@@ -17,7 +19,7 @@ Sums = dict[str, tuple["jax.Array", "jax.Array"]]  # name: (sum, weight), float3
 STATE = "state/"  # before the path of a parameter that is no weight: the sum is its statistic, of its shape
 
 
-class Loss:
+class Loss(Config, abc.ABC, where="objective.loss"):
     """What a batch costs; the base of the frozen dataclasses in t5x_like/losses and of a user's own."""
 
     def __call__(self, model: Transformer, batch: Batch, key: jax.Array | None) -> Sums:

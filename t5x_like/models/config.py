@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from t5x_like.core.batch import TOKENS, WEIGHTS, BatchArray
+from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
 from t5x_like.layers.block import Layer
 from t5x_like.layers.feed_forward import ActivationName
@@ -43,7 +44,7 @@ class Side(Stack):
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadTransform:
+class HeadTransform(Config, where="model.head_transform"):
     """Linear map, activation and norm before the logits (BERT's masked-LM head)."""
 
     activation: ActivationName
@@ -52,7 +53,7 @@ class HeadTransform:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Config, where="model"):
     """A model.
 
     Attributes:

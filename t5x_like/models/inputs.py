@@ -5,11 +5,13 @@ Letters: B batch, L places of a row, F features, D model width.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from t5x_like.core.batch import TOKENS, BatchArray
+from t5x_like.core.config import Config
 from t5x_like.core.errors import require
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
+class Inputs(Config, abc.ABC, where="model.inputs"):
     """Base of the choices below.
 
     Attributes:

@@ -6,9 +6,11 @@ that configs load fast.
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from t5x_like.core.config import Config
 from t5x_like.input_pipeline.config import DataConfig, Shape
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class Example:
     order: np.ndarray | None = None
 
 
-class Objective:
+class Objective(Config, abc.ABC, where="objective"):
     """What makes pieces of text into examples; the base of the frozen dataclasses in t5x_like/objectives.
 
     As it is here, an objective reads ``data.input_length`` tokens of text, one for one, on a single side. One that is a

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from t5x_like.arrays.trees import Tree
     from t5x_like.optim.context import Context
 
+from t5x_like.core.config import Config
+
 NO_DECAY = (
     r"(^|/)(scale|bias)$",  # scales of norms, biases of projections
     r"(^|/)[^/]*(position|relative)[^/]*(/|$)",  # tables of position biases and learned positions
@@ -49,7 +51,7 @@ def _check_duration(where: str, duration: int | float) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class Schedule(Config, where="optimizer.schedule"):
     """How the learning rate moves from update to update; `schedules` has the formulas. Steps count from 0.
 
     Every kind can begin with ``warmup`` steps that rise linearly to the peak.
@@ -100,7 +102,7 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
-class Joined:
+class Joined(Config, where="optimizer.schedule"):
     """Schedules one after the other; each counts its steps from its own start, and its length is its share of the run.
 
     Args:
@@ -133,7 +135,7 @@ class Joined:
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig(abc.ABC):
+class OptimizerConfig(Config, abc.ABC, where="optimizer"):
     """The fields that every optimizer has. An optimizer is a subclass with one method, `transformation`.
 
     Args:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError
 from t5x_like.core.every import Every
 
 
 @dataclasses.dataclass(frozen=True)
-class ReportConfig:
+class ReportConfig(Config, where="report"):
     """How often a run reports, and where to, besides the console and metrics.jsonl.
 
     Args:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, nearest
 
 AXES = ("data", "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class Rule(Config, where="mesh.rules"):
     """Which mesh axes split a logical axis; the table of all is ``rules.RULES``.
 
     Attributes:
@@ -29,7 +30,7 @@ class Rule:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Config, where="mesh"):
     """Sizes of the named mesh axes; -1 (at most one) means all the devices that remain.
 
     data: batches are split, parameters are copied. fsdp: batches and parameters are split. tensor: heads, the MLP's

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import math
 
 from t5x_like.checkpoint.config import CheckpointConfig
+from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError
 from t5x_like.evaluate.heldout import HeldOut
 from t5x_like.evaluate.task import Evaluation
@@ -19,7 +19,7 @@ from t5x_like.sharding.config import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Config, where="train"):
     """How long, how much at a time, and what is minimized.
 
     Attributes:
@@ -48,8 +48,6 @@ class TrainConfig:
         for name in ("steps", "batch_size", "micro_batches"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}", f"got {getattr(self, name)}", "1 or more")
-        if math.isinf(self.z_loss):
-            raise UserError("train.z_loss", f"got {self.z_loss}", "a finite number, 0 or more")
         for name in ("seed", "z_loss", "logits_chunk", "evaluate_every", "evaluate_batches"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name}", f"got {getattr(self, name)}", "0 or more")
@@ -64,7 +62,7 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(Config, where=""):
     """Everything that decides what a run computes, and where it says so.
 
     ``evaluations`` are made while it trains, each at its own times or as ``train.evaluate_every`` says.

@@ -5,12 +5,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pickle
-from typing import Literal
+import types
+from typing import Any, ClassVar, Literal
 
 import pytest
 
-from t5x_like.core.config import diff, flatten, from_json, load_run, override, structure, to_json
+from t5x_like.core.config import (
+    Config,
+    Unlimited,
+    choices,
+    diff,
+    flatten,
+    from_json,
+    load_run,
+    override,
+    structure,
+    to_json,
+)
 from t5x_like.core.errors import UserError, nearest
 from t5x_like.models import families
 from t5x_like.models.config import ModelConfig
@@ -195,6 +208,180 @@ def test_diff_names_the_leaves():
         "optimizer.nesterov": (None, False),
         "inner.high": (3, 4),
     }
+
+
+class Base(Config, where="run.base"):
+    """No dataclass, so no choice itself."""
+
+    shared: ClassVar[int] = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class First(Base):
+    size: int = 1
+
+
+class Between(Base):
+    """Nor this."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Second(Between):
+    rate: float = 0.5
+    kind: Literal["a", "b", 3] = "a"
+    exact: bool = False
+    name: str = "x"
+    sizes: tuple[int, ...] = (1,)
+    pair: tuple[float, str] = (1.0, "x")
+    note: str | None = None
+    inner: First = First()
+    most: Unlimited = 1.0
+
+    def __post_init__(self):
+        if self.rate > 9:
+            raise UserError("run.base.rate", str(self.rate), "at most 9")
+
+
+@dataclasses.dataclass(frozen=True)
+class Third(Second):
+    """Has no ``__post_init__`` of its own."""
+
+    more: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Fourth(Second):
+    last: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        assert isinstance(self.pair, tuple) and type(self.rate) is float
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder(Config, where=""):
+    base: Base = First()
+    second: Second | None = None
+    many: tuple[Base, ...] = ()
+
+
+def test_a_class_as_hint_allows_every_dataclass_derived_from_it():
+    assert choices(Base) == [First, Second, Third, Fourth]
+    holder = Holder(Third(more=2.0), Fourth(), (First(4), Second()))
+    assert from_json(Holder, to_json(holder)) == holder
+    assert override(holder, ["base=Second", "base.rate=3"]).base == Second(3.0)
+    assert override(holder, ["second=Third"]).second == Third() and override(holder, ["second=none"]).second is None
+    assert structure(Base, First(3)) == First(3)
+    for wrong, part in ((["base=Secnd"], "did you mean 'Second'?"), (["base=Base"], "First | Second | Third | Fourth")):
+        with pytest.raises(UserError, match="base: got") as error:
+            override(holder, wrong)
+        assert part in message(error)
+    with pytest.raises(UserError, match=r"second: got 'First'\n  allowed: Second \| Third \| Fourth \| none"):
+        override(holder, ["second=First"])
+
+
+@pytest.mark.parametrize("kind", [Second, Third, Fourth])
+@pytest.mark.parametrize(
+    "field, value, allowed",
+    [
+        ("rate", math.nan, "a number"),
+        ("rate", math.inf, "a number"),
+        ("rate", "0.5", "a number"),
+        ("rate", True, "a number"),
+        ("rate", 10**400, "a number"),
+        ("kind", "c", "a | b | 3"),
+        ("kind", "3", "a | b | 3"),
+        ("kind", 3.0, "a | b | 3"),
+        ("exact", 1, "true | false"),
+        ("exact", "true", "true | false"),
+        ("name", 5, "text"),
+        ("sizes", 5, "values with commas between them, each a whole number"),
+        ("sizes", "1,2", "each a whole number"),
+        ("sizes", (1, 2.0), "a whole number"),
+        ("pair", (1.0,), "each a number"),
+        ("note", 5, "text | none"),
+        ("inner", "First", "the fields of First"),
+        ("inner", {"size": 1}, "the fields of First"),
+        ("inner", First, "the fields of First"),
+        ("most", math.nan, "a number"),
+    ],
+)
+def test_what_python_gives_is_checked_too(kind, field, value, allowed):
+    given: dict[str, Any] = {field: value}
+    with pytest.raises(UserError) as error:
+        kind(**given)
+    assert message(error).startswith(f"run.base.{field}: got ") and allowed in message(error)
+
+
+def test_what_python_gives_becomes_what_the_field_says():
+    given: Any = {"rate": 3, "sizes": [4, 5], "pair": [6, "y"], "most": math.inf}
+    for kind in (Second, Third, Fourth):
+        made = kind(**given)
+        assert (made.rate, made.sizes, made.pair, made.most) == (3.0, (4, 5), (6.0, "y"), math.inf)
+        assert type(made.rate) is type(made.pair[0]) is float
+        assert from_json(kind, to_json(made)) == made
+        with pytest.raises(UserError, match="run.base.rate: 10.0\n  allowed: at most 9"):
+            kind(rate=10)
+    assert override(Holder(Second()), ["base.most=inf"]).base == Second(most=math.inf)
+    with pytest.raises(UserError, match="base.rate: got 'inf'"):
+        override(Holder(Second()), ["base.rate=inf"])
+
+
+def test_a_class_of_no_known_place_is_named_by_itself():
+    @dataclasses.dataclass(frozen=True)
+    class Lonely(Config):
+        count: int
+
+    wrong: Any = "many"
+    with pytest.raises(UserError, match="Lonely.count: got 'many'"):
+        Lonely(wrong)
+    for call, where in ((lambda: ModelConfig(norm=wrong, vocab_size=9, d_model=8, d_ff=8, heads=1, head_dim=8),
+                         "model.norm"),
+                        (lambda: families.t5_1_1("base", norm=wrong), "model.norm"),
+                        (lambda: Dropout(wrong), "model.dropout.embedding"),
+                        (lambda: Holder(wrong), "base")):  # fmt: skip
+        with pytest.raises(UserError, match=f"^{where}: got 'many'"):
+            call()
+
+
+def test_a_class_that_is_not_declared_a_dataclass_is_refused():
+    class Bare(Second):
+        extra: int = 4
+
+    with pytest.raises(UserError, match=r"Bare: is no dataclass\n.*: @dataclass\(frozen=True\) above"):
+        Bare()
+    assert Bare not in choices(Base)
+
+
+def test_a_hint_that_does_not_exist_is_the_users_mistake():
+    @dataclasses.dataclass(frozen=True)
+    class Wrong(Config):
+        count: Nowhere  # type: ignore[name-defined]  # noqa: F821
+
+    with pytest.raises(UserError, match="Wrong: name 'Nowhere' is not defined, in its type hints"):
+        Wrong(1)
+
+
+def test_every_config_class_checks_its_fields():
+    """Whatever a run can hold: all dataclasses found in the type hints of Run, and what derives from them."""
+    import typing
+
+    from t5x_like.train.config import Run as WholeRun
+
+    seen: set[type] = set()
+
+    def walk(hint):
+        for inner in typing.get_args(hint):
+            walk(inner)
+        for kind in choices(hint) if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) else ():
+            if kind.__module__.startswith("t5x_like.") and kind not in seen:
+                seen.add(kind)
+                for name in (field.name for field in dataclasses.fields(kind)):
+                    walk(typing.get_type_hints(kind)[name])
+
+    walk(WholeRun)
+    assert len(seen) > 35
+    assert [kind for kind in seen if not issubclass(kind, Config)] == []
 
 
 def test_structure_of_types_that_are_no_dataclass():

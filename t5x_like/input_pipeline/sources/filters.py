@@ -8,6 +8,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Filters:
+class Filters(Config, where="data.corpus.filters"):
     """Which documents are dropped before they are tokenized; how many, and by which rule, the cache's manifest says.
 
     Attributes:

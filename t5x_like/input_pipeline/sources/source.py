@@ -9,18 +9,20 @@ imported, and numpy only where a format needs it, so that configs load fast.
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.sources.files import File, Unit, digest_files, list_files
 from t5x_like.input_pipeline.sources.messages import cannot_be_read, empty_file, is_named
 
 
-class Source:
+class Source(Config, abc.ABC, where="data.corpus.source"):
     """Where documents are: the base of frozen dataclasses. One of a user's own has a method ``read``, and ``digest``
     where what it reads changes without a change of its fields, its code or its ``files``.
 

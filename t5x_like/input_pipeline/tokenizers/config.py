@@ -5,10 +5,12 @@ Types that go to JSON and back only; imports neither numpy nor any tokenizer bef
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
+from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.sources.source import require_choice
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 SentencePieceModel = Literal["bpe", "unigram"]
 
 
-class TokenizerConfig:
+class TokenizerConfig(Config, abc.ABC, where="data.corpus.tokenizer"):
     """Where a vocabulary is: the base of frozen dataclasses. One of a user's own has a method ``open``.
 
     Attributes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, nearest, require
 from t5x_like.layers.attention import Attention
 from t5x_like.layers.block import Layer, Placement
@@ -17,7 +18,7 @@ from t5x_like.models.inputs import Inputs, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
-class Dropout:
+class Dropout(Config, where="model.dropout"):
     """Rates by place, for a whole model; each family has its own places, and 0 is off.
 
     Attributes:
@@ -49,7 +50,7 @@ class Dropout:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Uniform:
+class Uniform(Config, where="model"):
     """The sizes and choices of a model with one kind of layer on each side; a function of a family fills them in.
 
     Attributes:
