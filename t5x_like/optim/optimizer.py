@@ -133,6 +133,8 @@ class Optimizer:
         trained, frozen = split(params, self.trained)
         with jax.numpy_dtype_promotion("standard"):
             found = state[EMA] if self._config.ema else self._config.eval_params(trained, self._unnamed(state))
+        if found is trained:
+            return params
         return join(jax.tree.map(lambda p, e: e.astype(p.dtype), trained, found), frozen)
 
     def table(self) -> list[Row]:

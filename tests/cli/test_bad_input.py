@@ -64,9 +64,9 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
         "mesh": (["mesh.data=3"], ["mesh: data 3, fsdp 1, tensor 1 does not divide 8 devices", "1, 2, 4, 8"]),
         "mesh rest": (["mesh.fsdp=3"], ["mesh: data -1, fsdp 3, tensor 1 does not divide 8 devices"]),
         "mesh twice": (["mesh.fsdp=-1"], ["mesh: got -1 more than once"]),
-        "kv_heads": (["model.kv_heads=3"], ["model.kv_heads: 3 does not divide model.heads = 4", "one of 1, 2, 4"]),
-        "tensor": (["mesh.tensor=8"], ["model.heads: 4, which mesh.tensor = 8 does not divide", "a multiple of 8"]),
-        "tensor and kv_heads": (["model.kv_heads=2", "mesh.tensor=4"], ["model.kv_heads: 2, which mesh.tensor = 4"]),
+        "kv_heads": (["model.*.kv_heads=3"], ["model.kv_heads: 3 does not divide model.heads = 4", "one of 1, 2, 4"]),
+        "tensor": (["mesh.tensor=8"], ["model.heads: 4, which the 8 parts of axis 'heads'", "a multiple of 8"]),
+        "tensor and kv_heads": (["model.*.kv_heads=2", "mesh.tensor=4"], ["model.kv_heads: 2, which the 4 parts"]),
         "kernels": (
             ["model.attention_backend=tpu"], ["model.attention_backend: got tpu on cpu", "allowed: auto, xla"],
         ),
@@ -81,9 +81,10 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
         "half a step": (["train.steps=1.5"], ["train.steps: got '1.5'", "a whole number"]),
         "no steps": (["train.steps=0"], ["train.steps: got 0", "1 or more"]),
         "wrong word": (
-            ["model.positions=ropee"], ["model.positions: got 'ropee'", "t5 | rope | alibi", "did you mean 'rope'?"],
+            ["model.decoder.positions=Ropee"],
+            ["model.decoder.positions: got 'Ropee'", "Rope | T5Relative | Alibi", "did you mean 'Rope'?"],
         ),
-        "wrong class": (["optimizer=AdamWW"], ["optimizer: got 'AdamWW'", "AdamW | Adafactor | Lion", "'AdamW'"]),
+        "wrong class": (["optimizer=AdamWW"], ["optimizer: got 'AdamWW'", "Adafactor | AdamW | ", "'AdamW'"]),
         "objective": (["objective=MaskedLM"], ["objective: MaskedLM cannot train a model of shape decoder-only"]),
         "warm-up": (
             ["optimizer.schedule.kind=cosine", "optimizer.schedule.warmup=9"], ["optimizer.schedule.warmup: 9 steps"],
@@ -126,7 +127,7 @@ def test_a_tokenizer_larger_than_the_model_is_found_when_its_file_is_read(tmp_pa
 
 
 def test_a_checkpoint_of_another_model(existing, tmp_path, capsys):
-    other = run_file(tiny_run("llama", "train.steps=3", "model.d_ff=64", "model.qk_norm=true"))
+    other = run_file(tiny_run("llama", "train.steps=3", "model.*.width=64", "model.*.qk_norm=RMSNorm"))
     folder = Path(shutil.copytree(existing, tmp_path / "run"))
     (folder / "config.json").write_text(to_json(load_run(other, Run)))
     before = digests(folder)
@@ -213,7 +214,7 @@ def test_as_a_real_process(existing, config, tmp_path):
     before = digests(existing)
     for assignments, said in (
         (["data.corpus.source.paths=/no/such/folder"], "nothing at '/no/such/folder'"),
-        (["model.heads=5"], "model.kv_heads: 4 does not divide model.heads = 5"),
+        (["model.*.heads=5"], "model.kv_heads: 4 does not divide model.heads = 5"),
     ):
         command = [*CLI, "train", config, *assignments, "--directory", str(tmp_path / "run")]
         done = subprocess.run(command, capture_output=True, text=True, env=environment(1), cwd=ROOT, timeout=60)

@@ -335,8 +335,7 @@ def test_a_class_of_no_known_place_is_named_by_itself():
     wrong: Any = "many"
     with pytest.raises(UserError, match="Lonely.count: got 'many'"):
         Lonely(wrong)
-    for call, where in ((lambda: ModelConfig(norm=wrong, vocab_size=9, d_model=8, d_ff=8, heads=1, head_dim=8),
-                         "model.norm"),
+    for call, where in ((lambda: ModelConfig(dtype=wrong, vocab_size=9, d_model=8), "model.dtype"),
                         (lambda: families.t5_1_1("base", norm=wrong), "model.norm"),
                         (lambda: Dropout(wrong), "model.dropout.embedding"),
                         (lambda: Holder(wrong), "base")):  # fmt: skip

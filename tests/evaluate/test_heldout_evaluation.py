@@ -26,7 +26,7 @@ BATCH = 8
 def data_run():
     return tiny_run(
         "llama", "data.corpus.heldout=0.4", "train.z_loss=0.1", "train.label_smoothing=0.2",
-        "model.dropout.residual=0.5",
+        "model.*.dropout=0.5",
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import built, compiled, random_batch, tiny
+from tiny_models import built, compiled, first, random_batch, tiny
 from tiny_runs import assert_close
 
 from t5x_like.arrays.trees import flatten
@@ -84,7 +84,7 @@ def by_hand(params, batch) -> tuple[float, list[float]]:
     def head(i, y):
         z = y @ weights_of["future_transforms/linear/kernel"][i]
         z = z / (1 + np.exp(-z))
-        z = z / np.sqrt(np.mean(z**2) + CONFIG.norm_eps)
+        z = z / np.sqrt(np.mean(z**2) + first(CONFIG).norm.eps)
         return z * weights_of["future_transforms/norm/scale"][i]
 
     places = [(row, place) for row in range(x.shape[0]) for place in range(x.shape[1])]
@@ -162,7 +162,7 @@ def test_micro_batches_and_meshes_make_the_same_update():
 def test_mistakes():
     for fields, where in (
         (dict(future_heads=-1), "model.future_heads: got -1"),
-        (dict(future_heads=1, shape="encoder-only", decoder_layers=0, encoder_layers=1), "model.future_heads: got 1"),
+        (dict(future_heads=1, encoder=PLAIN.decoder, decoder=None), "model.future_heads: got 1"),
     ):
         with pytest.raises(UserError, match=where):
             dataclasses.replace(PLAIN, **fields)

@@ -24,12 +24,12 @@ MARGINS = {"t5_sotu": 0.4, "gpt_sotu": 0.8}
 VOCABULARY = 1024
 SHRUNK = (
     f"data.corpus.tokenizer.vocab_size={VOCABULARY}", f"model.vocab_size={VOCABULARY}", "data.input_length=64",
-    "model.d_model=64", "model.d_ff=128", "model.heads=2", "model.kv_heads=0", "model.decoder_layers=1",
+    "model.d_model=64", "model.*.width=128", "model.*.heads=2", "model.*.kv_heads=0", "model.*.times=1",
     "train.batch_size=32", "train.evaluate_every=0", "train.evaluate_batches=0", "optimizer.learning_rate=0.01",
     "checkpoint.every=0", "report.plots=false", "report.tensorboard=false",
 )  # fmt: skip
 MORE = {
-    "t5_sotu": ("model.encoder_layers=1", "train.steps=240", "optimizer.schedule.warmup=20"),
+    "t5_sotu": ("train.steps=240", "optimizer.schedule.warmup=20"),
     "gpt_sotu": ("train.steps=120", "optimizer.schedule.warmup=20"),
 }
 

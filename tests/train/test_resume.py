@@ -146,8 +146,8 @@ def test_a_complete_run_says_so_and_is_left_as_it_is(copy, config, capsys):
         ("data.input_length=16", "data.input_length: 32 -> 16"),
         ("data.packing=best_fit", "data.packing: concatenate -> best_fit"),
         ("data.corpus.heldout=0.5", "data.corpus.heldout: 0.0 -> 0.5"),
-        ("model.d_ff=64", "model.d_ff: 32 -> 64"),
-        ("model.positions=alibi", "model.positions: rope -> alibi"),
+        ("model.*.width=64", "model.decoder.groups.0.pattern.0.feed_forward.width: 32 -> 64"),
+        ("model.decoder.positions=Alibi", "model.decoder.positions: Rope -> Alibi"),
         ("objective=PrefixLM", "objective: Autoregressive -> PrefixLM"),
     ],
 )
