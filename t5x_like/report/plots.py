@@ -2,7 +2,7 @@
 that.
 
 Names say what a value is: ``train/loss``; any other ``.../loss`` is held out; a last part of ``learning_rate`` or
-``tokens_per_second`` is that.
+``tokens_per_second`` is that. Statistics of any other name, such as ``accuracy``, get a panel each.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ PICTURE = "curves.png"
 COLOURS = ("#2a6fbb", "#d1495b", "#2e8b57", "#8e5ea2", "#e08e45", "#4c9f9f")
 HELD_OUT = "#d1495b"  # of a single run, whose training loss has the first colour
 INK = "#333333"
+# Last parts of names that have no panel of their own.
+DRAWN = ("loss", "learning_rate", "tokens_per_second")
+LEFT_OUT = ("nll", "z_loss", "perplexity", "targets", "gradient_norm", "utilization")
+PANELS = 3  # at most, of further statistics
 SMOOTHED_OVER = 0.03  # of the points: how far one smoothed value reaches
 Points = tuple[list[float], list[float]]
 
@@ -101,15 +105,26 @@ def save_figure(figure: Figure, picture: Path) -> Path:
 
 def _draw(runs: dict[str, list[dict[str, Any]]], picture: Path) -> Path:
     single = len(runs) == 1
-    figure = new_figure(next(iter(runs)) if single else "  ·  ".join(runs), 6.4)
-    grid = figure.add_gridspec(2, 2, height_ratios=(2.2, 1))
-    loss, rate, speed = (figure.add_subplot(grid[at]) for at in ((0, slice(None)), (1, 0), (1, 1)))
+    further = _further(runs)
+    figure = new_figure(next(iter(runs)) if single else "  ·  ".join(runs), 8.2 if further else 6.4)
+    grid = figure.add_gridspec(3 if further else 2, 6, height_ratios=(2.2, 1, 1)[: 3 if further else 2])
+    loss, rate, speed = (figure.add_subplot(grid[at]) for at in ((0, slice(None)), (1, slice(3)), (1, slice(3, 6))))
+    width = 6 // max(1, len(further))
+    panels = {last: figure.add_subplot(grid[2, i * width : (i + 1) * width]) for i, last in enumerate(further)}
     for index, (run, rows) in enumerate(runs.items()):
         colour = COLOURS[index % len(COLOURS)]
         _draw_loss(loss, "" if single else f"{run}  ", rows, colour, HELD_OUT if single else colour)
         for axes, last in ((rate, "learning_rate"), (speed, "tokens_per_second")):
             for steps, values in _points(rows, last).values():
                 axes.plot(steps, values, color=colour, linewidth=1.6)
+        for last, axes in panels.items():
+            for name, (steps, values) in _points(rows, last).items():
+                if name.startswith("train/"):
+                    axes.plot(steps, smooth(values, SMOOTHED_OVER * len(values)), color=colour, linewidth=1.6)
+                else:
+                    axes.plot(steps, values, color=HELD_OUT if single else colour, marker="o", linestyle="--")
+            frame(axes, last.replace("_", " "))
+            axes.set_xlabel("step", color=INK)
     frame(loss, "loss")
     loss.margins(x=0.05)  # room for the last held-out value
     frame(rate, "learning rate")
@@ -122,6 +137,12 @@ def _draw(runs: dict[str, list[dict[str, Any]]], picture: Path) -> Path:
     if loss.get_legend_handles_labels()[0]:
         loss.legend(frameon=False, labelcolor=INK)
     return save_figure(figure, picture)
+
+
+def _further(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Last parts of the names of statistics that are drawn beside those that every run has, at most ``PANELS``."""
+    names = {name for rows in runs.values() for row in rows for name in row if "/" in name and name[:5] != "data/"}
+    return sorted({name.rsplit("/", 1)[1] for name in names} - {*DRAWN, *LEFT_OUT})[:PANELS]
 
 
 def _draw_loss(axes: Axes, prefix: str, rows: list[dict[str, Any]], colour: str, held_out_colour: str) -> None:

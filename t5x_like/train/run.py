@@ -80,7 +80,7 @@ def train(run: Run, directory: str | Path) -> Outcome:
     with Checkpoints(directory / CHECKPOINTS, run.checkpoint) as checkpoints, contextlib.ExitStack() as exits:
         data = _open_data(run, console)
         stop = exits.enter_context(Stop())  # from here on there is something to save
-        with clock.doing("checkpoint"):
+        with clock.doing("setup" if checkpoints.latest() is None else "checkpoint"):
             state, first = first_state(run, setup, placement, data, checkpoints)
         if first:
             console.note(f"going on from step {first:,}")

@@ -36,6 +36,12 @@ def test_a_plain_line():
                               "saved 100\n")
 
 
+def test_statistics_that_a_loss_names_are_shown():
+    console, out, _ = pipe()
+    console.progress(Progress(120, 4.3121, statistics={"future_loss": 5.25}))
+    assert out.getvalue() == "  120/1,000   12%  loss 4.312  future_loss 5.25\n"
+
+
 def test_what_is_not_known_is_left_out():
     console, out, _ = pipe()
     console.progress(Progress(1))

@@ -131,6 +131,19 @@ def test_curves_of_one_run_and_of_several(tmp_path):
     assert is_png(plot_runs([tmp_path / "one", tmp_path / "two"], tmp_path / "both.png"))
 
 
+def test_statistics_of_other_names_have_panels(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("t5x_like.report.plots.save_figure", lambda figure, picture: drawn.append(figure) or picture)
+    reporter = Reporter(tmp_path, ReportConfig(tensorboard=False, plots=False))
+    for step in range(1, 20):
+        reporter.log(step, {"train/loss": 3.0 / step, "train/accuracy": 0.4, "train/nll": 1.0, "data/tiny/tokens": 9.0})
+    reporter.log(19, {"held_out/loss": 1.2, "held_out/accuracy": 0.3, "spelling/words_right": 0.7})
+    reporter.close()
+    assert plot_curves(tmp_path)
+    panels = {axes.get_title(loc="left"): len(axes.lines) for axes in drawn[0].axes}
+    assert panels == {"loss": 3, "learning rate": 0, "tokens per second": 0, "accuracy": 2, "words right": 1}
+
+
 def test_nothing_to_draw_yet(tmp_path):
     fill(tmp_path, []).close()
     assert plot_curves(tmp_path) is None
