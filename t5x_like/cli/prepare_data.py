@@ -28,7 +28,8 @@ def prepare_data(run: Run, options: argparse.Namespace) -> int:
         raise UserError("--", "options of Apache Beam without --beam", "--beam -- " + " ".join(options.beam_options))
     tokenizer = tokenizer_config(run.data.corpus, run.data.cache, print)
     processes = options.processes or run.data.prepare_processes
-    for corpus in corpora(run.data.corpus):
+    for whole in corpora(run.data.corpus):
+        corpus = whole.window_of(0) if whole.window else whole  # the rest as the run comes to it
         began = time.perf_counter()
         with Preparing() as bar:
             if options.beam:

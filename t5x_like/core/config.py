@@ -110,7 +110,9 @@ def describe_type(hint: Any) -> str:
 
 def choices(hint: type) -> list[type]:
     """The dataclasses that a field of class ``hint`` may hold: that class, if it is one, and all below it."""
-    below = [each for kind in hint.__subclasses__() for each in choices(kind)] if hint is not type else []
+    if hint.__module__ == "builtins":
+        return []
+    below = [each for kind in hint.__subclasses__() for each in choices(kind)]
     return [*([hint] if "__dataclass_fields__" in vars(hint) else []), *below]
 
 
