@@ -18,13 +18,14 @@ from t5x_like.arrays.trees import Tree
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import to_plain
 from t5x_like.core.errors import UserError
+from t5x_like.core.text import short
 from t5x_like.evaluate.heldout import evaluate
 from t5x_like.input_pipeline.batches.order import ORDER_VERSION
 from t5x_like.models.counts import parameter_count, train_flops
 from t5x_like.ops.attention import Full, choose
 from t5x_like.plan.chips import peak_flops
 from t5x_like.report.clock import Clock
-from t5x_like.report.console import Console, Opening, short
+from t5x_like.report.console import Console, Opening
 from t5x_like.report.preparing import Preparing
 from t5x_like.report.writers import METRICS, Reporter, read_metrics
 from t5x_like.sharding.mesh import Placement, make_placement, use
