@@ -12,6 +12,7 @@ from pathlib import Path
 from t5x_like.core.config import diff as config_diff
 from t5x_like.core.config import find_run_file, flatten, load_run, override
 from t5x_like.core.errors import UserError
+from t5x_like.core.text import short, table
 
 
 def _run_of(name: str, assignments: list[str]):
@@ -121,7 +122,6 @@ def inspect(options: argparse.Namespace) -> int:
 def _inspect_parameters(run, devices: int) -> int:
     from t5x_like.models.counts import parameter_count, train_flops
     from t5x_like.plan.memory import bytes_per_device
-    from t5x_like.report.console import short
     from t5x_like.sharding.rules import axis_ways, rules_of
     from t5x_like.sharding.table import parameter_table
     from t5x_like.train.setup import make_setup
@@ -150,9 +150,8 @@ def _inspect_checkpoint(directory: Path, step: int | None) -> int:
     print(f"{run.name}: checkpoints of steps {steps}")
     print(f"step {metadata['step']:,}, epoch {metadata['data']['epoch']:.3f}, seed {metadata['seed']}")
     print("versions: " + ", ".join(f"{name} {version}" for name, version in metadata["versions"].items()))
-    width = max(len(path) for path in arrays)
-    for path, array in arrays.items():
-        print(f"  {path:<{width}}  {'x'.join(map(str, array.shape)) or 'scalar':>16}  {array.dtype}")
+    rows = [(path, str(array.dtype), "x".join(map(str, array.shape)) or "scalar") for path, array in arrays.items()]
+    print("\n".join(table(rows, left=2, indent="  ")))
     size = sum(array.size * array.dtype.itemsize for array in arrays.values())
     print(f"{len(arrays)} arrays, {size / 1e6:,.1f} MB")
     return 0
@@ -160,9 +159,8 @@ def _inspect_checkpoint(directory: Path, step: int | None) -> int:
 
 def diff(options: argparse.Namespace) -> int:
     found = config_diff(_run_of(options.one, []), _run_of(options.other, []))
-    width = max((len(name) for name in found), default=0)
-    for name, (one, other) in found.items():
-        print(f"{name:<{width}}  {one} -> {other}")
+    for line in table([(name, f"{one} -> {other}") for name, (one, other) in found.items()], left=2):
+        print(line)
     if not found:
         print("the configs are the same")
     folders = [Path(p) for p in (options.one, options.other) if (Path(p) / "metrics.jsonl").is_file()]

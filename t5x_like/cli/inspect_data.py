@@ -15,6 +15,7 @@ from t5x_like.core.errors import UserError
 if TYPE_CHECKING:
     from t5x_like.input_pipeline.batches.features import Batch
     from t5x_like.input_pipeline.batches.pipeline import Batches
+    from t5x_like.input_pipeline.batches.windows import Windows
     from t5x_like.input_pipeline.prepare.token_cache import TokenCache
     from t5x_like.objectives.base import Objective
     from t5x_like.report.batches import BatchConsole
@@ -82,7 +83,7 @@ def _print_sources(data: Data, step: int, sources: Sources, console: BatchConsol
         ])  # fmt: skip
 
 
-def _plot(run: Run, train: Batches, caches: dict[str, TokenCache], step: int, picture: Path) -> Path:
+def _plot(run: Run, train: Batches | Windows, caches: dict[str, TokenCache], step: int, picture: Path) -> Path:
     import numpy as np
 
     from t5x_like.input_pipeline.batches.show import fill

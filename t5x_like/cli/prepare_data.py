@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from t5x_like.core.errors import UserError
+from t5x_like.core.text import table
 
 if TYPE_CHECKING:
     from t5x_like.input_pipeline.prepare.progress import Progress
@@ -28,7 +29,8 @@ def prepare_data(run: Run, options: argparse.Namespace) -> int:
         raise UserError("--", "options of Apache Beam without --beam", "--beam -- " + " ".join(options.beam_options))
     tokenizer = tokenizer_config(run.data.corpus, run.data.cache, print)
     processes = options.processes or run.data.prepare_processes
-    for corpus in corpora(run.data.corpus):
+    for whole in corpora(run.data.corpus):
+        corpus = whole.window_of(0) if whole.window else whole  # the rest as the run comes to it
         began = time.perf_counter()
         with Preparing() as bar:
             if options.beam:
@@ -43,8 +45,11 @@ def _print(cache: TokenCache, last: Progress | None, seconds: float) -> None:
     manifest = cache.manifest
     made = last is not None and last.doing == "merging"  # by this process, and not before
     print(manifest["name"] + ("" if made else ": prepared already"))
-    for name, split in manifest["splits"].items():
-        print(f"  {name:<8} {split['documents']:>15,} documents {split['tokens']:>18,} tokens")
+    rows = [
+        (name, f"{split['documents']:,} documents", f"{split['tokens']:,} tokens")
+        for name, split in manifest["splits"].items()
+    ]
+    print("\n".join(table(rows, indent="  ")))
     for line in cache.left_out():
         print(f"  left out {line}")
     text = manifest["counts"]["text_bytes"]

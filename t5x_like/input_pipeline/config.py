@@ -24,8 +24,10 @@ from t5x_like.input_pipeline.sources.hugging_face import HuggingFaceDataset
 from t5x_like.input_pipeline.sources.json_lines import JsonLines
 from t5x_like.input_pipeline.sources.records import ArrayRecord, TfRecord
 from t5x_like.input_pipeline.sources.source import Source, require_choice
+from t5x_like.input_pipeline.sources.splits import SplitName
 from t5x_like.input_pipeline.sources.text import PackageText, TextFiles
 from t5x_like.input_pipeline.sources.tfds_folder import TfdsBuilder
+from t5x_like.input_pipeline.sources.window import Window
 from t5x_like.input_pipeline.tokenizers.config import (
     Bytes,
     HuggingFaceTokenizer,
@@ -60,6 +62,8 @@ class Corpus(Config, where="data.corpus"):
       deduplicate: drop documents whose text is exactly that of an earlier one.
       filters: which documents are dropped for their quality.
       bad_documents: what to do with a document or file that cannot be read: stop, or skip and count it.
+      window: documents to a window of an endless source, which is then tokenized and trained on window by window, two
+        of them on disk at most; held out are documents of the first one. 0: the source ends, and is tokenized whole.
     """
 
     name: str
@@ -71,12 +75,20 @@ class Corpus(Config, where="data.corpus"):
     deduplicate: bool = False
     filters: Filters = Filters()
     bad_documents: BadDocuments = "error"
+    window: int = 0
 
     def __post_init__(self):
+        if self.window < 0:
+            raise UserError("data.corpus.window", str(self.window), "0 (none) or more documents")
         _require_name("data.corpus.name", self.name)
         if not 0.0 <= self.heldout < 1.0:
             raise UserError("data.corpus.heldout", str(self.heldout), "a share from 0 up to, but not including, 1")
         require_choice("data.corpus.bad_documents", self.bad_documents, get_args(BadDocuments))
+
+    def window_of(self, number: int, side: SplitName = "train") -> Corpus:
+        """One split of a window of an endless corpus, as a corpus of its own that holds nothing out."""
+        source = Window(self.source, number, self.window, self.heldout, side)
+        return replace(self, name=f"{self.name}-window{number}-{side}", source=source, heldout=0.0, window=0)
 
 
 @dataclass(frozen=True)
@@ -175,6 +187,8 @@ class Mixture(Config, where="data.corpus"):
         names = [corpus.name for corpus in corpora(self)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise UserError("data.corpus.parts", f"two corpora of the name {twice[0]!r}", "a name for each")
+        if any(corpus.window for corpus in corpora(self)):
+            raise UserError("data.corpus.parts.corpus.window", "an endless corpus", "none in a mixture")
 
     @property
     def active(self) -> tuple[Part, ...]:
@@ -235,7 +249,8 @@ class DataConfig(Config, where="data"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UserError(f"data.{name}", repr(value), f"a whole number, {least} or more")
-        self.skipped()
+        if self.skipped() and isinstance(self.corpus, Corpus) and self.corpus.window:
+            raise UserError("data.skip", "batches of a corpus with a window", "none: skip documents in its source")
 
     def skipped(self) -> tuple[tuple[int, int], ...]:
         """``skip`` as (first, one past the last) of each range, ascending, ranges that touch joined."""

@@ -28,7 +28,7 @@ class Example:
       targets: (targets,) ids that are predicted; for an encoder without decoder as many as ``inputs``.
       weights: (targets,) float32 weight of each target in the loss; None: all 1.
       positions: (inputs,) int32 positions of the inputs of an encoder without decoder; None: counted from 0.
-      order: (inputs,) int32, for the feature ``encoder_order``: who sees whom, as ``objectives.reordering`` says.
+      order: (inputs,) int32, for the feature ``encoder_order``: who sees whom, as ``objectives.permutation_lm`` says.
     """
 
     inputs: np.ndarray

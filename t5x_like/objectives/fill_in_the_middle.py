@@ -1,6 +1,6 @@
 """Infilling for a decoder that stands alone: the middle of a text is moved behind its prefix and suffix.
 
-Knows lengths and special ids; the moving itself is ``objectives.reordering.fill_in_the_middle``.
+Knows ids and lengths; changes no token.
 """
 
 from __future__ import annotations
@@ -71,8 +71,6 @@ class FillInTheMiddle(Objective):
         """No inputs; targets: the text, plain or reordered; weights only where the loss is on the middle."""
         import numpy as np
 
-        from t5x_like.objectives.reordering import fill_in_the_middle
-
         if rng.random() >= self.rate or len(tokens) < 2:
             return Example(tokens[:0], tokens)
         pre, suf, mid = (piece_id(tokenizer, each, "objective.pieces", "") for each in self.pieces)
@@ -82,3 +80,42 @@ class FillInTheMiddle(Objective):
             weights = np.zeros(len(whole), np.float32)
             weights[-middle:] = 1.0
         return Example(whole[:0], whole, weights)
+
+
+def fill_in_the_middle(
+    tokens: np.ndarray, rng: np.random.Generator, spm_rate: float, marker_ids: tuple[int, int, int], eos_id: int
+) -> tuple[np.ndarray, int]:
+    """Text with its middle moved to the end (Bavarian et al. 2022, sections 3 and 3.1).
+
+    Two cuts, each uniform over all places with both ends, make prefix, middle and suffix, any of which may be empty.
+
+    - PSM: PRE prefix SUF suffix MID middle EOS
+    - SPM: PRE SUF suffix MID prefix middle EOS (their variant 2, which shares its markers with PSM)
+
+    Args:
+      tokens: (length,) ids; if EOS is the last of them, it stays the last.
+      rng: random numbers.
+      spm_rate: the chance of SPM.
+      marker_ids: PRE, SUF, MID.
+      eos_id: ends the middle, so that a model can say that it has met the suffix.
+
+    Returns:
+      (length + 3 or 4,) int32 ids, and how many tokens at their end are the middle and EOS.
+    """
+    import numpy as np
+
+    text = tokens[:-1] if len(tokens) and tokens[-1] == eos_id else tokens
+    first, last = np.sort(rng.integers(0, len(text) + 1, 2)).tolist()
+    pre, suf, mid = marker_ids
+    whole = np.empty(len(text) + 4, np.int32)
+    suffix = len(text) - last
+    if rng.random() < spm_rate:
+        whole[0], whole[1], whole[2 + suffix], whole[-1] = pre, suf, mid, eos_id
+        whole[2 : 2 + suffix] = text[last:]
+        whole[3 + suffix : -1] = text[:last]
+    else:
+        whole[0], whole[1 + first], whole[2 + first + suffix], whole[-1] = pre, suf, mid, eos_id
+        whole[1 : 1 + first] = text[:first]
+        whole[2 + first : 2 + first + suffix] = text[last:]
+        whole[3 + first + suffix : -1] = text[first:last]
+    return whole, last - first + 1

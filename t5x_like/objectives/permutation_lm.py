@@ -1,7 +1,15 @@
 """XLNet's pretraining: tokens are predicted in a random order, each from those before it in that order.
 
-Knows lengths and special ids; the order itself is made by ``objectives.reordering``, and kept by the
-mask ``pallas_kernels.masks.Ordered``.
+Knows ids and lengths. An order is said by one number for each slot of a sequence, so that a mask can be made of it
+(``pallas_kernels.masks.Ordered``):
+
+    a token of the text that is r-th in the order, from 0:         2 r + 1
+    a slot in which the token that is r-th is to be predicted:     -2 r, r at least 1
+    padding:                                                       0
+
+A slot with number a sees the slots with number b where 0 < b <= |a|: a token sees itself and those before it, a slot of
+prediction only those before its token, and nothing sees a slot of prediction. The first token in the order has nothing
+to be predicted from, and is not.
 """
 
 from __future__ import annotations
@@ -75,8 +83,6 @@ class PermutationLM(Objective):
         """inputs: the tokens, then mask ids; targets and weights: at the mask ids the tokens that belong there."""
         import numpy as np
 
-        from t5x_like.objectives.reordering import permutation_order
-
         length, queries = len(tokens), self._slots(len(tokens))
         order, places = permutation_order(length, queries, rng)
         inputs = np.full(length + queries, require_mask_id(tokenizer), np.int32)
@@ -92,3 +98,23 @@ class PermutationLM(Objective):
         # than those of their sum. The first of the order is never predicted.
         share = Fraction(self.predicted).limit_denominator(10**6)
         return max(0, min(length * share.numerator // share.denominator, length - 1))
+
+
+def permutation_order(length: int, queries: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A random order of ``length`` tokens, the last ``queries`` of which are to be predicted (Yang et al. 2019,
+    sections 2.2 and 2.3).
+
+    Args:
+      length: of the text.
+      queries: from 0 to length - 1, or 0 for an empty text.
+      rng: random numbers.
+
+    Returns:
+      (length + queries,) int32 ``order``, as the module's text says, the tokens first and the slots of prediction
+      behind them; (queries,) the places in the text of the tokens to be predicted, ascending.
+    """
+    import numpy as np
+
+    rank = rng.permutation(length)
+    predicted = np.flatnonzero(rank >= length - queries)
+    return np.concatenate([2 * rank + 1, -2 * rank[predicted]]).astype(np.int32), predicted

@@ -70,7 +70,10 @@ class PrefixLM(Objective):
 
     def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """inputs: the mode and the prefix; targets: the rest. A single token is all prefix, nothing is predicted."""
-        from t5x_like.objectives.reordering import prefix_split
-
         prefix = prefix_split(len(tokens), rng) if len(tokens) > 1 else len(tokens)
         return Example(with_mode(self.mode, tokens[:prefix], tokenizer), tokens[prefix:])
+
+
+def prefix_split(length: int, rng: np.random.Generator) -> int:
+    """How many of ``length`` tokens (2 or more) are the prefix: uniform in [1, length)."""
+    return int(rng.integers(1, length))

@@ -1,10 +1,12 @@
 """T5's pretraining: spans of the text are replaced by sentinels, and the decoder writes the spans.
 
-Knows lengths and special ids; the corruption itself is ``objectives.spans.span_corruption``.
+Knows ids and lengths. How long inputs and targets are is known beforehand, for rows are planned from lengths alone.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -56,16 +58,12 @@ class SpanCorruption(Objective):
 
     def piece_length(self, data: DataConfig, shape: Shape) -> int:
         """Raw tokens that corrupted fill ``data.input_length``: 568 for 512 with the defaults."""
-        from t5x_like.objectives.spans import raw_length_for, raw_length_within
-
         room = data.input_length - bool(self.mode)
         find = raw_length_within if shape == "decoder-only" else raw_length_for
         return find(room, self.noise_density, self.mean_span_length)
 
     def lengths(self, piece_length: int, shape: Shape) -> tuple[int, ...]:
         """(encoder, decoder) tokens of a piece, or of both together in one sequence; EOS and mode included."""
-        from t5x_like.objectives.spans import span_lengths
-
         inputs, targets = span_lengths(piece_length, self.noise_density, self.mean_span_length)
         inputs += bool(self.mode)
         return (inputs + targets,) if shape == "decoder-only" else (inputs, targets)
@@ -78,8 +76,6 @@ class SpanCorruption(Objective):
 
     def check(self, tokenizer: Tokenizer, data: DataConfig, shape: Shape) -> None:
         """Raises ``UserError``: too few sentinels for a full piece, lengths that do not suit, no EOS, no such mode."""
-        from t5x_like.objectives.spans import noise_counts
-
         require_special_ids(tokenizer)
         require_input_length(data, (6 if shape == "decoder-only" else 4) + bool(self.mode), "span corruption")
         piece = self.piece_length(data, shape)
@@ -99,9 +95,143 @@ class SpanCorruption(Objective):
 
     def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """inputs: mode, kept tokens, a sentinel for each span, EOS; targets: each sentinel and its span, EOS."""
-        from t5x_like.objectives.spans import span_corruption
-
         inputs, targets = span_corruption(
             tokens, rng, self.noise_density, self.mean_span_length, tokenizer.sentinel_ids, tokenizer.eos_id
         )
         return Example(with_mode(self.mode, inputs, tokenizer), targets)
+
+
+def noise_counts(raw_length: int, density: float, mean_span_length: float) -> tuple[int, int]:
+    """(noise tokens, noise spans) of T5's span corruption of ``raw_length`` tokens, at least 2.
+
+    Halves are rounded to even, by Python's ``round``: T5's length helper does so too, and TensorFlow's ``tf.round``.
+    """
+    if raw_length < 2:
+        raise UserError("objective", f"span corruption of {raw_length} tokens", "at least 2")
+    noise = min(max(round(raw_length * density), 1), raw_length - 1)
+    spans = max(1, round(noise / mean_span_length))
+    # Every span has a kept token before it: more spans than kept tokens is only possible at high densities.
+    return noise, min(spans, noise, raw_length - noise)
+
+
+def span_lengths(raw_length: int, density: float, mean_span_length: float) -> tuple[int, int]:
+    """(input tokens, target tokens), EOS included, that ``span_corruption`` makes of ``raw_length`` tokens."""
+    noise, spans = noise_counts(raw_length, density, mean_span_length)
+    return raw_length - noise + spans + 1, noise + spans + 1
+
+
+@functools.lru_cache(maxsize=64)
+def raw_length_for(input_length: int, density: float, mean_span_length: float) -> int:
+    """How many raw tokens fill ``input_length`` input tokens after corruption: T5's ``random_spans_helper``.
+
+    Every shorter raw length fits too. 512 at (0.15, 3.0) gives 568, whose targets are 114.
+
+    Raises:
+      UserError: an ``input_length`` below 4.
+    """
+    if input_length < 4:
+        raise UserError("data.input_length", str(input_length), "4 or more for span corruption")
+    raw_length = input_length - 1
+    while span_lengths(raw_length + 1, density, mean_span_length)[0] <= input_length:
+        raw_length += 1
+    # T5's own exception: at half noise, targets are kept from being one longer than the (round) input length.
+    if density == 0.5 and span_lengths(raw_length, density, mean_span_length)[1] > input_length:
+        raw_length -= 1
+    return raw_length
+
+
+@functools.lru_cache(maxsize=64)
+def raw_length_within(length: int, density: float, mean_span_length: float) -> int:
+    """How many raw tokens make inputs and targets that fill ``length`` tokens together. Every shorter raw length fits.
+
+    Raises:
+      UserError: a ``length`` below 6.
+    """
+    if length < 6:
+        raise UserError("data.input_length", str(length), "6 or more for span corruption in one sequence")
+    # Together they are the tokens, 2 sentinels a span and 2 EOS; a span has at least 2 tokens, kept ones counted.
+    raw_length = (length - 2) // 2
+    while sum(span_lengths(raw_length + 1, density, mean_span_length)) <= length:
+        raw_length += 1
+    return raw_length
+
+
+def random_segmentation(items: int, segments: int, rng: np.random.Generator) -> np.ndarray:
+    """(segments,) int64: ``items`` cut into ``segments`` non-empty parts, every way of doing so equally likely.
+
+    Args:
+      items: the sum of the parts.
+      segments: from 1 to ``items``.
+    """
+    import numpy as np
+
+    cuts = rng.choice(items - 1, segments - 1, replace=False, shuffle=False) if segments > 1 else np.empty(0, np.int64)
+    borders = np.empty(segments + 1, np.int64)
+    borders[0], borders[-1] = 0, items
+    borders[1:-1] = np.sort(cuts) + 1
+    return borders[1:] - borders[:-1]
+
+
+def span_corruption(
+    tokens: np.ndarray,
+    rng: np.random.Generator,
+    density: float,
+    mean_span_length: float,
+    sentinel_ids: Sequence[int] | np.ndarray,
+    eos_id: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """T5's span corruption: spans of noise go to the targets, a sentinel each stands for them in the inputs.
+
+    Kept and noise spans alternate, beginning with a kept one, so the tokens end in noise and no sentinel follows.
+
+    Args:
+      tokens: (raw_length,) ids.
+      rng: two draws are taken from it: the cuts of the noise, then of the rest.
+      density: the share of noise tokens.
+      mean_span_length: noise tokens per span, in the mean.
+      sentinel_ids: one for each span, the first span's first.
+      eos_id: appended to both results.
+
+    Returns:
+      inputs and targets, int32, of the lengths that ``span_lengths`` tells.
+
+    Raises:
+      UserError: fewer sentinels than spans, or fewer than 2 tokens.
+    """
+    import numpy as np
+
+    noise, spans = noise_counts(len(tokens), density, mean_span_length)
+    if spans > len(sentinel_ids):
+        raise UserError(
+            "data.corpus.tokenizer.sentinels",
+            f"{len(sentinel_ids)} sentinels, but {len(tokens)} tokens are cut into {spans} spans",
+            f"{spans} or more",
+            "shorter data.input_length, or a longer objective.mean_span_length",
+        )
+    lengths = np.empty(2 * spans, np.int64)
+    lengths[1::2] = random_segmentation(noise, spans, rng)
+    lengths[0::2] = random_segmentation(len(tokens) - noise, spans, rng)
+    is_noise = np.repeat(np.arange(2 * spans) % 2 == 1, lengths)
+    ends = np.cumsum(lengths)
+    noise_starts, kept_starts = ends[0::2], ends[1::2] - lengths[1::2] - lengths[0::2]
+    sentinels = np.asarray(sentinel_ids[:spans], np.int32)
+    inputs = keep_and_mark(tokens, ~is_noise, noise_starts, sentinels, eos_id)
+    targets = keep_and_mark(tokens, is_noise, kept_starts, sentinels, eos_id)
+    return inputs, targets
+
+
+def keep_and_mark(
+    tokens: np.ndarray, kept: np.ndarray, marked: np.ndarray, sentinels: np.ndarray, eos_id: int
+) -> np.ndarray:
+    """The ``kept`` tokens, with a sentinel in place of each of the ``marked`` ones, and EOS."""
+    import numpy as np
+
+    replaced = np.empty(len(tokens) + 1, np.int32)
+    replaced[:-1] = tokens
+    replaced[-1] = eos_id
+    replaced[marked] = sentinels
+    chosen = np.empty(len(tokens) + 1, bool)
+    chosen[:-1] = kept
+    chosen[-1] = True
+    chosen[marked] = True
+    return replaced[chosen]

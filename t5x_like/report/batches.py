@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
 
 import numpy as np
 
-from t5x_like.report.console import short
+from t5x_like.core.text import short, table
 from t5x_like.report.plots import COLOURS, INK, frame, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -76,10 +76,8 @@ class BatchConsole:
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
         """A line of column names and lines of cells; the first column to the left, the others to the right."""
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        for number, row in enumerate(rows):
-            cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-            self._print("  ".join(cells).rstrip(), "" if number else "dim")
+        for number, line in enumerate(table(rows)):
+            self._print(line, "" if number else "dim")
 
     def legend(self) -> None:
         """Says what the marks of the rows so far mean."""

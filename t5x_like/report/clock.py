@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
+from t5x_like.core.text import table
+
 Activity = Literal["setup", "compile", "data", "step", "evaluate", "checkpoint", "other"]
 RUNNING: tuple[Activity, ...] = ("data", "step", "other")  # what steps per second are measured over
 PAUSES: tuple[Activity, ...] = ("evaluate", "checkpoint")
@@ -141,8 +143,9 @@ class Clock:
 
 def account_table(account: list[Share]) -> str:
     """The account as lines of text: meaning, seconds, share and a bar of it."""
-    lines = []
-    for row in account:
-        bar = "█" * round(row.share * 20)
-        lines.append(f"{MEANING[row.activity]:<30}{row.seconds:>10.1f} s {row.share:>6.1%}  {bar}".rstrip())
-    return "\n".join(lines)
+    rows = [
+        (MEANING[row.activity], f"{row.seconds:.1f} s", f"{row.share:.1%}", "█" * round(row.share * 20))
+        for row in account
+    ]
+    widest = max(len(bar) for *_, bar in rows)
+    return "\n".join(table([(*cells, bar.ljust(widest)) for *cells, bar in rows]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from t5x_like.core.text import table
 from t5x_like.report.writers import read_metrics
 
 
@@ -15,8 +16,7 @@ def compare_metrics(one: Path, other: Path) -> str:
         if common := sorted(left[name].keys() & right.get(name, {}).keys()):
             a, b = left[name][common[-1]], right[name][common[-1]]
             rows.append((name, f"{common[-1]:,}", f"{a:.6g}", f"{b:.6g}", f"{b - a:+.3g}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(table(rows, left=2))
 
 
 def _by_name(run: Path) -> dict[str, dict[int, float]]:

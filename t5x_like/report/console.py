@@ -9,22 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
+from t5x_like.core.text import duration, short
 from t5x_like.report.clock import Share, account_table
-
-if TYPE_CHECKING:
-    from rich.console import Console as RichConsole
-    from rich.console import RenderableType
-    from rich.live import Live
+from t5x_like.report.live import LiveLine
 
 SMOOTHING = 0.8  # share of the past in the smoothed loss, per call of `progress`
-FASTEST, SLOWEST, GROWTH = 1.0, 60.0, 0.1  # seconds between plain lines: 10% of the time so far, within these bounds
-REFRESH = 0.1  # seconds between updates of the live line, at least
+_STYLES = {0: "bold", 1: "cyan", 2: "magenta", 3: "", 4: "cyan", 5: "dim", 6: "dim"}  # by importance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,19 +72,10 @@ class Console:
         now: Callable[[], float] = time.perf_counter, live: bool | None = None,
     ):
         self._total = total_steps
-        self._out = out or sys.stdout
         self._silent = bool(process_index)
-        self._now = now
-        self._began = now()
-        self._next = -math.inf  # when the next line may be shown
+        self._line = LiveLine(out, now, False if self._silent else live)
+        self._out, self._rich = self._line.out, self._line.rich
         self._loss, self._loss_weight = 0.0, 0.0
-        self._live: Live | None = None
-        self._rich: RichConsole | None = None
-        terminal = self._out.isatty() and os.environ.get("TERM") != "dumb" if live is None else live
-        if terminal and not self._silent:
-            from rich.console import Console as RichConsole  # 50 ms: only for those who see it
-
-            self._rich = RichConsole(file=self._out, force_terminal=True, highlight=False)
 
     def opening(self, opening: Opening) -> None:
         """Says what is about to run."""
@@ -112,16 +97,8 @@ class Console:
         if progress.loss is not None and math.isfinite(progress.loss):
             self._loss = SMOOTHING * self._loss + (1 - SMOOTHING) * progress.loss
             self._loss_weight = SMOOTHING * self._loss_weight + (1 - SMOOTHING)
-        now = self._now()
-        if now < self._next and progress.step < self._total:
-            return
-        parts = self._parts(progress)
-        if self._rich is not None:
-            self._next = now + REFRESH
-            self._show(self._line(parts, progress.step))
-        else:
-            self._next = now + min(SLOWEST, max(FASTEST, GROWTH * (now - self._began)))
-            print("  ".join(text for _, text in parts), file=self._out, flush=True)
+        if self._line.is_due() or progress.step >= self._total:
+            self._line.show(self._parts(progress), progress.step, max(1, self._total), _STYLES)
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """A line of held-out results, which stays: name and value, such as ``held_out/loss``."""
@@ -148,9 +125,7 @@ class Console:
 
     def close(self) -> None:
         """Ends the live line, leaving it as last shown."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self._line.close()
 
     # Within
 
@@ -174,38 +149,6 @@ class Console:
         if progress.checkpoint_step is not None:
             parts.append((5, f"saved {progress.checkpoint_step:,}"))
         return parts + [(7, f"{name} {value:.4g}") for name, value in progress.statistics.items()]
-
-    def _line(self, parts: list[tuple[int, str]], step: int) -> RenderableType:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
-        room = self._rich.width - 1 if self._rich is not None else 80
-        kept = list(parts)
-        while len(kept) > 1 and sum(len(text) + 2 for _, text in kept) > room:
-            kept.remove(max(kept))
-        left = room - sum(len(text) + 2 for _, text in kept)
-        bar = min(30, left - 2)
-        grid = Table.grid(padding=(0, 2))
-        cells: list[RenderableType] = []
-        if bar >= 8:
-            cells.append(ProgressBar(total=max(1, self._total), completed=step, width=bar))
-        styles = {0: "bold", 1: "cyan", 2: "magenta", 3: "", 4: "cyan", 5: "dim", 6: "dim"}
-        for importance, text in kept:
-            cells.append(Text(text, styles[importance]))
-        for _ in cells:
-            grid.add_column(no_wrap=True)
-        grid.add_row(*cells)
-        return grid
-
-    def _show(self, line: RenderableType) -> None:
-        from rich.live import Live
-
-        if self._live is None:
-            # No thread of its own: it would take time from the CPU that trains.
-            self._live = Live(line, console=self._rich, auto_refresh=False)
-            self._live.start()
-        self._live.update(line, refresh=True)
 
     def _print(self, text: str, style: str = "", mark: str = "") -> None:
         if self._silent:
@@ -233,24 +176,3 @@ class Console:
             Text.assemble((f"{name:<{width}}  ", "dim"), value) for name, value in facts.items()
         )
         self._rich.print(Panel(body, title=Text(title, "bold"), title_align="left", border_style="blue", expand=False))
-
-
-def short(number: float) -> str:
-    """Three digits and a letter: 950, 18.2k, 76.9M, 2.85B."""
-    for limit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= limit * 0.9995:
-            scaled = number / limit
-            return f"{scaled:.0f}{letter}" if abs(scaled) >= 99.95 else f"{scaled:.3g}{letter}"
-    return f"{number:.0f}" if abs(number) >= 99.5 else f"{number:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """The two largest units: 8s, 2m10s, 3h05m, 12d04h."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02}h"

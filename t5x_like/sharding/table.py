@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from t5x_like.arrays.trees import Tree, flatten
+from t5x_like.core.text import table
 from t5x_like.sharding.rules import RULES, Rules, partition
 
 
@@ -26,9 +27,4 @@ def parameter_table(specs: Tree, mesh: Mapping[str, int], rules: Rules = RULES) 
         axes = " ".join(a or "-" for a in spec.axes)
         rows.append((path, "x".join(map(str, spec.shape)), axes, split, f"{size:,}", f"{size // ways:,}"))
     rows.append(("total", "", "", "", f"{total:,}", f"{local_total:,}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [c.ljust(w) if i < 4 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return "\n".join(table(rows, left=4))

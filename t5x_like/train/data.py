@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.batches.pipeline import Batches
-from t5x_like.input_pipeline.config import DataConfig, corpora
+from t5x_like.input_pipeline.batches.windows import Windows
+from t5x_like.input_pipeline.config import Corpus, DataConfig, corpora
 from t5x_like.input_pipeline.prepare.prepare import prepare
 from t5x_like.input_pipeline.prepare.progress import Show
 from t5x_like.input_pipeline.prepare.token_cache import TokenCache, TokenSplit
@@ -26,20 +27,16 @@ class Data:
       fingerprint: equal exactly where the tokens of every corpus are.
       train: what is trained on.
       held_out: what is measured on; None where the corpus keeps nothing back.
-      caches: the token cache of each corpus, by name.
+      caches: the token cache of each corpus, by name; of an endless one, what is held out of it.
+      held_out_split: held-out documents of the first corpus that has some.
     """
 
     tokenizer: Tokenizer
     fingerprint: str
-    train: Batches
+    train: Batches | Windows
     held_out: Batches | None
     caches: dict[str, TokenCache]
-
-    @property
-    def held_out_split(self) -> TokenSplit | None:
-        """Held-out documents of the first corpus that has some."""
-        found = (cache.split("heldout") for cache in self.caches.values() if cache.manifest["heldout"])
-        return next(found, None)
+    held_out_split: TokenSplit | None
 
     @classmethod
     def open(cls, run: Run, show: Show | None = None, note: Callable[[str], None] | None = None) -> Data:
@@ -54,15 +51,27 @@ class Data:
         config = tokenizer_config(data.corpus, data.cache, note)
         tokenizer = open_tokenizer(config)
         check_vocabulary(tokenizer, run.model.vocab_size)
-        caches = {
-            corpus.name: prepare(corpus, config, data.cache, show, data.prepare_processes)
-            for corpus in corpora(data.corpus)
-        }
         common = (tokenizer, run.objective, data, run.model.shape, run.train.batch_size)
-        train = Batches({name: cache.split("train") for name, cache in caches.items()}, *common, run.train.seed)
-        kept = {c.name: caches[c.name].split("heldout") for c in corpora(data.corpus) if c.heldout}
+        if isinstance(data.corpus, Corpus) and data.corpus.window:
+            corpus = data.corpus
+            caches = {}
+            if corpus.heldout:
+                caches[corpus.name] = prepare(corpus.window_of(0, "heldout"), config, data.cache, show)
+            kept = {name: cache.split("train") for name, cache in caches.items()}
+            make = lambda splits, seed: Batches(splits, *common, seed)  # noqa: E731
+            identity = (run.objective, run.model.shape, run.train.batch_size)
+            train = Windows(corpus, config, make, data, identity, run.train.seed, show)
+            fingerprint = train.fingerprint
+        else:
+            caches = {
+                corpus.name: prepare(corpus, config, data.cache, show, data.prepare_processes)
+                for corpus in corpora(data.corpus)
+            }
+            train = Batches({name: cache.split("train") for name, cache in caches.items()}, *common, run.train.seed)
+            kept = {c.name: caches[c.name].split("heldout") for c in corpora(data.corpus) if c.heldout}
+            fingerprint = _fingerprint(caches)
         held_out = Batches(kept, *common, 0, shuffle=False) if kept else None
-        return cls(tokenizer, _fingerprint(caches), train, held_out, caches)
+        return cls(tokenizer, fingerprint, train, held_out, caches, next(iter(kept.values()), None))
 
 
 def check_skipped(before: DataConfig, now: DataConfig, step: int) -> None:

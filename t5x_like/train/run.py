@@ -16,13 +16,14 @@ import jax
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import to_plain
 from t5x_like.core.every import Every
+from t5x_like.core.text import short
 from t5x_like.evaluate.task import Evaluation, Values
 from t5x_like.layers.attention import Attention
 from t5x_like.models.counts import parameter_count, train_flops
 from t5x_like.ops.attention import Full, choose
 from t5x_like.plan.chips import peak_flops
 from t5x_like.report.clock import Clock
-from t5x_like.report.console import Console, Opening, short
+from t5x_like.report.console import Console, Opening
 from t5x_like.report.preparing import Preparing
 from t5x_like.report.writers import METRICS, Reporter, read_metrics
 from t5x_like.train.config import Run

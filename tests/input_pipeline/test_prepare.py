@@ -194,14 +194,14 @@ def test_a_part_of_other_content_is_not_kept_when_the_files_change_back(tmp_path
         (tmp_path / "texts" / name).write_text(content)
         os.utime(tmp_path / "texts" / name, ns=(10**18, 10**18))
     corpus = byte_corpus(tmp_path / "texts", 0.0)
-    read = parts.read_unit
+    read = TextFiles.read_unit
 
     def other_branch(source, unit):
         (tmp_path / "texts" / "1.txt").write_text("two there")  # when its stamp has been looked at
         yield from read(source, unit)
 
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "read_unit", other_branch)
+        patch.setattr(TextFiles, "read_unit", other_branch)
         with pytest.raises(UserError, match="changed while"):
             prepare(corpus, Bytes(), str(tmp_path / "cache"))
     (tmp_path / "texts" / "1.txt").write_text(contents["1.txt"])
@@ -232,7 +232,7 @@ def test_a_part_whose_file_changes_is_never_finished(tmp_path, monkeypatch, mome
     monkeypatch.setattr(ByteTokenizer, "encode_batch", lambda *given: (change(), encode(*given))[1])
     if moment == "before":
         change()
-        monkeypatch.setattr(parts, "read_unit", None)
+        monkeypatch.setattr(TextFiles, "read_unit", None)
     with pytest.raises(parts.SourceChanged, match="changed while"):
         parts.tokenize_part(work, part, ByteTokenizer(), lambda *_: None)
     assert not list((tmp_path / "work").iterdir())
@@ -255,7 +255,12 @@ def test_files_that_are_no_local_ones_are_looked_at_too(tmp_path, kind, monkeypa
     encode = ByteTokenizer.encode_batch
     monkeypatch.setattr(ByteTokenizer, "encode_batch", lambda *given: (change(), encode(*given))[1])
     files = source.files()
-    monkeypatch.setattr(module, "source_files", lambda _: files)  # the parts notice it by themselves
+    planned = module.cut_into_parts(source.units())
+    monkeypatch.setattr(module, "cut_into_parts", lambda _: planned)
+    before = iter([files, files, files])
+    looked = type(source).files
+    # The parts notice it by themselves.
+    monkeypatch.setattr(type(source), "files", lambda self: next(before, None) or looked(self))
     with pytest.raises(parts.SourceChanged):
         prepare(dataclasses.replace(corpus, name="d"), Bytes(), str(tmp_path))
 

@@ -303,7 +303,7 @@ def test_a_fault_in_a_worker_is_shown_with_its_traceback(tmp_path, folder, in_wo
 
 def test_what_a_library_prints_is_no_answer(tmp_path, folder, expected, in_workers, capfd):
     in_workers(
-        "from t5x_like.input_pipeline.tokenizers import tokenizer as tokenizers\n"
+        "from t5x_like.input_pipeline.tokenizers import bytes as tokenizers\n"
         "encode = tokenizers.ByteTokenizer.encode_batch\n"
         "def chatty(self, texts, threads=0):\n"
         "    print('{\"counts\": 1}', flush=True)\n"

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from t5x_like.core.config import from_json, to_json
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Bytes, Corpus, Filters, Mixture, Part, SentencePiece, TextFiles
+from t5x_like.input_pipeline.prepare import vocabulary
 from t5x_like.input_pipeline.prepare.vocabulary import load_tokenizer, tokenizer_config, trained_model_path
 from t5x_like.input_pipeline.sources.splits import documents_of_split
 from t5x_like.input_pipeline.tokenizers import sentencepiece as tokenizer_sentencepiece
-from t5x_like.input_pipeline.tokenizers import training as tokenizer_training
 from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
 from t5x_like.input_pipeline.tokenizers.sentencepiece import SentencePieceTokenizer
 from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer, check_vocabulary, open_tokenizer
@@ -388,7 +388,7 @@ def trained_on(corpus: Corpus | Mixture, cache: Path, monkeypatch) -> list[str]:
         seen.extend(texts)
         path.write_bytes(b"a model")
 
-    monkeypatch.setattr(tokenizer_training, "train_sentencepiece", train)
+    monkeypatch.setattr(vocabulary, "train_sentencepiece", train)
     trained_model_path(corpus, str(cache))
     return seen
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5x_like.objectives.masking import masked_lm
+from t5x_like.objectives.masked_lm import masked_lm
 
 EOS = 1
 

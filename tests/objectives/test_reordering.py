@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5x_like.objectives.reordering import fill_in_the_middle, permutation_order, prefix_split
+from t5x_like.objectives.fill_in_the_middle import fill_in_the_middle
+from t5x_like.objectives.permutation_lm import permutation_order
+from t5x_like.objectives.prefix_lm import prefix_split
 
 EOS, PRE, SUF, MID = 1, 5, 6, 7
 

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5x_like.core.errors import UserError
-from t5x_like.objectives.spans import (
-    iid_denoising,
-    iid_limits,
+from t5x_like.objectives.iid_denoising import iid_denoising, iid_limits
+from t5x_like.objectives.span_corruption import (
     noise_counts,
     random_segmentation,
     raw_length_for,

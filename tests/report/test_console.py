@@ -7,8 +7,9 @@ import math
 
 import pytest
 
+from t5x_like.core.text import duration, short
 from t5x_like.report.clock import Clock
-from t5x_like.report.console import Console, Opening, Progress, duration, short
+from t5x_like.report.console import Console, Opening, Progress
 
 
 class Time:

@@ -7,6 +7,7 @@ from tiny_models import resized
 from tiny_runs import losses, record_batches, rows, run_file, text_folder, tiny_run
 
 from t5x_like.cli.main import main
+from t5x_like.core.config import to_json
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Bytes, Corpus, Mixture, Part, TextFiles
 from t5x_like.layers.positions import T5Relative
@@ -48,6 +49,45 @@ def test_a_mixture_of_corpora_and_denoisers_stopped_and_gone_on(tmp_path, monkey
     assert held_out[4] == rows(tmp_path / "straight", "held_out")[4] and set(held_out) == {4, 5, 8}
     last = [row for row in read_metrics(tmp_path / "run") if "data/fill" in row][-1]
     assert last["data/tiny/tokens"] > last["data/few/tokens"] > 0 and 0.3 < last["data/fill"] <= 1.0
+
+
+ENDLESS = """
+import itertools
+from dataclasses import replace
+from t5x_like.config import Bytes, Corpus, PythonGenerator
+from t5x_like.core.config import from_json
+from t5x_like.train.config import Run
+
+def documents():
+    for number in itertools.count():
+        yield f"document {number} " * (1 + number % 5)
+
+def run():
+    corpus = Corpus("endless", PythonGenerator(__file__), Bytes(), "none", "made up", heldout=0.2, window=40)
+    run = from_json(Run, TEXT)
+    return replace(run, data=replace(run.data, corpus=corpus))
+"""
+
+
+@pytest.mark.slow
+def test_an_endless_source_over_three_windows_stopped_and_gone_on(tmp_path, monkeypatch):
+    run = tiny_run("llama", "train.evaluate_every=5", f"data.cache={tmp_path / 'cache'}")
+    config = tmp_path / "endless.py"
+    config.write_text(f"TEXT = {to_json(run)!r}\n{ENDLESS}")
+    fed = record_batches(monkeypatch)
+    train = ["train", str(config), "train.steps=40", "--directory"]
+    assert main([*train, str(tmp_path / "straight")]) == 0
+    straight = fed[:]
+    fed.clear()
+    last = [row for row in read_metrics(tmp_path / "straight") if "data/endless/epochs" in row][-1]
+    assert last["data/endless/epochs"] > 3
+    for steps in (23, 40):
+        assert main([*train, str(tmp_path / "run"), f"train.steps={steps}"]) == 0
+    assert fed == straight and len(set(map(tuple, straight))) == 40
+    assert losses(tmp_path / "run") == losses(tmp_path / "straight")
+    assert rows(tmp_path / "run", "held_out")[40] == rows(tmp_path / "straight", "held_out")[40]
+    assert main(["inspect", "data", str(config), "--step", "1"]) == 0
+    assert main(["eval", str(tmp_path / "run")]) == 0
 
 
 @pytest.mark.slow

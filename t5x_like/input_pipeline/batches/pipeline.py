@@ -96,7 +96,7 @@ class Batches:
             for i, name in enumerate(names)
             for j, (_, kind) in enumerate(kinds)
         ]  # fmt: skip
-        self._kinds = np.asarray([rate for rate, _ in kinds]) / sum(rate for rate, _ in kinds)
+        self.shares = self._kinds = np.asarray([rate for rate, _ in kinds]) / sum(rate for rate, _ in kinds)
         self._skipped = data.skipped()
         self._tokens_before_skipped = functools.lru_cache(self._tokens_before)
 

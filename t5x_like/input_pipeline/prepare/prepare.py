@@ -99,13 +99,8 @@ def prepare_by(
     """``prepare`` with another way to tokenize parts."""
     corpus = structure(Corpus, to_plain(corpus), "data.corpus")  # 0 and 0.0 of a number field are one corpus
     opened = open_tokenizer(tokenizer)
-    files, digest = corpus.source.files(), corpus.source.digest()
-    key = (
-        FORMAT_VERSION, digest, repr(corpus.source), opened.fingerprint, corpus.heldout, corpus.deduplicate,
-        repr(corpus.filters), corpus.bad_documents,
-    )  # fmt: skip
-    name = f"{corpus.name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
-    path = cache_folder(cache) / "corpora" / name
+    files, path = corpus.source.files(), cache_path(corpus, opened, cache)
+    name = path.name
     work = path.with_name(f".{name}.work")
     if not (path / "manifest.json").is_file():
         tally = Tally(corpus.name, progress, _note_unfinished(work, corpus.name))
@@ -121,6 +116,15 @@ def prepare_by(
             if alone:
                 shutil.rmtree(work, ignore_errors=True)
     return open_cache(path)
+
+
+def cache_path(corpus: Corpus, tokenizer: Tokenizer, cache: str) -> Path:
+    """Where the token cache of ``corpus`` is, or will be."""
+    key = (
+        FORMAT_VERSION, corpus.source.digest(), repr(corpus.source), tokenizer.fingerprint, corpus.heldout,
+        corpus.deduplicate, repr(corpus.filters), corpus.bad_documents,
+    )  # fmt: skip
+    return cache_folder(cache) / "corpora" / f"{corpus.name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -78,6 +78,8 @@ def trained_model_path(
     config = corpus.tokenizer
     if not isinstance(config, SentencePiece):
         raise TypeError("only SentencePiece models are trained")
+    if isinstance(corpus, Corpus) and corpus.window:
+        corpus = corpus.window_of(0)
     corpus = structure(type(corpus), to_plain(corpus), "data.corpus")  # 0 and 0.0 of a number field are one corpus
     texts_of = [
         (each.source.digest(), repr(each.source), repr(each.filters), each.bad_documents, each.heldout)

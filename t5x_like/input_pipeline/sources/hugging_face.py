@@ -63,6 +63,7 @@ class HuggingFaceDataset(Source):
         Raises:
           UserError: the package is missing, the split or column is not there, or the column holds no text.
         """
+        files = self.files()
         try:
             rows = self._open()
         except BrokenFile:
@@ -73,7 +74,7 @@ class HuggingFaceDataset(Source):
         if not holds_text(kind):
             raise UserError(f"{_WHERE}.field", f"column {self.field!r} holds {kind}", "a column of strings")
         within = f"/{self.split}/" if self.split else "/"
-        size = sum(file.size for file in self.files() if within in file.address)
+        size = sum(file.size for file in files if within in file.address)
         stretches = cut(len(rows), size)
         return [Unit(self._folder, start, stop, size // len(stretches)) for start, stop in stretches]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,10 +97,11 @@ class Source(Config, abc.ABC, where="data.corpus.source"):
         if not found and unit.stop < 0 and is_named(unit.file, getattr(self, "paths", ())):
             yield empty_file(unit.file, self.emptiness if unit.size else "an empty file")
 
-    def items(self) -> Iterator[str | UserError]:
-        """All documents, and errors in place of those that cannot be read; as ``read_unit``."""
-        for unit in self.units():
-            yield from self.read_unit(unit)
+    def items(self, first: int = 0) -> Iterator[str | UserError]:
+        """All documents from number ``first`` on, and errors in place of those that cannot be read; as ``read_unit``.
+        Those before are read too; a source that can skip them has a method of its own."""
+        everything = (item for unit in self.units() for item in self.read_unit(unit))
+        return itertools.islice(everything, first, None)
 
     def texts(self, bad_documents: str = "error") -> Iterator[str]:
         """Yields the documents in a fixed order; empty ones (whitespace only) are passed over.

@@ -116,7 +116,7 @@ def open_tokenizer(config: TokenizerConfig) -> Tokenizer:
     path = Path(config.path).expanduser()
     status = path.stat() if path.is_file() else None
     tokenizer = _open(config, (status.st_size, status.st_mtime_ns) if status else (0, 0))
-    if config.vocab_size not in (0, tokenizer.vocab_size):
+    if config.path and config.vocab_size not in (0, tokenizer.vocab_size):
         raise UserError(
             "data.corpus.tokenizer.vocab_size",
             f"{config.vocab_size}, but {path} holds {tokenizer.vocab_size} ids (sentinels included)",

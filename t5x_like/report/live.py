@@ -1,0 +1,101 @@
+"""One line of progress: in place with a bar on a terminal (rich), elsewhere as plain lines at intervals that grow from
+one second to one minute. Only shows what it is given."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.live import Live
+
+FASTEST, SLOWEST, GROWTH = 1.0, 60.0, 0.1  # seconds between plain lines: 10% of the time so far, within these bounds
+REFRESH = 0.1  # seconds between updates of the live line, at least
+
+Parts = Sequence[tuple[int, str]]  # (importance, text) in the order shown; the least important has the highest number
+
+
+class LiveLine:
+    """Shows how far something is.
+
+    Args:
+      out: where to write; standard output by default.
+      now: seconds from a clock that never goes back; given by tests.
+      live: whether ``out`` is a terminal; found out by default.
+      bar: columns that the bar has at least; 0: the bar gives way to what is said.
+
+    Attributes:
+      out: where it writes.
+      rich: the terminal; None elsewhere.
+    """
+
+    def __init__(
+        self, out: TextIO | None = None, now: Callable[[], float] = time.perf_counter, live: bool | None = None,
+        bar: int = 0,
+    ):  # fmt: skip
+        self.out, self._now, self._bar = out or sys.stdout, now, bar
+        self.rich: RichConsole | None = None
+        if self.out.isatty() and os.environ.get("TERM") != "dumb" if live is None else live:
+            from rich.console import Console as RichConsole  # 50 ms: only for those who see it
+
+            self.rich = RichConsole(file=self.out, force_terminal=True, highlight=False)
+        self._live: Live | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Counts time from now on, and shows what comes next at once."""
+        self._began, self._next = self._now(), -math.inf
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return self._now() - self._began
+
+    def is_due(self) -> bool:
+        """Whether the last line is old enough for another."""
+        return self._now() >= self._next
+
+    def show(self, parts: Parts, done: float, total: float, styles: Mapping[int, str] | None = None) -> None:
+        """Shows a line now.
+
+        Args:
+          parts: what it says; a narrow terminal leaves the least important out.
+          done, total: for the bar; a ``total`` of 0 is not known.
+          styles: importance to a style of rich.
+        """
+        if self.rich is None:
+            self._next = self._now() + min(SLOWEST, max(FASTEST, GROWTH * self.seconds))
+            print("  ".join(text for _, text in parts), file=self.out, flush=True)
+            return
+        from rich.live import Live
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        self._next = self._now() + REFRESH
+        room, kept = self.rich.width - 1, list(parts)
+        while len(kept) > 1 and sum(len(text) + 2 for _, text in kept) > room - self._bar:
+            kept.remove(max(kept))
+        width = min(30, room - sum(len(text) + 2 for _, text in kept) - 2)
+        bar = ProgressBar(total=total or None, completed=done, width=width, pulse=not total)
+        cells = [Text(text, (styles or {}).get(importance, "")) for importance, text in kept]
+        line = Table.grid(padding=(0, 2))
+        for _ in range(len(cells) + (width >= 8)):
+            line.add_column(no_wrap=True)
+        line.add_row(*([bar] if width >= 8 else []), *cells)
+        if self._live is None:
+            # No thread of its own: it would take time from what it shows.
+            self._live = Live(line, console=self.rich, auto_refresh=False)
+            self._live.start()
+        self._live.update(line, refresh=True)
+
+    def close(self) -> None:
+        """Ends the live line, leaving it as last shown."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
