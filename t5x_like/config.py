@@ -4,7 +4,9 @@ Imports no JAX, so that ``--help`` and ``inspect config`` are instant. Files bel
 """
 
 from t5x_like.checkpoint.config import CheckpointConfig
+from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError
+from t5x_like.core.loading import code
 from t5x_like.input_pipeline.config import (
     ArrayRecord,
     Bytes,
@@ -29,6 +31,7 @@ from t5x_like.input_pipeline.config import (
     TfRecord,
     TokenizerConfig,
 )
+from t5x_like.input_pipeline.example import Example
 from t5x_like.input_pipeline.recipes import recipe
 from t5x_like.layers.config import Dropout
 from t5x_like.models.config import ModelConfig
@@ -39,6 +42,7 @@ from t5x_like.objectives import (
     FillInTheMiddle,
     IidDenoising,
     MaskedLM,
+    Objective,
     PermutationLM,
     PrefixLM,
     SpanCorruption,
@@ -49,11 +53,11 @@ from t5x_like.sharding.config import MeshConfig
 from t5x_like.train.config import Run, TrainConfig
 
 __all__ = [
-    "UL2", "Adafactor", "AdamW", "ArrayRecord", "Autoregressive", "Bytes", "CheckpointConfig", "Corpus", "Csv",
-    "DataConfig", "Dropout", "FillInTheMiddle", "Filters", "HuggingFaceDataset", "HuggingFaceTokenizer",
-    "IidDenoising", "JsonLines", "Lion", "MaskedLM", "MeshConfig", "Mixture", "ModelConfig", "PackageText", "Parquet",
-    "Part", "PermutationLM", "PrefixLM", "Proportional", "PythonGenerator", "RateSchedule", "ReportConfig", "Run",
-    "Schedule", "SentencePiece", "SentencePieceModel", "SpanCorruption", "TextFiles", "TfRecord", "TfdsBuilder",
-    "TokenizerConfig", "TrainConfig", "UserError", "bert", "byt5", "gpt2", "llama", "mt5", "recipe", "t5_1_0",
-    "t5_1_1", "transformer_2017", "umt5",
+    "UL2", "Adafactor", "AdamW", "ArrayRecord", "Autoregressive", "Bytes", "CheckpointConfig", "Config", "Corpus",
+    "Csv", "DataConfig", "Dropout", "Example", "FillInTheMiddle", "Filters", "HuggingFaceDataset",
+    "HuggingFaceTokenizer", "IidDenoising", "JsonLines", "Lion", "MaskedLM", "MeshConfig", "Mixture",
+    "ModelConfig", "Objective", "PackageText", "Parquet", "Part", "PermutationLM", "PrefixLM", "Proportional",
+    "PythonGenerator", "RateSchedule", "ReportConfig", "Run", "Schedule", "SentencePiece", "SentencePieceModel",
+    "SpanCorruption", "TextFiles", "TfRecord", "TfdsBuilder", "TokenizerConfig", "TrainConfig", "UserError",
+    "bert", "byt5", "code", "gpt2", "llama", "mt5", "recipe", "t5_1_0", "t5_1_1", "transformer_2017", "umt5",
 ]  # fmt: skip

@@ -20,7 +20,7 @@ from t5x_like.sharding.processes import join_processes
 from t5x_like.train.compiled import compile_steps
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
-from t5x_like.train.directory import CHECKPOINTS, read_config
+from t5x_like.train.directory import CHECKPOINTS, load_config
 from t5x_like.train.feed import check_batch_size, local_share, to_devices
 from t5x_like.train.state import Setup, make_setup
 
@@ -71,19 +71,26 @@ class OpenedRun:
         return [tokenizer.decode(row) for row in written]
 
 
-def open_run(directory: Path, step: int | None = None, assignments: Sequence[str] = ()) -> OpenedRun:
+def open_run(
+    directory: Path,
+    step: int | None = None,
+    assignments: Sequence[str] = (),
+    code: Sequence[str] = (),
+    accept_changed: Sequence[str] = (),
+) -> OpenedRun:
     """Reads a run's config and the parameters of a checkpoint, onto whatever mesh the config asks for.
 
     Args:
       directory: the run's folder.
       step: which checkpoint; the latest good one if None.
       assignments: fields to set, such as ``mesh.data=2``.
+      code, accept_changed: as of ``train.directory.load_config``.
 
     Raises:
-      UserError: not a run's folder, no good checkpoint, a mesh that does not fit.
+      UserError: not a run's folder, own code that may not be run, no good checkpoint, a mesh that does not fit.
     """
+    run = override(load_config(directory, code, accept_changed), assignments)
     join_processes()
-    run = override(read_config(directory), assignments)
     placement = make_placement(run.mesh)
     run.model.check_tensor(placement.mesh.shape["tensor"])
     run.model.check_attention(jax.default_backend())

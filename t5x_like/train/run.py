@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from t5x_like.arrays.trees import Tree
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import to_plain
 from t5x_like.core.errors import UserError
+from t5x_like.core.own_code import own_code, trust
 from t5x_like.evaluate.heldout import evaluate
 from t5x_like.input_pipeline.order import ORDER_VERSION
 from t5x_like.models.counts import parameter_count, train_flops
@@ -62,12 +63,13 @@ class Outcome:
     sample: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def train(run: Run, directory: str | Path) -> Outcome:
+def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -> Outcome:
     """Runs, or goes on with, the run in ``directory``; a complete one is left as it is.
 
     Args:
       run: the resolved config.
       directory: the run's folder; made if it is not there.
+      accept_changed: names of the user's own files that may be others than those the run was trained with.
 
     Raises:
       UserError: whatever in config, folder, corpus or checkpoint is wrong, before anything is changed.
@@ -81,7 +83,7 @@ def train(run: Run, directory: str | Path) -> Outcome:
     check_batch_size(placement, run.train.batch_size, run.train.micro_batches)
     setup = make_setup(run)
     setup.abstract_state(placement)  # every parameter has a place on the mesh, or says why not
-    open_directory(directory, run)
+    open_directory(directory, run, accept_changed)
     console = Console(run.train.steps, process_index=jax.process_index())
     with Checkpoints(directory / CHECKPOINTS, run.checkpoint) as checkpoints, contextlib.ExitStack() as opened:
         with Preparing(silent=jax.process_index() > 0) as preparing:
@@ -103,6 +105,7 @@ def train(run: Run, directory: str | Path) -> Outcome:
         loop = job.loop(first, feed)
         if jax.process_index() == 0:
             record_start(directory, run, first, _devices())
+        trust(own_code(run).values())  # on each machine
         console.opening(_opening(run, setup, first, directory))
         clock.start()
         try:

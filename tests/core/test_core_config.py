@@ -19,12 +19,12 @@ from t5x_like.core.config import (
     diff,
     flatten,
     from_json,
-    load_run,
     override,
     structure,
     to_json,
 )
 from t5x_like.core.errors import UserError, nearest
+from t5x_like.core.loading import load_run
 from t5x_like.layers.config import Dropout
 from t5x_like.models import families
 from t5x_like.models.config import ModelConfig

@@ -10,8 +10,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from t5x_like.core.config import load_module
 from t5x_like.core.errors import UserError
+from t5x_like.core.loading import load_module
 from t5x_like.input_pipeline.recipes import was_chosen
 from t5x_like.input_pipeline.source_config import PythonGenerator
 from t5x_like.input_pipeline.sources.messages import half_character, is_whole, local_path
