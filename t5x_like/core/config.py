@@ -8,8 +8,10 @@ chose to run.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
+import inspect
 import json
 import math
 import types
@@ -18,7 +20,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from t5x_like.core.errors import UserError, nearest
-from t5x_like.core.loading import code_of, is_shipped, own_object
+from t5x_like.core.loading import code_of, is_shipped, own_object, run_inherited
 
 T = TypeVar("T")
 TYPE_KEY = "type"  # names the class in the JSON of a dataclass
@@ -34,7 +36,7 @@ def to_plain(value: Any) -> Any:
     """A dataclass tree as dicts, lists and scalars that JSON can hold. Every dataclass carries its class name, and one
     of the user's own its file's name and digest."""
     if isinstance(value, Unknown):
-        return value.plain
+        return copy.deepcopy(value.plain)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         code = code_of(type(value))
@@ -150,7 +152,7 @@ def choices(*kinds: type) -> list[type]:
     they are loaded."""
     found: dict[type, None] = {}
     for kind in kinds:
-        if _is_declared(kind):
+        if _is_declared(kind) and not inspect.isabstract(kind):
             found[kind] = None
         found |= dict.fromkeys(choices(*kind.__subclasses__()))
     return list(found)
@@ -284,6 +286,7 @@ def _structure_union(hint: Any, args: tuple, value: Any, where: str, text: bool)
 
 def _structure_own(classes: list[type], value: dict, where: str) -> Any:
     """Of a class in a user's own file, if that file has been run."""
+    run_inherited(value[CODE_KEY])
     for kind in reversed(choices(*classes)):
         code = code_of(kind)
         if kind.__name__ == value.get(TYPE_KEY) and code is not None and code.plain() == value[CODE_KEY]:
@@ -403,6 +406,8 @@ def override(config: T, assignments: Sequence[str]) -> T:
         holder = config
         for parent in parents:
             holder = _child(holder, parent)
+        if isinstance(holder, Unknown):
+            raise holder.refusal()
         target[last] = value.strip()
         if dataclasses.is_dataclass(holder):  # a class named here gets its defaults, which may be assigned to next
             hint = _type_hints(type(holder)).get(last, str)

@@ -11,6 +11,8 @@ import dataclasses
 import hashlib
 import importlib.machinery
 import importlib.util
+import json
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from typing import Any, TypeVar
 from t5x_like.core.errors import UserError, nearest
 
 T = TypeVar("T")
+INHERITED = "T5X_LIKE_CODE"  # environment variable: files that the process which started this one has run
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -163,6 +166,18 @@ def own_object(path: str, sha256: str, kept: bool, name: str) -> Any:
             raise UserError(path, f"has changed while it was in use: its sha256 was {sha256}", "the file as it was")
 
     return object.__new__(getattr(load_module(Path(path), check, kept, again=False), name))
+
+
+def code_environment() -> dict[str, str]:
+    """For the environment of a process that this one starts: it may run the files that this one has run."""
+    return {INHERITED: json.dumps([[str(code.path), code.kept, code.plain()] for code in _RUN.values()])}
+
+
+def run_inherited(entry: dict[str, Any]) -> None:
+    """Runs the file of which a config's JSON says ``entry``, if the process that started this one has run it."""
+    for path, kept, plain in json.loads(os.environ.get(INHERITED, "[]")):
+        if plain == entry and loaded(entry) is None:
+            load_module(Path(path), kept=kept, again=False)
 
 
 def loaded(entry: dict[str, Any]) -> Code | None:

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import py_compile
+import re
 import shutil
 import stat
 import subprocess
@@ -320,6 +321,20 @@ def test_a_module_imported_by_name_cannot_be_kept(place):
     said, _ = place.bad("train", "imports.py", "--directory", "never")
     assert "imported by name" in said and 'code("plain_name.py")' in said
     assert not (place.folder / "never").exists()
+
+
+def test_the_example_of_the_documentation_is_checked_and_makes_examples(place, tmp_path):
+    blocks = re.findall(r"```py\n# (\w+\.py)\n(.*?)```", (ROOT / "docs" / "own_code.md").read_text(), re.S)
+    assert [name for name, _ in blocks] == ["my_objective.py", "my_run.py"]
+    shutil.copytree(text_folder(), tmp_path / "texts")
+    for name, text in blocks:
+        (tmp_path / name).write_text(text)
+    other = Place.__new__(Place)
+    other.folder, other.user, other.ran = tmp_path, place.user, place.ran
+    cache = f"data.cache={place.folder / 'cache'}"
+    assert "objective.read = 4" in other.good("inspect", "config", "my_run.py", "objective.read=4")[0]
+    assert other.good("inspect", "data", "my_run.py", cache)[0]
+    assert "objective.read: -1" in other.bad("inspect", "config", "my_run.py", "objective.read=-1")[0]
 
 
 def test_two_files_of_one_name_are_refused(place):

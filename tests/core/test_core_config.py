@@ -3,6 +3,7 @@ value and what is allowed."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import json
 import math
@@ -223,6 +224,14 @@ class First(Base):
 
 class Between(Base):
     """Nor this."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Abstract(Between, abc.ABC):
+    """Nor one with a method that is still to be written."""
+
+    @abc.abstractmethod
+    def method(self): ...
 
 
 @dataclasses.dataclass(frozen=True)
