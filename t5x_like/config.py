@@ -5,8 +5,10 @@ Imports no JAX, so that ``--help`` and ``inspect config`` are instant. Files bel
 
 from t5x_like.checkpoint.config import CheckpointConfig
 from t5x_like.core.batch import BatchArray
+from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError
 from t5x_like.core.every import Every
+from t5x_like.core.loading import code
 from t5x_like.decode.sample import Sampling
 from t5x_like.evaluate.heldout import HeldOut
 from t5x_like.evaluate.task import Evaluation
@@ -71,6 +73,7 @@ from t5x_like.objectives import (
     PrefixLM,
     SpanCorruption,
 )
+from t5x_like.objectives.base import Example
 from t5x_like.optim import Adafactor, AdamW, Joined, Lion, Muon, Optax, OptimizerConfig, Schedule, ScheduleFree
 from t5x_like.report.config import ReportConfig
 from t5x_like.sharding.config import MeshConfig, Rule
@@ -78,8 +81,8 @@ from t5x_like.train.config import Run, TrainConfig
 
 __all__ = [
     "UL2", "Adafactor", "AdamW", "Alibi", "ArrayRecord", "Attention", "Autoregressive", "BatchArray", "Bytes",
-    "CheckpointConfig", "Corpus", "Csv", "DataConfig", "Dropout", "Evaluation", "Every", "FanIn", "Features",
-    "FeedForward", "FillInTheMiddle", "Filters", "FutureTokens", "Group", "HeadTransform", "HeldOut",
+    "CheckpointConfig", "Config", "Corpus", "Csv", "DataConfig", "Dropout", "Evaluation", "Every", "Example", "FanIn",
+    "Features", "FeedForward", "FillInTheMiddle", "Filters", "FutureTokens", "Group", "HeadTransform", "HeldOut",
     "HuggingFaceDataset", "HuggingFaceTokenizer", "IidDenoising", "Init", "Inputs", "Joined", "JsonLines", "Layer",
     "LayerNorm", "Learned", "Lion", "Loss", "MaskedLM", "MeshConfig", "Mixer", "Mixture", "ModelConfig", "Muon",
     "NoPositions", "Norm", "Normal", "Objective", "Optax", "OptimizerConfig", "PackageText", "Parquet", "Part",
@@ -87,5 +90,5 @@ __all__ = [
     "ReportConfig", "Rope", "Rule", "Run", "Sampling", "Schedule", "ScheduleFree", "SentencePiece",
     "SentencePieceModel", "Side", "Sinusoidal", "Source", "SpanCorruption", "Stack", "T5Relative", "TextFiles",
     "TfRecord", "TfdsBuilder", "TokenLoss", "TokenizerConfig", "Tokens", "TrainConfig", "UserError", "bert", "byt5",
-    "gpt2", "llama", "mt5", "recipe", "t5_1_0", "t5_1_1", "transformer_2017", "umt5", "uniform",
+    "code", "gpt2", "llama", "mt5", "recipe", "t5_1_0", "t5_1_1", "transformer_2017", "umt5", "uniform",
 ]  # fmt: skip

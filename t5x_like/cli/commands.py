@@ -10,32 +10,37 @@ from dataclasses import replace
 from pathlib import Path
 
 from t5x_like.core.config import diff as config_diff
-from t5x_like.core.config import find_run_file, flatten, load_run, override
+from t5x_like.core.config import flatten, override
 from t5x_like.core.errors import UserError
+from t5x_like.core.loading import find_run_file, load_run
+from t5x_like.core.own_code import check_loadable
 from t5x_like.core.text import short, table
 
 
-def _run_of(name: str, assignments: list[str]):
-    """The config of a run's folder or of a run file, with fields set."""
+def _run_of(name: str, options: argparse.Namespace, partial: bool = True):
+    """The config of a run's folder or of a run file, with fields set; ``partial`` as of ``load_config``."""
     from t5x_like.train.config import Run
 
+    assignments = getattr(options, "assignments", [])
     if Path(name).is_dir():
-        from t5x_like.train.directory import read_config
+        from t5x_like.train.directory import load_config
 
-        return override(read_config(Path(name)), assignments)
+        return override(load_config(Path(name), options.code, options.accept_changed, partial), assignments)
     from t5x_like.input_pipeline.sources.generator import mark
 
     mark(find_run_file(name))  # documents may come from a function beside run()
-    return override(load_run(name, Run), assignments)
+    run = override(load_run(name, Run), assignments)
+    check_loadable(run)
+    return run
 
 
 def train(options: argparse.Namespace) -> int:
-    run = _run_of(options.config, options.assignments)
+    run = _run_of(options.config, options, partial=False)
     folder = options.config if Path(options.config).is_dir() else f"runs/{run.name}"
     directory = options.directory or folder
     from t5x_like.train.run import train as train_run
 
-    outcome = train_run(run, directory)
+    outcome = train_run(run, directory, options.accept_changed)
     import jax
 
     if jax.process_index():
@@ -75,7 +80,7 @@ def eval(options: argparse.Namespace) -> int:  # noqa: A001, named after its com
 
     from t5x_like.train.opened import open_run
 
-    opened = open_run(Path(options.run), options.step, options.assignments)
+    opened = open_run(Path(options.run), options.step, options.assignments, options.code, options.accept_changed)
     evaluations = opened.evaluate()
     for name, found in evaluations.items():
         if not found:
@@ -98,7 +103,7 @@ def generate(options: argparse.Namespace) -> int:
         raise UserError("prompt", "is empty", "a text, or lines on standard input")
     from t5x_like.train.opened import open_run
 
-    opened = open_run(Path(options.run), options.step, options.assignments)
+    opened = open_run(Path(options.run), options.step, options.assignments, options.code, options.accept_changed)
     for text in opened.generate(prompts, sampling, options.seed):
         print(text, flush=True)
     return 0
@@ -106,12 +111,12 @@ def generate(options: argparse.Namespace) -> int:
 
 def inspect(options: argparse.Namespace) -> int:
     if options.what == "config":
-        for name, value in flatten(_run_of(options.config, options.assignments)).items():
+        for name, value in flatten(_run_of(options.config, options)).items():
             print(f"{name} = {value}")
         return 0
     if options.what == "checkpoint":
         return _inspect_checkpoint(Path(options.config), options.step)
-    run = _run_of(options.config, options.assignments)
+    run = _run_of(options.config, options)
     if options.what == "parameters":
         return _inspect_parameters(run, options.devices)
     from t5x_like.cli.inspect_data import inspect_data
@@ -158,7 +163,7 @@ def _inspect_checkpoint(directory: Path, step: int | None) -> int:
 
 
 def diff(options: argparse.Namespace) -> int:
-    found = config_diff(_run_of(options.one, []), _run_of(options.other, []))
+    found = config_diff(_run_of(options.one, options), _run_of(options.other, options))
     for line in table([(name, f"{one} -> {other}") for name, (one, other) in found.items()], left=2):
         print(line)
     if not found:
@@ -180,7 +185,7 @@ def diff(options: argparse.Namespace) -> int:
 def prepare(options: argparse.Namespace) -> int:
     from t5x_like.cli.prepare_data import prepare_data
 
-    return prepare_data(_run_of(options.config, options.assignments), options)
+    return prepare_data(_run_of(options.config, options, partial=False), options)
 
 
 def tokenizer(options: argparse.Namespace) -> int:

@@ -29,22 +29,24 @@ def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--traceback", action="store_true", help="show where in the code an error was found")
 
-    def add(name: str, text: str) -> argparse.ArgumentParser:
+    own = _own_code_arguments()
+
+    def add(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         return commands.add_parser(
-            name, help=text, description=text[0].upper() + text[1:] + ".", parents=[common], epilog=EPILOG,
+            name, help=text, description=text[0].upper() + text[1:] + ".", parents=[common, *parents], epilog=EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    train = add("train", "pretrain a model, or go on where the run directory is")
+    train = add("train", "pretrain a model, or go on where the run directory is", own)
     _config_arguments(train)
     train.add_argument("--directory", metavar="DIR", help="the run's folder (default: runs/NAME)")
 
-    evaluate = add("eval", "measure a run's held-out loss")
+    evaluate = add("eval", "measure a run's held-out loss", own)
     evaluate.add_argument("run", metavar="RUN", help="a run's folder")
     evaluate.add_argument("assignments", nargs="*", metavar="field=value", help="set a field, such as mesh.data=2")
     evaluate.add_argument("--step", type=int, help="the checkpoint (default: the latest good one)")
 
-    generate = add("generate", "write text with a run's model")
+    generate = add("generate", "write text with a run's model", own)
     generate.add_argument("run", metavar="RUN", help="a run's folder")
     generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="texts (default: lines of standard input)")
     generate.add_argument(
@@ -58,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--top-p", type=float, default=1.0, help="sample among the most likely that reach p")
     generate.add_argument("--seed", type=int, default=0)
 
-    inspect = add("inspect", "show a config, its parameters, a batch as text, or a checkpoint")
+    inspect = add("inspect", "show a config, its parameters, a batch as text, or a checkpoint", own)
     inspect.add_argument("what", choices=("config", "parameters", "data", "checkpoint"))
     inspect.add_argument("config", metavar="CONFIG|RUN", help="a run file or its name, or a run's folder")
     inspect.add_argument("assignments", nargs="*", metavar="field=value", help="set a field")
@@ -69,12 +71,12 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("--plot", metavar="FILE", help="data: draw document lengths and how full rows are")
     inspect.add_argument("--devices", type=int, default=1, help="parameters: a mesh of so many devices")
 
-    diff = add("diff", "compare two runs: configs and curves")
+    diff = add("diff", "compare two runs: configs and curves", own)
     diff.add_argument("one", metavar="RUN|CONFIG")
     diff.add_argument("other", metavar="RUN|CONFIG")
     diff.add_argument("--plot", metavar="FILE", help="draw both runs' curves to this picture")
 
-    prepare = add("prepare", "tokenize a run's corpora into the cache, before the run does")
+    prepare = add("prepare", "tokenize a run's corpora into the cache, before the run does", own)
     _config_arguments(prepare)
     prepare.add_argument("--processes", type=int, default=0, help="how many tokenize (default: data.prepare_processes)")
     prepare.add_argument("--beam", action="store_true", help="with Apache Beam; its own options follow after --")
@@ -103,6 +105,15 @@ def _tokenizer_arguments(command: argparse.ArgumentParser, common: argparse.Argu
     show.add_argument("path", metavar="MODEL", help="a .model or tokenizer.json file, or 'bytes'")
     show.add_argument("text", nargs="?", default="", metavar="TEXT", help="a text to cut into pieces")
     show.add_argument("--symbols", action="append", default=[], metavar="PIECE", help="as it was trained with")
+
+
+def _own_code_arguments() -> argparse.ArgumentParser:
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--code", action="append", default=[], metavar="FILE",
+                     help="run this file, which defines a class of the run's folder; repeatable")
+    own.add_argument("--accept-changed", action="append", default=[], metavar="FILE",
+                     help="although it is not the file that the run was trained with; repeatable")
+    return own
 
 
 def _config_arguments(command: argparse.ArgumentParser) -> None:

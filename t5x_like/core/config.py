@@ -9,90 +9,40 @@ chose to run.
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
 import fnmatch
 import functools
-import importlib.util
 import inspect
 import json
 import math
-import sys
 import types
 import typing
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from t5x_like.core.errors import UserError, nearest
+from t5x_like.core.loading import code_of, is_shipped, own_object, run_inherited
 
 T = TypeVar("T")
-TYPE_KEY = "type"  # names the class in the JSON of a field that allows several
+TYPE_KEY = "type"  # names the class in the JSON of a dataclass
+CODE_KEY = "code"  # names the user's own file that defines it, with its digest
 
 Unlimited = Annotated[float, "or infinity"]
 """The hint of a number that may be infinite."""
 
 _UNIONS = (typing.Union, types.UnionType)
 _SCALARS = {int: "a whole number", float: "a number", bool: "true | false", str: "text", type(None): "none"}
-PACKAGE = Path(__file__).resolve().parents[1]
-
-
-def shipped(folder: str) -> Path:
-    """Where the files of ``configs``, ``data`` or ``launch`` lie: inside the installed package, or, in a checkout,
-    beside it."""
-    inside = PACKAGE / "_shipped" / folder
-    return inside if inside.is_dir() else PACKAGE.parent / folder
-
-
-def load_module(path: Path) -> types.ModuleType:
-    """Runs one Python file that the user chose, without making it importable by name."""
-    spec = importlib.util.spec_from_file_location(f"t5x_like_file_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(str(path), "is not a Python file", "a file ending in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses defined in the file look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def find_run_file(name: str) -> Path:
-    """The file of a run given by path (``configs/t5_small.py``) or, if shipped, by bare name (``t5_small``)."""
-    for candidate in (Path(name), shipped("configs") / f"{name}.py"):
-        if candidate.is_file() and candidate.suffix == ".py":
-            return candidate.resolve()
-    known = sorted(p.stem for p in shipped("configs").glob("*.py") if not p.stem.startswith("_"))
-    raise UserError(
-        "config",
-        f"no run file {name!r}",
-        f"a path to a Python file, or one of {', '.join(known)}",
-        nearest(name, known),
-    )
-
-
-def load_run(name: str, run_type: type[T]) -> T:
-    """Calls ``run()`` of a run file.
-
-    Args:
-      name: path of the file, or the bare name of a shipped one.
-      run_type: the dataclass that ``run()`` must return.
-
-    Raises:
-      UserError: no such file, no function ``run`` in it, or it returned something else.
-    """
-    path = find_run_file(name)
-    function = getattr(load_module(path), "run", None)
-    if not callable(function):
-        raise UserError(str(path), "has no function run()", f"a function run() that returns a {run_type.__name__}")
-    run = function()
-    if not isinstance(run, run_type):
-        raise UserError(str(path), f"run() returned a {type(run).__name__}", f"a {run_type.__name__}")
-    return run
-
 
 def to_plain(value: Any) -> Any:
-    """A dataclass tree as dicts, lists and scalars that JSON can hold. Every dataclass carries its class name."""
+    """A dataclass tree as dicts, lists and scalars that JSON can hold. Every dataclass carries its class name, and one
+    of the user's own its file's name and digest."""
+    if isinstance(value, Unknown):
+        return copy.deepcopy(value.plain)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {TYPE_KEY: type(value).__name__, **fields}
+        code = code_of(type(value))
+        return {TYPE_KEY: type(value).__name__, **({CODE_KEY: code.plain()} if code else {}), **fields}
     if isinstance(value, tuple | list):
         return [to_plain(v) for v in value]
     return value
@@ -100,6 +50,45 @@ def to_plain(value: Any) -> Any:
 
 def to_json(value: Any) -> str:
     return json.dumps(to_plain(value), indent=2) + "\n"
+
+
+class Unknown:
+    """Stands for a value whose class is in a file of somebody's own that has not been run: shows and keeps what its
+    JSON says. Whatever else is asked of it raises UserError, naming file and digest."""
+
+    def __init__(self, plain: dict[str, Any], where: str):
+        self.plain, self.where = plain, where
+
+    def refusal(self, reason: str = "has not been run") -> UserError:
+        code = self.plain[CODE_KEY]
+        return UserError(
+            self.where,
+            f"{self.plain[TYPE_KEY]} is defined in {code['file']} (sha256 {code['sha256']}), which {reason}",
+            "the file, given once more by one who has read it",
+            f"--code {code['file']}",
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise self.refusal()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Unknown) and self.plain == other.plain
+
+    def __repr__(self) -> str:
+        return f"{self.plain[TYPE_KEY]}(...)"
+
+
+def unknown_in(value: Any) -> list[Unknown]:
+    """Every ``Unknown`` of a dataclass tree."""
+    if isinstance(value, Unknown):
+        return [value]
+    if isinstance(value, tuple):
+        return [found for each in value for found in unknown_in(each)]
+    if dataclasses.is_dataclass(value):
+        return [found for f in dataclasses.fields(value) for found in unknown_in(getattr(value, f.name))]
+    return []
 
 
 class Config:
@@ -133,6 +122,12 @@ class Config:
 
     def __post_init__(self):
         check_fields(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # worker processes run a file of the user's own by its path
+        code = code_of(type(self))
+        if code is None:
+            return super().__reduce_ex__(protocol)
+        return own_object, (str(code.path), code.sha256, code.kept, type(self).__name__), vars(self)
 
 
 def check_fields(config: Config) -> None:
@@ -173,10 +168,6 @@ def _is_declared(kind: type) -> bool:
 def _is_base(kind: type) -> bool:
     """Whether it is there for others to derive from."""
     return abc.ABC in kind.__bases__ or inspect.isabstract(kind)
-
-
-def _is_shipped(kind: type) -> bool:
-    return kind.__module__.split(".")[0] == PACKAGE.name
 
 
 def describe_type(hint: Any) -> str:
@@ -275,11 +266,13 @@ def _scalar(hint: Any, value: Any, text: bool) -> tuple[bool, Any]:
 
 def _structure_union(hint: Any, args: tuple, value: Any, where: str, text: bool) -> Any:
     classes = [a for a in args if isinstance(a, type) and a not in _SCALARS]
-    if isinstance(value, tuple(classes)) and dataclasses.is_dataclass(value):
+    if isinstance(value, (Unknown, *classes)) and (dataclasses.is_dataclass(value) or isinstance(value, Unknown)):
         return value
+    if classes and text and isinstance(value, dict) and CODE_KEY in value:
+        return _structure_own(classes, value, where)
     known: dict[str, type] = {}
     for kind in choices(*classes):  # of two classes of one name the shipped one, else the one defined last
-        if not (kind.__name__ in known and _is_shipped(known[kind.__name__])):
+        if not (kind.__name__ in known and is_shipped(known[kind.__name__])):
             known[kind.__name__] = kind
     name = None
     if text and isinstance(value, str | dict):
@@ -298,11 +291,21 @@ def _structure_union(hint: Any, args: tuple, value: Any, where: str, text: bool)
     raise UserError(where, f"got {shown!r}", allowed, nearest(str(shown), known))
 
 
+def _structure_own(classes: list[type], value: dict, where: str) -> Any:
+    """Of a class in a user's own file, if that file has been run."""
+    run_inherited(value[CODE_KEY])
+    for kind in reversed(choices(*classes)):
+        code = code_of(kind)
+        if kind.__name__ == value.get(TYPE_KEY) and code is not None and code.plain() == value[CODE_KEY]:
+            return _structure_dataclass(kind, value, where)
+    return Unknown(value, where)
+
+
 def _structure_dataclass(kind: type, value: dict, where: str) -> Any:
     hints = _type_hints(kind)
     known = [f.name for f in dataclasses.fields(kind) if f.init]
     prefix = f"{where}." if where else ""
-    if unknown := [k for k in value if k not in known and k != TYPE_KEY]:
+    if unknown := [k for k in value if k not in known and k not in (TYPE_KEY, CODE_KEY)]:
         raise UserError(prefix + unknown[0], "no such field", ", ".join(known), nearest(unknown[0], known))
     missing = [
         f.name
@@ -311,15 +314,26 @@ def _structure_dataclass(kind: type, value: dict, where: str) -> Any:
     ]
     if missing:
         raise UserError(prefix + missing[0], "is missing and has no default", describe_type(hints[missing[0]]))
-    return kind(**{k: structure(hints[k], v, prefix + k) for k, v in value.items() if k != TYPE_KEY})
+    fields = {k: structure(hints[k], v, prefix + k) for k, v in value.items() if k in known}
+    if not any(map(unknown_in, fields.values())):
+        return kind(**fields)
+    made = object.__new__(kind)  # its own checks, passed when it was written, would ask what is not known here
+    for f in dataclasses.fields(kind):
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        object.__setattr__(made, f.name, fields.get(f.name, default))
+    return made
 
 
 @functools.cache  # thousands of one kind go to worker processes: most of the time it takes to read them
 def _type_hints(kind: type) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(kind, include_extras=True)
+        hints = typing.get_type_hints(kind, include_extras=True)
     except NameError as error:
         raise UserError(kind.__name__, f"{error}, in its type hints", "names defined at the top of its file") from None
+    for name in (TYPE_KEY, CODE_KEY):
+        if name in hints:
+            raise UserError(f"{kind.__name__}.{name}", "is a name that the config's JSON uses itself", "another name")
+    return hints
 
 
 def from_json(kind: type[T], text: str, where: str = "") -> T:
@@ -328,24 +342,45 @@ def from_json(kind: type[T], text: str, where: str = "") -> T:
     Raises:
       UserError: the text is not JSON, a field is unknown, missing or of the wrong type.
     """
-    try:
-        plain = json.loads(text)
-    except ValueError as error:
-        raise UserError(where or "config", f"is not JSON: {error}", "the config.json of a run") from None
+    return from_plain(kind, read_json(text, where), where)
+
+
+def from_plain(kind: type[T], plain: Any, where: str = "") -> T:
+    """``from_json`` of what ``read_json`` gave."""
     return structure(kind, plain, where)
 
 
+def read_json(text: str, where: str = "") -> Any:
+    """Plain values. Raises UserError for what is not JSON."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(where or "config", f"is not JSON: {error}", "the config.json of a run") from None
+
+
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted field names to leaf values, in the order of declaration; a dataclass's class is its own leaf, and several
-    dataclasses in a tuple are counted from 0: ``parts.0.rate``."""
-    if isinstance(value, tuple) and value and all(dataclasses.is_dataclass(each) for each in value):
-        return {k: v for i, each in enumerate(value) for k, v in flatten(each, f"{prefix}.{i}").items()}
-    if not dataclasses.is_dataclass(value):
-        return {prefix: value}
-    found: dict[str, Any] = {prefix: type(value).__name__} if prefix else {}
-    for field in dataclasses.fields(value):
-        found |= flatten(getattr(value, field.name), f"{prefix}.{field.name}" if prefix else field.name)
-    return found
+    """Dotted field names to leaf values, in the order of declaration; a dataclass's class is its own leaf, so is
+    the file of one of the user's own, and several dataclasses in a tuple are counted from 0: ``parts.0.rate``."""
+
+    def walk(plain: Any, prefix: str) -> dict[str, Any]:
+        if isinstance(plain, list) and plain and all(isinstance(each, dict) and TYPE_KEY in each for each in plain):
+            return {k: v for i, each in enumerate(plain) for k, v in walk(each, f"{prefix}.{i}").items()}
+        if not (isinstance(plain, dict) and TYPE_KEY in plain):
+            return {prefix: _tuples(plain)}
+        found: dict[str, Any] = {prefix: plain[TYPE_KEY]} if prefix else {}
+        for name, each in plain.items():
+            if name == CODE_KEY:
+                files = {each["file"]: each["sha256"]} | each.get("loads", {})
+                each = ", ".join(f"{file} {digest}" for file, digest in files.items())
+            if name != TYPE_KEY:
+                found |= walk(each, f"{prefix}.{name}" if prefix else name)
+        return found
+
+    return walk(to_plain(value), prefix)
+
+
+def _tuples(plain: Any) -> Any:
+    return tuple(map(_tuples, plain)) if isinstance(plain, list) else plain
 
 
 def override(config: T, assignments: Sequence[str]) -> T:
@@ -370,7 +405,7 @@ def override(config: T, assignments: Sequence[str]) -> T:
         target = plain
         for parent in parents:
             target = _child(target, parent)
-        if not isinstance(target, dict) or last not in target or last == TYPE_KEY:
+        if not isinstance(target, dict) or last not in target or last in (TYPE_KEY, CODE_KEY):
             if wrong is not None:  # the field may lie in a value that was refused
                 raise wrong
             same_end = [k for k in known if k.split(".")[-1] == last]
@@ -379,6 +414,8 @@ def override(config: T, assignments: Sequence[str]) -> T:
         holder = config
         for parent in parents:
             holder = _child(holder, parent)
+        if isinstance(holder, Unknown):
+            raise holder.refusal()
         target[last] = value.strip()
         if dataclasses.is_dataclass(holder):  # a class named here gets its defaults, which may be assigned to next
             hint = _type_hints(type(holder)).get(last, str)

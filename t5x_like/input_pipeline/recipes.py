@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from t5x_like.core.config import load_module, shipped
 from t5x_like.core.errors import UserError, nearest
+from t5x_like.core.loading import load_module, shipped
 from t5x_like.input_pipeline.config import Corpus, Mixture
 from t5x_like.input_pipeline.sources.generator import mark
 

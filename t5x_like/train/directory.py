@@ -1,6 +1,7 @@
 """A run's folder: the resolved config, what it was started with, and whether a config may go on from it.
 
     config.json        the resolved config, all fields
+    code/              copies of the user's own files that define classes of it (core.own_code)
     starts.jsonl       one line per start: time, command, versions, devices
     metrics.jsonl      metrics; also tensorboard/
     checkpoints/       one folder per saved step
@@ -16,10 +17,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from t5x_like import __version__
-from t5x_like.core.config import diff, from_json, to_json
+from t5x_like.core.config import diff, from_plain, read_json, to_json
 from t5x_like.core.errors import UserError
+from t5x_like.core.own_code import accept, keep_code, own_code, require_code, run_code
 from t5x_like.core.paths import make_writable, write_atomically
 from t5x_like.train.config import Run, free_to_change
 
@@ -28,39 +31,71 @@ PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "grain", "sentencepiece
 
 
 def read_config(directory: Path) -> Run:
-    """The config that a run was last started with.
+    """The config that a run was last started with. Runs no code of the folder: a class that a file not yet run defines
+    stands as ``core.config.Unknown``.
 
     Raises:
       UserError: the folder is not a run's, or its config is of another version.
     """
+    return from_plain(Run, _read_plain(directory))
+
+
+def load_config(
+    directory: Path, code: Sequence[str] = (), accept_changed: Sequence[str] = (), partial: bool = False
+) -> Run:
+    """``read_config``, with the user's own files that it names run where they may be.
+
+    Args:
+      directory: the run's folder.
+      code: files that the user has named, to be run.
+      accept_changed: names of those which may be others than the run was trained with.
+      partial: whether a class whose file may not be run stands as ``Unknown`` instead of being refused.
+
+    Raises:
+      UserError: as ``read_config`` and ``core.own_code.run_code``; or a class whose file may not be run.
+    """
+    plain = _read_plain(directory)
+    refused = run_code(plain, directory, code, accept_changed)
+    run = from_plain(Run, plain)
+    if not partial:
+        require_code(run, refused)
+    return run
+
+
+def _read_plain(directory: Path) -> Any:
     path = directory / CONFIG
     if not path.is_file():
         raise UserError(str(directory), "is not the folder of a run: it has no config.json", "a folder made by train")
-    return from_json(Run, path.read_text(encoding="utf-8"), str(path))
+    return read_json(path.read_text(encoding="utf-8"), str(path))
 
 
-def open_directory(directory: Path, run: Run) -> None:
+def open_directory(directory: Path, run: Run, accept_changed: Sequence[str] = ()) -> None:
     """Makes the folder, and checks that a run already there can go on with this config. Writes nothing else.
 
     Args:
       directory: the run's folder.
       run: the resolved config.
+      accept_changed: names of the user's own files that may be others than before.
 
     Raises:
-      UserError: the folder cannot be written, or holds a run whose parameters or batches would differ; nothing in it
-        has been changed then.
+      UserError: two files of the user's own have one name; the folder cannot be written, or holds a run whose
+        parameters or batches would differ; nothing in it has been changed then.
     """
+    own = own_code(run)
     make_writable(directory, "directory")
     has_checkpoint = any(path.name.isdigit() for path in (directory / CHECKPOINTS).glob("*"))
     if has_checkpoint and (directory / CONFIG).is_file():
-        changed = {k: v for k, v in diff(read_config(directory), run).items() if not free_to_change(k)}
+        before = _read_plain(directory)
+        accept(before, run, accept_changed)
+        changed = {k: v for k, v in diff(from_plain(Run, before), run).items() if not free_to_change(k)}
         if changed:
+            files_changed = any(name.endswith(".code") for name in changed)
             lines = "".join(f"\n    {name}: {old} -> {new}" for name, (old, new) in changed.items())
             raise UserError(
                 str(directory),
                 f"holds a run that this config cannot continue; it differs in{lines}",
                 "the same values, or another folder",
-                f"--directory {directory}-2",
+                f"--directory {directory}-2" + (f", or --accept-changed {next(iter(own))}" if files_changed else ""),
             )
 
 
@@ -77,6 +112,7 @@ def record_start(
     directory: Path, run: Run, step: int, devices: str, command: Sequence[str] | None = None
 ) -> None:
     """Writes the config, and adds a line on how this start came about; called once nothing can be refused any more."""
+    keep_code(run, directory)
     write_atomically(directory / CONFIG, to_json(run))
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -24,7 +24,7 @@ from t5x_like.sharding.mesh import Placement, make_placement, use
 from t5x_like.sharding.processes import join_processes
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
-from t5x_like.train.directory import CHECKPOINTS, read_config
+from t5x_like.train.directory import CHECKPOINTS, load_config
 from t5x_like.train.feed import check_batch_size, local_share, to_devices
 from t5x_like.train.setup import Setup, State, make_setup
 
@@ -131,18 +131,25 @@ def prepare_model(run: Run) -> tuple[Placement, Setup]:
     return placement, make_setup(run)
 
 
-def open_run(directory: Path, step: int | None = None, assignments: Sequence[str] = ()) -> OpenedRun:
+def open_run(
+    directory: Path,
+    step: int | None = None,
+    assignments: Sequence[str] = (),
+    code: Sequence[str] = (),
+    accept_changed: Sequence[str] = (),
+) -> OpenedRun:
     """Reads a run's config and the parameters of a checkpoint, onto whatever mesh the config asks for.
 
     Args:
       directory: the run's folder.
       step: which checkpoint; the latest good one if None.
       assignments: fields to set, such as ``mesh.data=2``.
+      code, accept_changed: as of ``train.directory.load_config``.
 
     Raises:
-      UserError: not a run's folder, no good checkpoint, a mesh that does not fit.
+      UserError: not a run's folder, own code that may not be run, no good checkpoint, a mesh that does not fit.
     """
-    run = override(read_config(directory), assignments)
+    run = override(load_config(directory, code, accept_changed), assignments)
     placement, setup = prepare_model(run)
     with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
         state, metadata = checkpoints.restore(setup.eval_state(placement), step, partial=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -16,6 +16,7 @@ import jax
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import to_plain
 from t5x_like.core.every import Every
+from t5x_like.core.own_code import own_code, trust
 from t5x_like.core.text import short
 from t5x_like.evaluate.task import Evaluation, Values
 from t5x_like.layers.attention import Attention
@@ -61,12 +62,13 @@ class Outcome:
     sample: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def train(run: Run, directory: str | Path) -> Outcome:
+def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -> Outcome:
     """Runs, or goes on with, the run in ``directory``; a complete one is left as it is.
 
     Args:
       run: the resolved config.
       directory: the run's folder; made if it is not there.
+      accept_changed: names of the user's own files that may be others than those the run was trained with.
 
     Raises:
       UserError: whatever in config, folder, corpus or checkpoint is wrong, before anything is changed.
@@ -76,7 +78,7 @@ def train(run: Run, directory: str | Path) -> Outcome:
     placement, setup = prepare_model(run)
     check_batch_size(placement, run.train.batch_size, run.train.micro_batches)
     setup.abstract_state(placement)  # every parameter has a place on the mesh, or says why not
-    open_directory(directory, run)
+    open_directory(directory, run, accept_changed)
     console = Console(run.train.steps, process_index=jax.process_index())
     with Checkpoints(directory / CHECKPOINTS, run.checkpoint) as checkpoints, contextlib.ExitStack() as exits:
         data = _open_data(run, console)
@@ -104,6 +106,7 @@ def train(run: Run, directory: str | Path) -> Outcome:
         )  # fmt: skip
         if jax.process_index() == 0:
             record_start(directory, run, first, _devices())
+        trust(own_code(run).values())  # on each machine
         console.opening(_opening(run, setup, first, directory))
         clock.start()
         try:

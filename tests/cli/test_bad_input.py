@@ -14,7 +14,8 @@ import pytest
 from tiny_runs import CLI, ROOT, digests, environment, run_file, text_folder, tiny_run
 
 from t5x_like.cli.main import main
-from t5x_like.core.config import load_run, to_json
+from t5x_like.core.config import to_json
+from t5x_like.core.loading import load_run
 from t5x_like.train.config import Run
 
 

@@ -10,7 +10,8 @@ import math
 import pytest
 from tiny_runs import ROOT, losses, saved_steps, shrink
 
-from t5x_like.core.config import flatten, from_json, load_run, to_json
+from t5x_like.core.config import flatten, from_json, to_json
+from t5x_like.core.loading import load_run
 from t5x_like.models.counts import parameter_count, train_flops
 from t5x_like.train.config import Run
 from t5x_like.train.run import train

@@ -3,6 +3,7 @@ value and what is allowed."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import json
 import math
@@ -19,12 +20,12 @@ from t5x_like.core.config import (
     diff,
     flatten,
     from_json,
-    load_run,
     override,
     structure,
     to_json,
 )
 from t5x_like.core.errors import UserError, nearest
+from t5x_like.core.loading import load_run
 from t5x_like.models import families
 from t5x_like.models.config import ModelConfig
 from t5x_like.models.families import Dropout
@@ -223,6 +224,14 @@ class First(Base):
 
 class Between(Base):
     """Nor this."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Abstract(Between, abc.ABC):
+    """Nor one with a method that is still to be written."""
+
+    @abc.abstractmethod
+    def method(self): ...
 
 
 @dataclasses.dataclass(frozen=True)

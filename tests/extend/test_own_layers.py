@@ -16,7 +16,7 @@ from tiny_models import compiled, first, random_batch, random_params, relative_e
 
 from t5x_like.arrays.trees import flatten
 from t5x_like.convert.hugging_face import from_hugging_face, to_hugging_face
-from t5x_like.core.config import load_module
+from t5x_like.core.loading import load_module
 from t5x_like.layers.stack import Group
 from t5x_like.models.counts import forward_flops
 from t5x_like.models.transformer import make_model

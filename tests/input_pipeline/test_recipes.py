@@ -2,8 +2,8 @@
 
 import pytest
 
-from t5x_like.core.config import shipped
 from t5x_like.core.errors import UserError
+from t5x_like.core.loading import shipped
 from t5x_like.input_pipeline.config import Corpus, Mixture, Part, SentencePiece, corpora
 from t5x_like.input_pipeline.recipes import load_recipe, recipe
 

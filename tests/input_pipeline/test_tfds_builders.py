@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from t5x_like.core.config import shipped
+from t5x_like.core.loading import shipped
 from t5x_like.input_pipeline.recipes import load_recipe
 
 pytest.importorskip("tensorflow_datasets")

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from tiny_runs import CLI, ROOT, environment, rows
 
-from t5x_like.core.config import load_run, override
+from t5x_like.core.config import override
+from t5x_like.core.loading import load_run
 from t5x_like.input_pipeline.config import TextFiles
 from t5x_like.input_pipeline.prepare.vocabulary import load_tokenizer
 from t5x_like.train.config import Run

@@ -18,6 +18,7 @@ from typing import Any
 
 from t5x_like.core.config import to_plain
 from t5x_like.core.errors import UserError
+from t5x_like.core.loading import code_environment
 from t5x_like.input_pipeline.prepare.parts import ERROR_KINDS, Counts, Part, Work
 
 # Called with what was done so far of a part: part, documents, tokens, bytes of the source.
@@ -94,6 +95,7 @@ class _Worker:
             "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
             # It is one of as many as there are cores: libraries shall not start threads of their own.
             "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+            **code_environment(),
         }  # fmt: skip
         self._process = subprocess.Popen(
             _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **environment}

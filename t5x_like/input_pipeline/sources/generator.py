@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from t5x_like.core.config import load_module
 from t5x_like.core.errors import UserError
+from t5x_like.core.loading import load_module
 from t5x_like.input_pipeline.sources.files import Unit
 from t5x_like.input_pipeline.sources.messages import half_character, is_whole, local_path
 from t5x_like.input_pipeline.sources.source import Source

@@ -1,0 +1,219 @@
+"""Python files that a user chose: a run file, and the files that it names. Loaded by path, never through ``sys.path``.
+
+A class that such a file defines is known by the file's name and digest: the digest is that of the very bytes that were
+run, and a ``.pyc`` beside them is never read. Must not know what the classes mean, nor which files may be run
+(``core.own_code``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.machinery
+import importlib.util
+import json
+import os
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from t5x_like.core.errors import UserError, nearest
+
+T = TypeVar("T")
+INHERITED = "T5X_LIKE_CODE"  # environment variable: files that the process which started this one has run
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Code:
+    """A file that was run.
+
+    Attributes:
+      path: the file.
+      source: its content.
+      check: function of path and digest that raises UserError where a file that this one loads by ``code`` must not be
+        run; None: all may be.
+      kept: whether it is a copy in a run's folder, where the files that it loads lie beside it.
+      loads: the files that it loaded by ``code``.
+    """
+
+    path: Path
+    source: bytes
+    check: Callable[[Path, str], None] | None = None
+    kept: bool = False
+    loads: list[Code] = dataclasses.field(default_factory=list)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.source).hexdigest()
+
+    def files(self) -> dict[str, Code]:
+        """This file and all that it loads, by name.
+
+        Raises:
+          UserError: two different ones of the same name, which could not lie in one folder.
+        """
+        found: dict[str, Code] = {self.path.name: self}
+        for each in self.loads:
+            for name, other in each.files().items():
+                if found.setdefault(name, other).sha256 != other.sha256:
+                    raise UserError(str(other.path), f"has the name of {found[name].path}", "a name for each file")
+        return found
+
+    def plain(self) -> dict[str, Any]:
+        """As it stands in a config's JSON: name, digest, and those of the files that it loads."""
+        loads = {name: code.sha256 for name, code in sorted(self.files().items()) if name != self.path.name}
+        return {"file": self.path.name, "sha256": self.sha256} | ({"loads": loads} if loads else {})
+
+
+_RUN: dict[str, Code] = {}  # by the name of its module
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    """Runs the bytes whose digest was taken."""
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        return self.source_to_code(_RUN[fullname].source, self.path)
+
+
+def load_module(
+    path: Path, check: Callable[[Path, str], None] | None = None, kept: bool = False, again: bool = True
+) -> types.ModuleType:
+    """Runs one Python file that the user chose, without making it importable by name.
+
+    Args:
+      path: the file.
+      check, kept: as of ``Code``; the file itself is checked too.
+      again: whether a file that has been run is run once more.
+
+    Raises:
+      UserError: it cannot be read, or must not be run.
+    """
+    path = Path(path).resolve()
+    try:
+        code = Code(path, path.read_bytes(), check, kept)
+    except OSError as error:
+        raise UserError(str(path), f"cannot be read: {error.strerror}", "a Python file") from None
+    if check is not None:
+        check(path, code.sha256)
+    name = f"t5x_like_file_{path.stem}_{hashlib.sha256(f'{path} {code.sha256}'.encode()).hexdigest()[:12]}"
+    if name in sys.modules and not again:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Loader(name, str(path)))
+    if spec is None or spec.loader is None or path.suffix != ".py":
+        raise UserError(str(path), "is not a Python file", "a file ending in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name], _RUN[name] = module, code  # dataclasses defined in the file look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def code(path: str) -> types.ModuleType:
+    """The module that a Python file of the user's makes: ``mine = code("my_objective.py")``, then ``mine.MyObjective``.
+
+    The file is run once. What it defines can be part of a run, whose folder then keeps a copy of it.
+
+    Args:
+      path: relative to the file that calls this function.
+
+    Raises:
+      UserError: no such file; or it is loaded by a file of a run's folder and must not be run.
+    """
+    caller = sys._getframe(1).f_globals
+    folder = Path(caller["__file__"]).resolve().parent if "__file__" in caller else Path.cwd()
+    parent = _RUN.get(caller.get("__name__", ""))
+    if parent is None:
+        return load_module(folder / Path(path).expanduser(), again=False)
+    file = folder / (Path(path).name if parent.kept else Path(path).expanduser())
+    module = load_module(file, parent.check, parent.kept, again=False)
+    parent.loads.append(_RUN[module.__name__])
+    return module
+
+
+def is_shipped(kind: type) -> bool:
+    """Whether a class is one of this package."""
+    return kind.__module__.split(".")[0] == PACKAGE.name
+
+
+def code_of(kind: type) -> Code | None:
+    """The user's file that defines a class; None for a class of this package, or of a module imported by name."""
+    return _RUN.get(kind.__module__)
+
+
+def shipped(folder: str) -> Path:
+    """Where the files of ``configs``, ``data`` or ``launch`` lie: inside the installed package, or, in a checkout,
+    beside it."""
+    inside = PACKAGE / "_shipped" / folder
+    return inside if inside.is_dir() else PACKAGE.parent / folder
+
+
+def code_of_module(module: types.ModuleType) -> Code:
+    """The file that a module was made of by ``load_module``."""
+    return _RUN[module.__name__]
+
+
+def own_object(path: str, sha256: str, kept: bool, name: str) -> Any:
+    """An empty object of a class in a user's file, in a process that another one started: it was allowed to run it."""
+
+    def check(file: Path, digest: str) -> None:
+        if file == Path(path) and digest != sha256:
+            raise UserError(path, f"has changed while it was in use: its sha256 was {sha256}", "the file as it was")
+
+    return object.__new__(getattr(load_module(Path(path), check, kept, again=False), name))
+
+
+def code_environment() -> dict[str, str]:
+    """For the environment of a process that this one starts: it may run the files that this one has run."""
+    return {INHERITED: json.dumps([[str(code.path), code.kept, code.plain()] for code in _RUN.values()])}
+
+
+def run_inherited(entry: dict[str, Any]) -> None:
+    """Runs the file of which a config's JSON says ``entry``, if the process that started this one has run it."""
+    for path, kept, plain in json.loads(os.environ.get(INHERITED, "[]")):
+        if plain == entry and loaded(entry) is None:
+            load_module(Path(path), kept=kept, again=False)
+
+
+def loaded(entry: dict[str, Any]) -> Code | None:
+    """The file that has been run of which a config's JSON says ``entry``."""
+    return next((code for code in _RUN.values() if code.plain() == entry), None)
+
+
+def find_run_file(name: str) -> Path:
+    """The file of a run given by path (``configs/t5_small.py``) or, if shipped, by bare name (``t5_small``)."""
+    for candidate in (Path(name), shipped("configs") / f"{name}.py"):
+        if candidate.is_file() and candidate.suffix == ".py":
+            return candidate.resolve()
+    known = sorted(p.stem for p in shipped("configs").glob("*.py") if not p.stem.startswith("_"))
+    raise UserError(
+        "config",
+        f"no run file {name!r}",
+        f"a path to a Python file, or one of {', '.join(known)}",
+        nearest(name, known),
+    )
+
+
+def load_run(name: str, run_type: type[T]) -> T:
+    """Calls ``run()`` of a run file.
+
+    Args:
+      name: path of the file, or the bare name of a shipped one.
+      run_type: the dataclass that ``run()`` must return.
+
+    Raises:
+      UserError: no such file, no function ``run`` in it, or it returned something else.
+    """
+    path = find_run_file(name)
+    function = getattr(load_module(path), "run", None)
+    if not callable(function):
+        raise UserError(str(path), "has no function run()", f"a function run() that returns a {run_type.__name__}")
+    run = function()
+    if not isinstance(run, run_type):
+        raise UserError(str(path), f"run() returned a {type(run).__name__}", f"a {run_type.__name__}")
+    return run

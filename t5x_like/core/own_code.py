@@ -1,0 +1,241 @@
+"""The user's own code in a run's folder: which of it is kept there, and which of it may be run.
+
+    RUN/code/NAME.py                       copies of the files that define the classes of RUN/config.json
+    $XDG_STATE_HOME/t5x-like/code.jsonl    digests of what this user has trained with on this machine
+
+A copy is run only if its digest is in the config and in the user's list, which is no part of the folder: opening a
+stranger's run runs nothing of it. A file given by name is the user's choice, if it is the one that the config names or
+the user accepts that it has changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from t5x_like.core.config import CODE_KEY, TYPE_KEY, Unknown, to_plain, unknown_in
+from t5x_like.core.errors import UserError
+from t5x_like.core.loading import Code, code_of, code_of_module, is_shipped, load_module, loaded
+from t5x_like.core.paths import write_atomically
+
+FOLDER = "code"
+
+
+def own_code(config: Any) -> dict[str, Code]:
+    """The user's files that define classes of a dataclass tree, and those which they load, by name.
+
+    Raises:
+      UserError: two different files of one name.
+    """
+    found: dict[str, Code] = {}
+    for kind in _classes(config):
+        own = code_of(kind)
+        for name, code in own.files().items() if own else ():
+            if found.setdefault(name, code).sha256 != code.sha256:
+                raise UserError(str(code.path), f"has the name of {found[name].path}", "a name for each file")
+    return found
+
+
+def check_loadable(config: Any) -> None:
+    """Raises UserError for a class that a folder could not keep: one of a module that was imported by name."""
+    for kind in _classes(config):
+        if not is_shipped(kind) and code_of(kind) is None:
+            raise UserError(
+                kind.__name__,
+                f"is defined in the module {kind.__module__!r}, imported by name, which the run's folder cannot keep",
+                "a class of the run file, or of a file that it loads by path",
+                f'mine = code("{kind.__module__.split(".")[-1]}.py"), of t5x_like.config',
+            )
+
+
+def keep_code(config: Any, directory: Path) -> None:
+    """Copies the user's own files of a config into a run's folder, and adds them to the list of what this user runs."""
+    files = own_code(config)
+    for name, code in files.items():
+        write_atomically(directory / FOLDER / name, code.source)
+    trust(files.values())
+
+
+def run_code(plain: Any, directory: Path, given: Sequence[str] = (), accepted: Sequence[str] = ()) -> dict[str, str]:
+    """Runs the files that define the user's own classes of a config, as far as they may be.
+
+    Args:
+      plain: the config's JSON; where a changed file is accepted, its digest is changed here too.
+      directory: the run's folder.
+      given: files that the user has named; those that the config does not name are passed over.
+      accepted: names of files that may have changed.
+
+    Returns:
+      Why a file was not run, by its name.
+
+    Raises:
+      UserError: a file name with a folder in it; a given file that has changed.
+    """
+    refused: dict[str, str] = {}
+    by_name = {Path(path).name: Path(path) for path in given}
+    entries = [dict_[CODE_KEY] for dict_ in _own(plain)]
+    for entry in entries:
+        name = entry["file"]
+        if name in by_name:
+            code = _run_given(by_name[name], entry, accepted)
+            entry.clear()
+            entry |= code.plain()
+        elif loaded(entry) is None and (reason := _run_copy(directory / FOLDER / name, entry)):
+            refused[name] = reason
+    return refused
+
+
+def require_code(config: Any, refused: dict[str, str]) -> None:
+    """Raises UserError, naming field, file and digest, if a class of the config is in a file that has not been run."""
+    for unknown in unknown_in(config):
+        raise unknown.refusal(refused.get(unknown.plain[CODE_KEY]["file"], "has not been run"))
+
+
+def accept(plain: Any, config: Any, accepted: Sequence[str]) -> None:
+    """Gives an older config's JSON the digests of ``config`` for files that the user accepts as changed."""
+    now = {entry["file"]: entry for entry in (dict_[CODE_KEY] for dict_ in _own(to_plain(config)))}
+    for entry in (dict_[CODE_KEY] for dict_ in _own(plain)):
+        if (other := now.get(entry["file"])) and _changed(entry, other) <= {Path(path).name for path in accepted}:
+            entry.clear()
+            entry |= other
+
+
+def _run_given(path: Path, entry: dict, accepted: Sequence[str]) -> Code:
+    """Runs a file that the user named; it and what it loads must be what the config says, or accepted."""
+    wanted, may_change = _files(entry), {Path(name).name for name in accepted}
+
+    def check(file: Path, digest: str) -> None:
+        if wanted.get(file.name) != digest and file.name not in may_change:
+            raise UserError(
+                str(file),
+                f"is not the file that the run was trained with: its sha256 is {digest}, that of the run's "
+                f"{wanted.get(file.name, 'nothing: the run had no file of that name')}",
+                "the same file",
+                f"--accept-changed {file.name}, once you have seen what changed",
+            )
+
+    return code_of_module(load_module(path, check, again=False))
+
+
+def _run_copy(path: Path, entry: dict) -> str:
+    """Runs the copy in a run's folder and returns an empty text, or the reason why not."""
+    wanted, known = _files(entry), trusted()
+
+    def check(file: Path, digest: str) -> None:
+        if wanted.get(file.name) != digest:
+            raise _Refused(f"has been changed: the copy {file} has sha256 {digest}")
+        if digest not in known:
+            raise _Refused(f"is not run: this user has trained with no such file on this machine ({list_of_digests()})")
+
+    if not path.is_file():
+        return f"is not in {path.parent}"
+    try:
+        load_module(path, check, kept=True, again=False)
+    except _Refused as refusal:
+        return str(refusal)
+    return ""
+
+
+class _Refused(Exception):
+    """A copy that must not be run."""
+
+
+# The user's list
+
+
+def list_of_digests() -> Path:
+    """The file that lists what this user has trained with."""
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "t5x-like" / "code.jsonl"
+
+
+def trusted() -> set[str]:
+    """Digests of the files that this user has trained with on this machine.
+
+    Raises:
+      UserError: the list is one that others can write.
+    """
+    path = list_of_digests()
+    if not path.is_file():
+        return set()
+    status = path.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise UserError(str(path), "can be written by others", "a file of yours alone", f"chmod 600 {path}")
+    found = set()
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.add(json.loads(line)["sha256"])
+        except (ValueError, KeyError, TypeError):  # a line cut by a full disk
+            continue
+    return found
+
+
+def trust(files: Any) -> None:
+    """Adds files to the user's list; without a home that can be written they must be given by name next time."""
+    path = list_of_digests()
+    try:
+        known = trusted()
+        if not (new := [code for code in files if code.sha256 not in known]):
+            return
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
+            for code in new:
+                at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+                file.write(json.dumps({"sha256": code.sha256, "file": str(code.path), "time": at}) + "\n")
+    except OSError:
+        return
+
+
+# What a config's JSON says of files
+
+
+def _own(plain: Any) -> Iterator[dict]:
+    """Every dict of a config's JSON that is of a class in a user's own file.
+
+    Raises:
+      UserError: what it says of the file is not a plain name and digests.
+    """
+    if isinstance(plain, list):
+        for each in plain:
+            yield from _own(each)
+    if isinstance(plain, dict):
+        if TYPE_KEY in plain and CODE_KEY in plain:
+            entry = plain[CODE_KEY]
+            files = _files(entry) if isinstance(entry, dict) else {}
+            fits = bool(files) and all(
+                isinstance(name, str) and re.fullmatch(r"\w[\w.-]*\.py", name)
+                and isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest)
+                for name, digest in files.items()
+            )  # fmt: skip
+            if not fits:
+                raise UserError(f"{plain[TYPE_KEY]}.code", f"got {entry!r}", "the names of Python files, with digests")
+            yield plain
+        for name, each in plain.items():
+            if name != CODE_KEY:
+                yield from _own(each)
+
+
+def _files(entry: dict) -> dict[Any, Any]:
+    loads = entry.get("loads", {})
+    return {entry.get("file"): entry.get("sha256")} | (loads if isinstance(loads, dict) else {None: None})
+
+
+def _changed(one: dict, other: dict) -> set[str]:
+    left, right = _files(one), _files(other)
+    return {name for name in left.keys() | right.keys() if left.get(name) != right.get(name)}
+
+
+def _classes(value: Any) -> dict[type, None]:
+    """The classes of a dataclass tree, in order."""
+    if isinstance(value, Unknown):
+        return {}
+    if isinstance(value, tuple):
+        return {kind: None for each in value for kind in _classes(each)}
+    found: dict[type, None] = {}
+    for field in getattr(value, "__dataclass_fields__", {}):
+        found |= _classes(getattr(value, field))
+    return ({type(value): None} if hasattr(value, "__dataclass_fields__") else {}) | found
