@@ -63,7 +63,7 @@ OURS = {form: Kind(f"ours {form}", "our_decoder", form) for form in ("scanned", 
 WIDE = Kind("ours unrolled, 512 bits", "our_decoder", "unrolled", "--xla_cpu_prefer_vector_width=512")
 TORCH = Kind("PyTorch eager", "torch_decoder", "eager")
 OUR_T5 = Kind("ours", "our_t5", "unrolled", family="t5_sizes")
-TRANSFORMERS = Kind("transformers", "torch_t5", "sdpa", family="t5_sizes")
+TRANSFORMERS = Kind("transformers", "torch_t5", "eager", family="t5_sizes")
 
 
 class Process:
