@@ -1,34 +1,50 @@
 # The two commands of the README: make train, make test. Everything lives in $(VENV); delete it to start anew.
-PYTHON ?= python3
+# PYTHON: the interpreter; without it the newest that starts, of those that pyproject.toml's classifiers name.
+# PARITY=1: tests/parity too, against transformers in PyTorch, whose wheel is gigabytes for some versions of Python.
+PYTHON ?=
+PARITY ?=
 VENV ?= .venv
 BIN = $(VENV)/bin
 CONFIG ?= t5_sotu
 ARGS ?=
+CHECK ?= not slow and not proof
+comma = ,
+TEST_EXTRAS = quickstart,test$(if $(PARITY),$(comma)parity)
+TEST_STAMP = $(VENV)/.test$(if $(PARITY),-parity)
 
-.PHONY: train test check bench kernels-aot clean
+.PHONY: train test check proof bench kernels-aot on-device clean
 
 train: $(VENV)/.train
 	$(BIN)/t5x-like train $(CONFIG) $(ARGS)
 
-test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2
+# Three tiers: what is fast, what CI runs, and what takes hours.
+check: $(TEST_STAMP)
+	$(BIN)/python -m pytest -n 2 -m "$(CHECK)"
 
-check: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+test: $(TEST_STAMP)
+	$(BIN)/python -m pytest -n 2 -m "not proof"
 
-bench: $(VENV)/.test
+# Run again, it passes over the tests that have passed at this commit.
+proof: $(TEST_STAMP)
+	$(BIN)/python -m pytest -n 2 -m "" --passed .proof
+
+bench: $(TEST_STAMP)
 	$(BIN)/python benchmarks/all.py --json benchmarks/latest.json
 
-kernels-aot: $(VENV)/.test
+kernels-aot: $(TEST_STAMP)
 	$(BIN)/python benchmarks/kernels_aot.py
 
+on-device: $(VENV)/.train
+	$(BIN)/python benchmarks/on_device.py --json benchmarks/latest.json
+
 $(VENV)/.train: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c '' 2>/dev/null || { python="$(PYTHON)" && python="$${python:-$$(.ci/python newest)}" && \
+		"$$python" -m venv --clear $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[quickstart]'
 	touch $@
 
-$(VENV)/.test: $(VENV)/.train
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[quickstart,test,parity]'
+$(TEST_STAMP): $(VENV)/.train
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(TEST_EXTRAS)]'
 	$(BIN)/python benchmarks/install_libtpu.py $(VENV)/libtpu
 	touch $@
 

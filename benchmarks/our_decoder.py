@@ -1,7 +1,4 @@
-"""The model of ``step.py`` as a user of t5x_like has it: a ``Run``, its setup, its compiled train step, its feed.
-
-Only reading text is left out: the tokens are those of every other contender.
-"""
+"""The model of ``step.py --family decoder`` as a user of t5x_like has it; the tokens are those of every contender."""
 
 from __future__ import annotations
 
@@ -9,22 +6,11 @@ from typing import Any
 
 import decoder_sizes
 import jax
-import jax.numpy as jnp
 import numpy as np
 from decoder_sizes import Sizes
+from our_step import OurStep, Rows, no_text
 
-from t5x_like.arrays.trees import flatten, unflatten
-from t5x_like.input_pipeline.config import Bytes, Corpus, DataConfig, TextFiles
-from t5x_like.layers.norms import RMSNorm
-from t5x_like.layers.positions import Rope
-from t5x_like.models.families import llama
-from t5x_like.objectives import Autoregressive
-from t5x_like.optim import AdamW
-from t5x_like.sharding.mesh import make_placement
-from t5x_like.train.config import Run, TrainConfig
-from t5x_like.train.feed import local_share, to_devices
-from t5x_like.train.setup import make_setup
-from t5x_like.train.step import compile_step
+from t5x_like.config import AdamW, Autoregressive, RMSNorm, Rope, Run, TrainConfig, llama
 
 # Positions whose logits are in memory at a time. On a CPU 64 take 5 % fewer CPU seconds per step than all 256, because
 # 8 x 64 x 8192 floats stay in the cache from the projection to its gradient.
@@ -45,8 +31,7 @@ LAYER_PATHS = {
 
 
 def run(sizes: Sizes, scan: bool) -> Run:
-    """The run of these sizes; its corpus is never opened."""
-    corpus = Corpus("benchmark", TextFiles(("unused.txt",)), Bytes(), licence="none", origin="random tokens")
+    """The run of these sizes."""
     return Run(
         name="benchmark",
         model=llama(
@@ -55,7 +40,7 @@ def run(sizes: Sizes, scan: bool) -> Run:
             norm=RMSNorm(decoder_sizes.NORM_EPSILON), positions=Rope(decoder_sizes.ROPE_THETA),
         ),
         objective=Autoregressive(),
-        data=DataConfig(corpus, input_length=sizes.length),
+        data=no_text(sizes.length),
         optimizer=AdamW(
             learning_rate=decoder_sizes.LEARNING_RATE, b1=decoder_sizes.BETA_1, b2=decoder_sizes.BETA_2,
             eps=decoder_sizes.EPSILON, weight_decay=decoder_sizes.WEIGHT_DECAY, clip_norm=decoder_sizes.CLIP_NORM,
@@ -70,24 +55,15 @@ class Contender:
 
     def __init__(self, sizes: Sizes, form: str):
         self.sizes = sizes
-        config = run(sizes, scan=form == "scanned")
-        self.placement = make_placement(config.mesh)
-        self.setup = make_setup(config)
-        self.share = local_share(self.placement, sizes.batch)
-        self.compiled: Any = compile_step(self.setup, self.placement)
-        self.state = self.setup.initial_state(self.placement, config.train.seed)
-
-    def batch(self, tokens: np.ndarray) -> dict[str, jax.Array]:
-        """The batch on the device, as the feed puts it there."""
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        rows = {"decoder_tokens": inputs, "targets": targets, "weights": np.ones(targets.shape, np.float32)}
-        return to_devices(self.placement, rows, self.share)
+        self.ours = OurStep(run(sizes, scan=form == "scanned"))
 
     def step(self, tokens: np.ndarray) -> jax.Array:
         """One update, dispatched; its loss, which ``float`` waits for."""
-        self.state, metrics = self.compiled(self.state, self.batch(tokens))
-        value, weight = metrics["loss"]
-        return value / weight
+        return self.ours.step(self._rows(tokens))
+
+    def _rows(self, tokens: np.ndarray) -> Rows:
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        return {"decoder_tokens": inputs, "targets": targets, "weights": np.ones(targets.shape, np.float32)}
 
     def load(self, parameters: dict[str, Any]) -> None:
         """Starts again from parameters of the plain program."""
@@ -99,21 +75,11 @@ class Contender:
             "output_head/kernel": parameters["head"].T,
             "decoder/final_norm/scale": parameters["final_norm"],
         }
-        state = self.setup.initial_state(self.placement, 0)
-        wanted = flatten(state["params"])
-        if wanted.keys() != (layers | outer).keys():
-            raise ValueError(f"parameters without a partner: {sorted(wanted.keys() ^ (layers | outer).keys())}")
-        # Through jnp.array, which copies: the step is given these arrays to overwrite.
-        placed = {
-            path: jax.device_put(jnp.array(array), wanted[path].sharding) for path, array in (layers | outer).items()
-        }
-        self.state = state | {"params": unflatten(placed)}
+        self.ours.load(layers | outer)
 
     def temporary_bytes(self) -> int | None:
         """What the compiled step needs beside its arguments and results."""
-        batch = self.batch(decoder_sizes.tokens(self.sizes, 0))
-        analysis = self.compiled.lower(self.state, batch).compile().memory_analysis()
-        return None if analysis is None else analysis.temp_size_in_bytes
+        return self.ours.temporary_bytes(self._rows(decoder_sizes.tokens(self.sizes, 0)))
 
 
 def joined(name: str, array: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Parameters of the plain program in a file, for the other contenders of ``step.py`` to start from."""
+"""Parameters of the first contender of ``step.py`` in a file, for the others to start from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 def write(path: str, parameters: dict[str, Any]) -> None:
     """One .npz; names of nested dicts are joined by "/"."""
-    layers = {f"layers/{name}": array for name, array in parameters["layers"].items()}
+    layers = {f"layers/{name}": array for name, array in parameters.get("layers", {}).items()}
     np.savez(path, **{name: array for name, array in parameters.items() if name != "layers"}, **layers)
 
 

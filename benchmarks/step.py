@@ -1,10 +1,15 @@
-"""Our train step against a plain-JAX program of the same model on the CPU: tokens/s, CPU time, first step, memory.
+"""Our train step against others' of the same model on the CPU: tokens/s, CPU time, first step, memory.
 
-The model is a decoder of 4 layers, width 256, 4 heads of 64, gated MLP of 1024, vocabulary 8192, on batches of 8 x 256
-tokens in float32 (decoder_sizes.py). The contenders: plain_decoder.py scanned and unrolled; ours (our_decoder.py)
-scanned and unrolled; with --torch also torch_decoder.py, eager; with --wide ours unrolled with 512-bit vectors.
+    python benchmarks/step.py [--family decoder | t5] [--torch] [--wide] [--rounds N] [--json FILE]
 
-    python benchmarks/step.py [--torch] [--wide] [--rounds N] [--json FILE]
+--family decoder, the default: 4 layers, width 256, 4 heads of 64, gated MLP of 1024, vocabulary 8192, on batches of
+8 x 256 tokens in float32 (decoder_sizes.py). The contenders: plain_decoder.py, the same in plain JAX, scanned and
+unrolled; ours (our_decoder.py) scanned and unrolled; with --torch also torch_decoder.py, eager; with --wide ours
+unrolled with 512-bit vectors.
+
+--family t5: T5 1.1 with 10 million parameters on batches of 8 x 512 inputs and 8 x 114 targets in float32
+(t5_sizes.py). The contenders: ours, unrolled (our_t5.py), and ``transformers`` in PyTorch, eager (torch_t5.py), by its
+own choice of attention.
 
 Each contender runs in its own process. Every process is started several times, one contender after the other, which
 gives the seconds to the first step (from the start of the process to the loss of the first step; and without imports).
@@ -30,7 +35,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from decoder_sizes import SMOKE, Sizes
+import decoder_sizes
+import t5_sizes
 from table import Point, at_least, at_most, show, show_points, write_json
 
 HERE = Path(__file__).parent
@@ -38,22 +44,26 @@ AGREEMENT_STEPS = 5
 # Settings of the caller's shell that would change what is measured: 8 virtual devices, say, or a compilation cache.
 UNWANTED = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_X64")
 Figures = dict[str, Any]
+Sizes = decoder_sizes.Sizes | t5_sizes.Sizes
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A contender: its name in the tables, the module that has it, which form, flags for XLA."""
+    """A contender: its name in the tables, the module that has it, which form, flags for XLA, the module of sizes."""
 
     name: str
     module: str
     form: str
     xla_flags: str = ""
+    family: str = "decoder_sizes"
 
 
 PLAIN = {form: Kind(f"plain {form}", "plain_decoder", form) for form in ("scanned", "unrolled")}
 OURS = {form: Kind(f"ours {form}", "our_decoder", form) for form in ("scanned", "unrolled")}
 WIDE = Kind("ours unrolled, 512 bits", "our_decoder", "unrolled", "--xla_cpu_prefer_vector_width=512")
 TORCH = Kind("PyTorch eager", "torch_decoder", "eager")
+OUR_T5 = Kind("ours", "our_t5", "unrolled", family="t5_sizes")
+TRANSFORMERS = Kind("transformers", "torch_t5", "eager", family="t5_sizes")
 
 
 class Process:
@@ -64,7 +74,7 @@ class Process:
         environment["JAX_PLATFORMS"] = "cpu"
         if kind.xla_flags:
             environment["XLA_FLAGS"] = kind.xla_flags
-        command = [sys.executable, str(HERE / "worker.py"), kind.module, kind.form]
+        command = [sys.executable, str(HERE / "worker.py"), kind.module, kind.form, kind.family]
         command.append(json.dumps(dataclasses.asdict(sizes)))
         self.kind = kind
         begin = time.perf_counter()
@@ -102,7 +112,8 @@ class Process:
 
 def main() -> int:
     options = parse()
-    sizes = SMOKE if options.smoke else Sizes()
+    family: Any = t5_sizes if options.family == "t5" else decoder_sizes
+    sizes = family.SMOKE if options.smoke else family.Sizes()
     kinds = contenders(options)
     starts: dict[str, list[Figures]] = {kind.name: [] for kind in kinds}
     alive: list[Process] = []
@@ -122,7 +133,11 @@ def main() -> int:
         for process in alive:
             process.end()
     print_measured(kinds, sizes, starts, rounds, memory, options.steps)
-    points = agreement(losses) + compare(kinds, sizes, starts, rounds, memory, options.steps)
+    points = agreement(losses)
+    if options.family == "t5":
+        points += compare_t5(kinds, sizes, rounds, options.steps)
+    else:
+        points += compare(kinds, sizes, starts, rounds, memory, options.steps)
     print()
     show_points(points)
     write_json(options.json, points)
@@ -131,6 +146,7 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=("decoder", "t5"), default="decoder", help="which model")
     parser.add_argument("--forms", nargs="+", choices=tuple(OURS), default=list(OURS), help="of the JAX programs")
     parser.add_argument("--torch", action="store_true", help="also PyTorch, if it is installed (the extra 'bench')")
     parser.add_argument("--wide", action="store_true", help="also ours unrolled with 512-bit vectors")
@@ -150,6 +166,11 @@ def parse() -> argparse.Namespace:
 
 
 def contenders(options: argparse.Namespace) -> list[Kind]:
+    if options.family == "t5":
+        there = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+        if not there:
+            print("transformers is left out: it is not installed (pip install 't5x-like[parity]')", file=sys.stderr)
+        return [OUR_T5, TRANSFORMERS] if there else [OUR_T5]
     kinds = [of[form] for form in dict.fromkeys(options.forms) for of in (PLAIN, OURS)]
     if options.wide:
         kinds.append(WIDE)
@@ -186,13 +207,14 @@ def agreement(losses: dict[str, list[float]]) -> list[Point]:
     show(("contender", *(f"step {i + 1}" for i in range(len(reference)))),
          [(name, *(f"{value:.6f}" for value in values)) for name, values in losses.items()])  # fmt: skip
     apart = {name: [abs(a - b) for a, b in zip(values, reference, strict=True)] for name, values in losses.items()}
-    ours = [apart[kind.name] for kind in OURS.values() if kind.name in apart]
-    points = [
-        at_most("loss of the first step, |ours - plain|", max(a[0] for a in ours), 1e-5),
-        at_most(f"loss of {AGREEMENT_STEPS} steps, |ours - plain|", max(max(a) for a in ours), 1e-4),
-    ]
-    if TORCH.name in apart:
-        points.append(at_most(f"loss of {AGREEMENT_STEPS} steps, |PyTorch - plain|", max(apart[TORCH.name]), 1e-4))
+    points = []
+    if ours := [apart[kind.name] for kind in OURS.values() if kind.name in apart]:
+        points.append(at_most("loss of the first step, |ours - plain|", max(a[0] for a in ours), 1e-5))
+        points.append(at_most(f"loss of {AGREEMENT_STEPS} steps, |ours - plain|", max(max(a) for a in ours), 1e-4))
+    for kind, other in ((TORCH, "plain"), (TRANSFORMERS, "ours")):
+        if kind.name in apart:
+            name = "PyTorch" if kind is TORCH else kind.name
+            points.append(at_most(f"loss of {AGREEMENT_STEPS} steps, |{name} - {other}|", max(apart[kind.name]), 1e-4))
     return points
 
 
@@ -225,14 +247,30 @@ def print_measured(
     show(heading, rows)
 
 
+def ratio(figures: Figures, one: Kind, other: Kind, what: str) -> float:
+    """The median over rounds or starts of what one took, divided by what the other took."""
+    return statistics.median(a[what] / b[what] for a, b in zip(figures[one.name], figures[other.name], strict=True))
+
+
+def compare_t5(kinds: list[Kind], sizes: Sizes, rounds: Figures, steps: int) -> list[Point]:
+    """Speeds as ratios, above 1 where ours is faster."""
+    points = []
+    if TRANSFORMERS in kinds:
+        for what, name in (("seconds", "tokens/s"), ("cpu", "tokens per CPU second")):
+            figure = ratio(rounds, TRANSFORMERS, OUR_T5, what)
+            points.append(at_least(f"{name}, {OUR_T5.name} / {TRANSFORMERS.name}", figure, 1.0))
+    return points + speeds(kinds, sizes, rounds, steps)
+
+
+def speeds(kinds: list[Kind], sizes: Sizes, rounds: Figures, steps: int) -> list[Point]:
+    medians = [statistics.median(sizes.tokens * steps / r["seconds"] for r in rounds[kind.name]) for kind in kinds]
+    return [Point(f"tokens/s, {kind.name}", median) for kind, median in zip(kinds, medians, strict=True)]
+
+
 def compare(
     kinds: list[Kind], sizes: Sizes, starts: Figures, rounds: Figures, memory: Figures, steps: int
 ) -> list[Point]:
     """Every ratio, with its goal where there is one."""
-
-    def ratio(figures: Figures, one: Kind, other: Kind, what: str) -> float:
-        pairs = zip(figures[one.name], figures[other.name], strict=True)
-        return statistics.median(a[what] / b[what] for a, b in pairs)
 
     def memory_ratio(one: Kind, other: Kind, what: str) -> float:
         return memory[one.name][what] / memory[other.name][what]
@@ -261,10 +299,7 @@ def compare(
         points.append(Point(f"CPU seconds per step, ours unrolled / {other.name}", cpu))
     if WIDE in kinds and TORCH in kinds:
         points.append(Point(f"tokens/s, {WIDE.name} / {TORCH.name}", 1 / ratio(rounds, WIDE, TORCH, "seconds")))
-    for kind in kinds:
-        median = statistics.median(sizes.tokens * steps / r["seconds"] for r in rounds[kind.name])
-        points.append(Point(f"tokens/s, {kind.name}", median))
-    return points
+    return points + speeds(kinds, sizes, rounds, steps)
 
 
 if __name__ == "__main__":

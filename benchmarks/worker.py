@@ -1,8 +1,9 @@
 """One contender of ``step.py`` in its own process: told over standard input what to do, answers in lines of JSON.
 
-Not run by hand. ``worker.py MODULE FORM SIZES`` imports ``MODULE.Contender``, makes its first step, says how long that
-took, and then obeys {"do": "steps" | "save" | "losses" | "memory", ...} until its input ends. On the way it stands
-still, so that contenders can be measured in turn without starting again.
+Not run by hand. ``worker.py MODULE FORM FAMILY SIZES`` imports ``MODULE.Contender`` and ``FAMILY``, the module of sizes
+and batches, makes the first step, says how long that took, and then obeys
+{"do": "steps" | "save" | "losses" | "memory", ...} until its input ends. On the way it stands still, so that contenders
+can be measured in turn without starting again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ STARTED = time.perf_counter()
 
 
 def main() -> None:
-    module_name, form, sizes_json = sys.argv[1:]
+    module_name, form, family_name, sizes_json = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
 
@@ -28,10 +29,10 @@ def main() -> None:
     module = importlib.import_module(module_name)
     imported = time.perf_counter()
 
-    from decoder_sizes import Sizes, tokens
     from parameter_files import read, write
 
-    sizes = Sizes(**json.loads(sizes_json))
+    family = importlib.import_module(family_name)
+    sizes, tokens = family.Sizes(**json.loads(sizes_json)), family.tokens
     contender = module.Contender(sizes, form)
     loss = float(contender.step(tokens(sizes, 0)))
     now = time.perf_counter()

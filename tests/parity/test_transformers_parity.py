@@ -28,8 +28,10 @@ from t5x_like.models.config import ModelConfig
 from t5x_like.ops.attention import relative_buckets
 from t5x_like.ops.losses import LossConfig
 
-torch = pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install torch transformers")
-transformers = pytest.importorskip("transformers", reason="the oracle needs transformers: pip install transformers")
+NEEDS = "compares with transformers in PyTorch, which `make test PARITY=1` installs"
+torch = pytest.importorskip("torch", reason=NEEDS)
+transformers = pytest.importorskip("transformers", reason=NEEDS)
+pytestmark = pytest.mark.parity
 
 
 def copy_weights(model, params, config: ModelConfig) -> None:
