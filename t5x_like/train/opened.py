@@ -50,7 +50,7 @@ class OpenedRun:
     step: int = 0
     given_data: Data | None = None
     stop: Callable[[], bool] = lambda: False
-    _compiled: dict[Callable, Callable] = dataclasses.field(default_factory=dict)  # shared with all ``at`` other steps
+    _compiled: dict[tuple, Callable] = dataclasses.field(default_factory=dict)  # shared with all ``at`` other steps
 
     @functools.cached_property
     def data(self) -> Data:
@@ -67,14 +67,14 @@ class OpenedRun:
 
     def compute(self, function: Callable[..., Any], *arrays: Any) -> Any:
         """``function(model, *arrays)``, compiled on the run's mesh at the first call with this function."""
-        if function not in self._compiled:
+        setup, placement = self.setup, self.placement
 
-            def call(params: Tree, *arrays: Any) -> Any:
-                with use(self.placement):  # read while tracing, by ``constrain``
-                    return function(self.setup.bind(params), *arrays)
+        def call(params: Tree, *arrays: Any) -> Any:
+            with use(placement):  # read while tracing, by ``constrain``
+                return function(setup.bind(params), *arrays)
 
-            self._compiled[function] = jax.jit(call)
-        return self._compiled[function](self.params, *arrays)
+        compiled = self._compiled.setdefault((function, setup, placement), jax.jit(call))
+        return compiled(self.params, *arrays)
 
     def sums(self, batch: Batch) -> dict[str, jax.Array]:
         """name: [2], (sum, weight) of what the loss measures on one batch."""

@@ -84,5 +84,8 @@ def test_another_state_is_measured_with_what_is_compiled_already():
     assert len(traced) == 1
     losses = [HeldOut().run(opened.at(0, setup.initial_state(placement, seed)))["loss"] for seed in (0, 1)]
     assert losses[0] != losses[1]
+    other = make_placement(MeshConfig(), jax.devices()[1:2])
+    moved = dataclasses.replace(then, placement=other, params=setup.initial_state(other, 1)["params"])
+    assert all(int(moved.compute(size, batch)) > 0 for batch in moved.held_out(1)) and len(traced) == 2
     stopped = dataclasses.replace(opened.at(0, setup.initial_state(placement, 0)), stop=lambda: True)
     assert HeldOut().run(stopped) is None
