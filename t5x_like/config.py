@@ -37,6 +37,7 @@ from t5x_like.models.families import bert, byt5, gpt2, llama, mt5, t5_1_0, t5_1_
 from t5x_like.objectives import (
     UL2,
     Autoregressive,
+    Example,
     FillInTheMiddle,
     IidDenoising,
     MaskedLM,
@@ -52,10 +53,10 @@ from t5x_like.train.config import Run, TrainConfig
 
 __all__ = [
     "UL2", "Adafactor", "AdamW", "ArrayRecord", "Autoregressive", "Bytes", "CheckpointConfig", "Corpus", "Csv",
-    "DataConfig", "Dropout", "FillInTheMiddle", "Filters", "HuggingFaceDataset", "HuggingFaceTokenizer",
+    "DataConfig", "Dropout", "Example", "FillInTheMiddle", "Filters", "HuggingFaceDataset", "HuggingFaceTokenizer",
     "IidDenoising", "JsonLines", "Lion", "MaskedLM", "MeshConfig", "Mixture", "ModelConfig", "Objective",
-    "PackageText", "Parquet", "Part", "PermutationLM", "PrefixLM", "Proportional", "PythonGenerator",
-    "RateSchedule", "ReportConfig", "Run", "Schedule", "SentencePiece", "SentencePieceModel", "Source",
-    "SpanCorruption", "TextFiles", "TfRecord", "TfdsBuilder", "TokenizerConfig", "TrainConfig", "UserError", "bert",
-    "byt5", "gpt2", "llama", "mt5", "recipe", "t5_1_0", "t5_1_1", "transformer_2017", "umt5",
+    "PackageText", "Parquet", "Part", "PermutationLM", "PrefixLM", "Proportional", "PythonGenerator", "RateSchedule",
+    "ReportConfig", "Run", "Schedule", "SentencePiece", "SentencePieceModel", "Source", "SpanCorruption", "TextFiles",
+    "TfRecord", "TfdsBuilder", "TokenizerConfig", "TrainConfig", "UserError", "bert", "byt5", "gpt2", "llama", "mt5",
+    "recipe", "t5_1_0", "t5_1_1", "transformer_2017", "umt5",
 ]  # fmt: skip
