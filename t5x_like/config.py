@@ -65,6 +65,7 @@ from t5x_like.models.inputs import Features, Inputs, Tokens
 from t5x_like.objectives import (
     UL2,
     Autoregressive,
+    Example,
     FillInTheMiddle,
     IidDenoising,
     MaskedLM,

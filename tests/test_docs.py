@@ -32,6 +32,6 @@ def test_every_source_packing_and_objective_is_documented():
 
     text = (ROOT / "docs" / "data.md").read_text()
     kinds = [kind for base in (Source, TokenizerConfig, Objective) for kind in choices(base)]
-    names = [kind.__name__ for kind in kinds if kind.__module__.startswith("t5x_like")]
+    names = [kind.__name__ for kind in kinds if kind.__module__.startswith("t5x_like.")]
     missing = [name for name in [*names, *typing.get_args(Packing)] if f"`{name}" not in text]
     assert not missing

@@ -30,7 +30,7 @@ class UserError(Exception):
             lines.append(f"  try: {self.suggestion}")
         return "\n".join(lines)
 
-    def __reduce__(self):  # Grain's worker processes send errors back by pickle
+    def __reduce__(self):  # other processes send errors back by pickle
         return type(self), (self.where, self.got, self.allowed, self.suggestion)
 
 

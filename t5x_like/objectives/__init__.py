@@ -4,7 +4,7 @@ The loss on the device is the same for all of them (token cross-entropy with exp
 """
 
 from t5x_like.objectives.autoregressive import Autoregressive
-from t5x_like.objectives.base import Objective
+from t5x_like.objectives.base import Example, Objective
 from t5x_like.objectives.fill_in_the_middle import FillInTheMiddle
 from t5x_like.objectives.iid_denoising import IidDenoising
 from t5x_like.objectives.masked_lm import MaskedLM
@@ -14,6 +14,6 @@ from t5x_like.objectives.span_corruption import SpanCorruption
 from t5x_like.objectives.ul2 import UL2
 
 __all__ = [
-    "Autoregressive", "FillInTheMiddle", "IidDenoising", "MaskedLM", "Objective", "PermutationLM", "PrefixLM",
-    "SpanCorruption", "UL2",
+    "Autoregressive", "Example", "FillInTheMiddle", "IidDenoising", "MaskedLM", "Objective", "PermutationLM",
+    "PrefixLM", "SpanCorruption", "UL2",
 ]  # fmt: skip

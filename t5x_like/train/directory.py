@@ -27,7 +27,7 @@ from t5x_like.core.paths import make_writable, write_atomically
 from t5x_like.train.config import Run, free_to_change
 
 CONFIG, STARTS, CHECKPOINTS = "config.json", "starts.jsonl", "checkpoints"
-PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "array-record", "sentencepiece", "numpy")
 
 
 def read_config(directory: Path) -> Run:

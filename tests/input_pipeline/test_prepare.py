@@ -620,7 +620,7 @@ def test_the_hash_of_a_text_is_its_sha256():
 
 def test_preparing_imports_no_accelerator():
     code = (
-        "import sys; import t5x_like.input_pipeline.prepare.worker, t5x_like.input_pipeline.prepare.beam\n"
+        "import sys; import t5x_like.input_pipeline.processes, t5x_like.input_pipeline.prepare.beam\n"
         "heavy = {'jax', 'flax', 'grain', 'rich', 'tensorflow', 'sentencepiece', 'pyarrow', 'apache_beam'}\n"
         "sys.exit(repr(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     )

@@ -17,8 +17,9 @@ import pytest
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Bytes, Corpus, Csv, JsonLines, Parquet, Source, TextFiles
-from t5x_like.input_pipeline.prepare import parts, workers
+from t5x_like.input_pipeline.prepare import parts
 from t5x_like.input_pipeline.prepare.prepare import prepare, prepare_by
+from t5x_like.input_pipeline.prepare.progress import Tally
 from t5x_like.input_pipeline.prepare.vocabulary import tokenizer_config
 from t5x_like.input_pipeline.tokenizers.tokenizer import open_tokenizer
 
@@ -318,4 +319,4 @@ def test_what_a_library_prints_is_no_answer(tmp_path, folder, expected, in_worke
 def test_a_worker_does_not_use_another_tokenizer(tmp_path, folder):
     work = parts.Work(TextFiles((str(folder),)), Bytes(), "of another", parts.Filters(), False, str(tmp_path))
     with pytest.raises(UserError, match="has changed"):
-        workers.tokenize_in_processes(work, [parts.Part(0, ())], 1, lambda *_: None)
+        parts.tokenize_in_processes(work, [parts.Part(0, ())], 1, Tally("c", None))

@@ -1,4 +1,4 @@
-"""Batches: the rows of step n as a pure function of (seed, n), and a Grain reader that makes them ahead of time.
+"""Batches: the rows of step n as a pure function of (seed, n), and a reader that makes them ahead of time.
 
 Knows streams, mixtures and features; must not know JAX, devices or what a model does. The whole position of a reader is
 one integer, the step; the number of processes or of workers never changes a global batch.
@@ -7,13 +7,8 @@ one integer, the step; the number of processes or of workers never changes a glo
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import multiprocessing.connection
-import os
 import sys
-import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +20,7 @@ from t5x_like.input_pipeline.batches.order import checked_seed
 from t5x_like.input_pipeline.batches.stream import Stream
 from t5x_like.input_pipeline.config import DataConfig, Shape, corpora
 from t5x_like.input_pipeline.prepare.token_cache import TokenSplit
+from t5x_like.input_pipeline.processes import done_ahead
 from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer, check_vocabulary
 from t5x_like.objectives.base import Objective
 
@@ -229,21 +225,13 @@ class Batches:
         Raises:
           UserError: a batch size that the processes do not divide.
         """
-        import grain
-
         rows = process_rows(self.batch_size, process_index, process_count)
         stop = sys.maxsize if stop_step is None else stop_step
         if start_step < 0 or stop < start_step:
             raise UserError("step", f"reading from {start_step} to {stop}", "0 <= start_step <= stop_step")
-        workers, ahead = self.data.worker_processes, self.data.prefetch_batches
-        threads = 1 if workers else self.data.read_threads
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
-        source = _StepSource(self, start_step, stop - start_step, rows, os.getpid())
-        dataset = grain.MapDataset.source(source).to_iter_dataset(options)
-        if workers:
-            _let_grain_start_processes()
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=ahead))
-        return iter(dataset)
+        make = functools.partial(_step_and_batch, self, rows)
+        threads, processes = self.data.read_threads, self.data.worker_processes
+        return done_ahead(make, range(start_step, stop), threads, processes, self.data.prefetch_batches)
 
     def heldout_batches(
         self, limit: int | None = None, process_index: int = 0, process_count: int = 1
@@ -282,49 +270,8 @@ class Batches:
         return make_batch(rows, self.shape, self.capacity, self._tokenizer.pad_id, extras)
 
 
-@dataclass(frozen=True)
-class _StepSource:
-    """Random access to (step, rows of its batch), as Grain wants it."""
-
-    batches: Batches
-    start_step: int
-    length: int
-    rows: slice
-    made_by: int
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index) -> tuple[int, Batch]:
-        step = self.start_step + int(index)
-        return step, self.batches.batch(step, self.rows)
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        if self.made_by != os.getpid():
-            _end_with_parent()
-
-
-def _let_grain_start_processes() -> None:
-    """Grain reads absl's flags, which only ``absl.app`` parses; here there are none to parse."""
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-
-
-@functools.lru_cache(maxsize=1)
-def _end_with_parent() -> None:
-    """Ends this worker process as soon as the process that started it is gone, even if that was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch():
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, name="end with parent", daemon=True).start()
+def _step_and_batch(batches: Batches, rows: slice, step: int) -> tuple[int, Batch]:
+    return step, batches.batch(step, rows)
 
 
 def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:

@@ -1,6 +1,6 @@
 """``prepare`` as an Apache Beam pipeline (extra ``beam``), for corpora that outgrow a machine.
 
-Beam's workers, wherever its runner starts them (Flink, Spark, Dataflow), do what the processes of ``workers`` do:
+Beam's workers, wherever its runner starts them (Flink, Spark, Dataflow), do what processes of this machine do:
 tokenize parts into the work folder; this process cuts the corpus into parts before and merges them after. So the cache
 is the same, bit by bit. Must not know what a part is made of.
 """
@@ -16,18 +16,27 @@ from t5x_like.core.config import from_json, to_plain
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Corpus, TokenizerConfig
 from t5x_like.input_pipeline.prepare.parts import (
-    ERROR_KINDS,
+    BadDocument,
     Counts,
     Part,
+    SourceChanged,
     Work,
     finished_part,
     part_path,
-    plain_error,
     tokenize_part,
 )
 from t5x_like.input_pipeline.prepare.prepare import TokenCache, prepare_by
 from t5x_like.input_pipeline.prepare.progress import Show, Tally
 from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+
+# The errors of users that a worker notes, the most particular first.
+ERROR_KINDS: dict[str, type[UserError]] = {"bad": BadDocument, "changed": SourceChanged, "error": UserError}
+
+
+def plain_error(error: UserError) -> tuple[str, list[str]]:
+    """The kind of an error, a key of ``ERROR_KINDS``, and what it is made of; both go to JSON."""
+    kind = next(name for name, kind in ERROR_KINDS.items() if isinstance(error, kind))
+    return kind, [error.where, error.got, error.allowed, error.suggestion]
 
 
 def prepare_with_beam(

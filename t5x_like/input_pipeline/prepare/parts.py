@@ -12,6 +12,7 @@ of processes, stopped and started at any moment, make the same files. Part 7 of 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -19,14 +20,18 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Filters, Source, TokenizerConfig
 from t5x_like.input_pipeline.disk import HashedFile, room_in, temporary_name
+from t5x_like.input_pipeline.prepare.progress import Tally
 from t5x_like.input_pipeline.prepare.token_cache import file_digest, token_type
+from t5x_like.input_pipeline.processes import ending, team
 from t5x_like.input_pipeline.sources.files import File, Unit, list_files
 from t5x_like.input_pipeline.sources.splits import text_hash
 from t5x_like.input_pipeline.tokenizers.pieces import groups_of
@@ -49,7 +54,7 @@ _OTHER_KINDS = "other reasons"
 
 @dataclass(frozen=True)
 class Work:
-    """What all parts of a corpus have in common. Goes to worker processes as JSON.
+    """What all parts of a corpus have in common. Goes to other processes.
 
     Attributes:
       source, filters: as in the corpus.
@@ -77,7 +82,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Part:
-    """Neighbouring units of a source, tokenized together. Goes to worker processes as JSON.
+    """Neighbouring units of a source, tokenized together. Goes to other processes.
 
     Attributes:
       number: 0 for the first part of the corpus.
@@ -144,16 +149,6 @@ class SourceChanged(UserError):
     """What was tokenized is not one state of the source."""
 
 
-# The errors of users that one process tells another, the most particular first.
-ERROR_KINDS: dict[str, type[UserError]] = {"bad": BadDocument, "changed": SourceChanged, "error": UserError}
-
-
-def plain_error(error: UserError) -> tuple[str, list[str]]:
-    """The kind of an error, a key of ``ERROR_KINDS``, and what it is made of; both go to JSON."""
-    kind = next(name for name, kind in ERROR_KINDS.items() if isinstance(error, kind))
-    return kind, [error.where, error.got, error.allowed, error.suggestion]
-
-
 # Called now and then with what was done so far of a part: documents, tokens, bytes of the source.
 Report = Callable[[int, int, int], None]
 
@@ -213,6 +208,68 @@ def tokenize_part(work: Work, part: Part, tokenizer: Tokenizer, report: Report, 
         lambda documents, tokens, text: report(documents, tokens, max(read, min(text, part.size))), threads,
         lambda: _require_unchanged(work.source, part),
     )  # fmt: skip
+
+
+def tokenize_in_processes(work: Work, parts: Sequence[Part], processes: int, tally: Tally) -> dict[int, Counts]:
+    """Tokenizes parts into their files in the work folder, each by one of several processes.
+
+    Args:
+      work: what all parts share.
+      parts: the parts, in order.
+      processes: how many at most.
+      tally: told now and then of each part, and at its end.
+
+    Returns:
+      The counts of each part by its number.
+
+    Raises:
+      UserError: of the first part, in the order of the corpus, that has one; or a process that died.
+    """
+    finished: dict[int, Counts] = {}
+    failed: dict[int, Exception] = {}
+    waiting = iter(parts)
+    with team(functools.partial(_tokenize, work), min(processes, len(parts))) as workers:
+        idle, busy = list(workers), {}
+        while True:
+            # Parts before a failed one are all given out already: the first error of the corpus will be known.
+            for worker, part in zip(idle, () if failed else waiting, strict=False):
+                worker.send(part)
+                busy[worker.connection] = worker, part
+            if not busy:
+                break
+            idle = []
+            for ready in wait(list(busy)):
+                worker, part = busy[ready]
+                kind, value = worker.answer()
+                if kind == "report":
+                    tally.advance(part.number, *value)
+                    continue
+                if kind == "done":
+                    finished[part.number] = value
+                    tally.advance(part.number, value.documents, value.tokens, part.size)
+                else:
+                    failed[part.number] = value if kind == "error" else _fault(kind, value, part)
+                del busy[ready]
+                idle.append(worker)
+    if failed:
+        raise failed[min(failed)]
+    return finished
+
+
+def _tokenize(work: Work, part: Part, report: Report) -> Counts:
+    return tokenize_part(work, part, work.open_tokenizer(), report)
+
+
+def _fault(kind: str, value: Any, part: Part) -> Exception:
+    where = ", ".join(unit.file for unit in part.units[:1]) + (", ..." if len(part.units) > 1 else "")
+    if kind == "fault":
+        return RuntimeError(f"part {part.number} ({where}) could not be tokenized:\n{value}")
+    return UserError(
+        "data.prepare_processes",
+        f"a process that tokenized part {part.number} ({where}) was ended by {ending(value)}",
+        "",
+        "run again: what is finished is kept; fewer processes need less memory",
+    )
 
 
 def tokenize_documents(

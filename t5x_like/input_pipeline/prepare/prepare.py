@@ -38,11 +38,12 @@ from t5x_like.input_pipeline.prepare.parts import (
     source_changed,
     stamp_of,
     tokenize_documents,
+    tokenize_in_processes,
     tokenize_part,
 )
 from t5x_like.input_pipeline.prepare.progress import Progress, Show, Tally
 from t5x_like.input_pipeline.prepare.token_cache import FORMAT_VERSION, TokenCache, TokenSplit, open_cache, token_type
-from t5x_like.input_pipeline.prepare.workers import available_cores, tokenize_in_processes
+from t5x_like.input_pipeline.processes import available_cores
 from t5x_like.input_pipeline.sources.files import File
 from t5x_like.input_pipeline.sources.splits import SPLIT_NAMES, division_of, split_tail, text_hash
 from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer, open_tokenizer
@@ -85,9 +86,7 @@ def prepare(
     def tokenize(work: Work, parts: list[Part], opened: Tokenizer, tally: Tally) -> dict[int, Counts]:
         wanted = processes or min(available_cores(), sum(part.size for part in parts) // _BYTES_PER_PROCESS)
         if min(wanted, len(parts)) > 1:
-            return tokenize_in_processes(
-                work, parts, wanted, lambda part, *report: tally.advance(part.number, *report)
-            )
+            return tokenize_in_processes(work, parts, wanted, tally)
         return {part.number: _tokenize_here(work, part, opened, tally, threads=processes != 1) for part in parts}
 
     return prepare_by(tokenize, corpus, tokenizer, cache, progress)

@@ -31,12 +31,8 @@ class ByteTokenizer:
     special_ids = (pad_id, eos_id, unk_id)  # sentinels and mask share their ids with bytes
     fingerprint = hashlib.sha256(b"ByT5: pad 0, EOS 1, unknown 2, byte + 3; 100 sentinels from 258 down").hexdigest()
 
-    @property
-    def word_starts(self) -> np.ndarray:
-        return self._word_starts
-
     @functools.cached_property
-    def _word_starts(self) -> np.ndarray:
+    def word_starts(self) -> np.ndarray:
         """White space and punctuation begin a word; letters, digits and bytes of longer characters go on with it."""
         starts = [begins_word(chr(byte)) if byte < 128 else False for byte in range(256)]
         return np.array([True] * _OFFSET + starts)
