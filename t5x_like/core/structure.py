@@ -132,7 +132,8 @@ def choices(*kinds: type) -> list[type]:
     for kind in kinds:
         if _is_declared(kind) and not inspect.isabstract(kind):
             found[kind] = None
-        found |= dict.fromkeys(choices(*kind.__subclasses__()))
+        if kind.__module__ != "builtins":
+            found |= dict.fromkeys(choices(*kind.__subclasses__()))
     return list(found)
 
 
