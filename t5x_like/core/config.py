@@ -1,38 +1,40 @@
-"""A run's configuration: a frozen dataclass tree, loaded from a Python file, overridden, written as JSON, compared.
+"""A run's configuration: a frozen dataclass tree, written as JSON and read again, overridden, compared.
 
-One function, ``structure``, turns plain values into typed ones, for JSON and for the command line alike, so that both
-give the same checks and the same errors. Must not know what the dataclasses mean: their own ``__post_init__`` does.
-Nothing named in a file or on a command line is ever imported or evaluated; the run file itself is Python that the user
-chose to run.
+What its fields may hold is checked by ``core.structure``, whose public names are here too; how files are loaded is said
+in ``core.loading``.
 """
 
 from __future__ import annotations
 
-import abc
 import copy
 import dataclasses
 import fnmatch
-import functools
-import inspect
 import json
-import math
-import types
-import typing
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Any, TypeVar
 
 from t5x_like.core.errors import UserError, nearest
-from t5x_like.core.loading import code_of, is_shipped, own_object, run_inherited
+from t5x_like.core.loading import code_of
+from t5x_like.core.structure import (
+    CODE_KEY,
+    TYPE_KEY,
+    Config,
+    Unknown,
+    Unlimited,
+    choices,
+    describe_type,
+    structure,
+    type_hints,
+    unknown_in,
+)
+
+__all__ = [
+    "CODE_KEY", "TYPE_KEY", "Config", "Unknown", "Unlimited", "choices", "describe_type", "diff", "flatten",
+    "from_json", "from_plain", "override", "read_json", "structure", "to_json", "to_plain", "unknown_in",
+]  # fmt: skip
 
 T = TypeVar("T")
-TYPE_KEY = "type"  # names the class in the JSON of a dataclass
-CODE_KEY = "code"  # names the user's own file that defines it, with its digest
 
-Unlimited = Annotated[float, "or infinity"]
-"""The hint of a number that may be infinite."""
-
-_UNIONS = (typing.Union, types.UnionType)
-_SCALARS = {int: "a whole number", float: "a number", bool: "true | false", str: "text", type(None): "none"}
 
 def to_plain(value: Any) -> Any:
     """A dataclass tree as dicts, lists and scalars that JSON can hold. Every dataclass carries its class name, and one
@@ -50,290 +52,6 @@ def to_plain(value: Any) -> Any:
 
 def to_json(value: Any) -> str:
     return json.dumps(to_plain(value), indent=2) + "\n"
-
-
-class Unknown:
-    """Stands for a value whose class is in a file of somebody's own that has not been run: shows and keeps what its
-    JSON says. Whatever else is asked of it raises UserError, naming file and digest."""
-
-    def __init__(self, plain: dict[str, Any], where: str):
-        self.plain, self.where = plain, where
-
-    def refusal(self, reason: str = "has not been run") -> UserError:
-        code = self.plain[CODE_KEY]
-        return UserError(
-            self.where,
-            f"{self.plain[TYPE_KEY]} is defined in {code['file']} (sha256 {code['sha256']}), which {reason}",
-            "the file, given once more by one who has read it",
-            f"--code {code['file']}",
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise self.refusal()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Unknown) and self.plain == other.plain
-
-    def __repr__(self) -> str:
-        return f"{self.plain[TYPE_KEY]}(...)"
-
-
-def unknown_in(value: Any) -> list[Unknown]:
-    """Every ``Unknown`` of a dataclass tree."""
-    if isinstance(value, Unknown):
-        return [value]
-    if isinstance(value, tuple):
-        return [found for each in value for found in unknown_in(each)]
-    if dataclasses.is_dataclass(value):
-        return [found for f in dataclasses.fields(value) for found in unknown_in(getattr(value, f.name))]
-    return []
-
-
-class Config:
-    """Base of every config dataclass: its fields are checked against its type hints when it is built.
-
-    An int where a float is asked becomes a float, a list a tuple; NaN is refused, and infinity unless the hint is
-    ``Unlimited``. A ``__post_init__`` of the class finds its fields checked.
-
-    Args:
-      where: dotted name of the field of a run that holds the class, for errors: ``class Dropout(Config,
-        where="model.dropout")``; a subclass inherits it. Without any, the class's name.
-    """
-
-    _where: ClassVar[str | None] = None
-
-    def __init_subclass__(cls, where: str | None = None, **arguments: Any):
-        super().__init_subclass__(**arguments)
-        if where is not None:
-            cls._where = where
-        own = cls.__dict__.get("__post_init__")
-        if own is None:
-            return
-
-        @functools.wraps(own)
-        def checked(self: Any, *init_only: Any) -> None:
-            if type(self).__post_init__ is checked:  # else a subclass has checked already, and calls this by super()
-                check_fields(self)
-            own(self, *init_only)
-
-        cls.__post_init__ = checked
-
-    def __post_init__(self):
-        check_fields(self)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:  # worker processes run a file of the user's own by its path
-        code = code_of(type(self))
-        if code is None:
-            return super().__reduce_ex__(protocol)
-        return own_object, (str(code.path), code.sha256, code.kept, type(self).__name__), vars(self)
-
-
-def check_fields(config: Config) -> None:
-    """Fits every field of a dataclass that is being built to its type hint.
-
-    Raises:
-      UserError: a value that does not fit, naming field, value, what is allowed.
-    """
-    kind, where = type(config), type(config)._where
-    if not _is_declared(kind):
-        raise UserError(kind.__name__, "is no dataclass", f"@dataclass(frozen=True) above class {kind.__name__}")
-    prefix = f"{kind.__name__ if where is None else where}." if where != "" else ""
-    hints = _type_hints(kind)
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]  # its subclasses are
-        if field.init:
-            value = getattr(config, field.name)
-            fitted = structure(hints[field.name], value, prefix + field.name, text=False)
-            if fitted is not value:
-                object.__setattr__(config, field.name, fitted)
-
-
-def choices(*kinds: type) -> list[type]:
-    """The dataclasses that a field with these classes as its hint may hold: themselves and their subclasses, as far as
-    they are loaded."""
-    found: dict[type, None] = {}
-    for kind in kinds:
-        if _is_declared(kind) and not _is_base(kind):
-            found[kind] = None
-        found |= dict.fromkeys(choices(*kind.__subclasses__()))
-    return list(found)
-
-
-def _is_declared(kind: type) -> bool:
-    """Whether it is a dataclass by its own declaration, and not by that of its base."""
-    return "__dataclass_fields__" in vars(kind)
-
-
-def _is_base(kind: type) -> bool:
-    """Whether it is there for others to derive from."""
-    return abc.ABC in kind.__bases__ or inspect.isabstract(kind)
-
-
-def describe_type(hint: Any) -> str:
-    """What a field allows, in words for an error message."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        return describe_type(args[0])
-    if origin is Literal:
-        return " | ".join(str(a) for a in args)
-    if origin in _UNIONS:
-        return " | ".join(describe_type(a) for a in args)
-    if origin is tuple:
-        return f"values with commas between them, each {describe_type(args[0])}"
-    if hint in _SCALARS:
-        return _SCALARS[hint]
-    if isinstance(hint, type) and (known := choices(hint)):
-        return " | ".join(dict.fromkeys(kind.__name__ for kind in known))
-    return getattr(hint, "__name__", str(hint))
-
-
-def structure(hint: Any, value: Any, where: str = "", text: bool = True) -> Any:
-    """A typed value from a plain one: JSON's types, or text from a command line; a typed one as it is, if it fits.
-
-    Args:
-      hint: the type wanted: a class, a union, Literal, tuple[X, ...], int, float, bool, str, None. A class allows the
-        dataclass that it is and every dataclass derived from it.
-      value: what was given.
-      where: dotted name of the field, for errors.
-      text: whether text may stand for another type, and a dict for a dataclass: not so for what Python code gives.
-
-    Raises:
-      UserError: the value does not fit, naming field, value, what is allowed.
-    """
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        if hint == Unlimited and _is_infinite(value, text):
-            return float(value)
-        return structure(args[0], value, where, text)
-    if origin in _UNIONS:
-        return _structure_union(hint, args, value, where, text)
-    if isinstance(hint, type) and hint not in _SCALARS and origin is None:
-        return _structure_union(hint, (hint,), value, where, text)
-    if origin is tuple:
-        if text and isinstance(value, str):
-            value = [v for v in value.strip("()[] ").split(",") if v.strip()]
-        if isinstance(value, list | tuple):
-            hints = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else args
-            if len(hints) == len(value):
-                found = tuple(structure(h, v, where, text) for h, v in zip(hints, value, strict=True))
-                same = isinstance(value, tuple) and all(a is b for a, b in zip(found, value, strict=True))
-                return value if same else found
-    else:
-        for allowed in args if origin is Literal else ():
-            if (value == allowed and type(value) is type(allowed)) or (text and value == str(allowed)):
-                return allowed
-        ok, converted = _scalar(hint, value, text) if origin is None else (False, None)
-        if ok:
-            return converted
-    options = [str(a) for a in args] if origin is Literal else []
-    raise UserError(where, f"got {value!r}", describe_type(hint), nearest(str(value), options))
-
-
-def _is_infinite(value: Any, text: bool) -> bool:
-    if isinstance(value, str) and text:
-        return value.strip().lower() in ("inf", "-inf", "infinity", "-infinity")
-    return isinstance(value, float) and math.isinf(value)
-
-
-def _scalar(hint: Any, value: Any, text: bool) -> tuple[bool, Any]:
-    """(fits, value) for the plain types. Text is read as a person writes it: 1_000, 6e-3, true, none."""
-    if hint is type(None):
-        return value is None or (text and value in ("none", "None", "null")), None
-    if hint is str:
-        return isinstance(value, str), value
-    if hint is bool:
-        words = {"true": True, "false": False, "on": True, "off": False, "yes": True, "no": False}
-        found = value if isinstance(value, bool) or not text else words.get(str(value).lower())
-        return isinstance(found, bool), found
-    if isinstance(value, bool) or not isinstance(value, int | float | str if text else int | float):
-        return False, None
-    if isinstance(value, float) and not text:
-        return hint is float and math.isfinite(value), value if type(value) is float else float(value)
-    try:
-        number = float(value) if hint is float else int(value) if isinstance(value, str) else value
-    except (ValueError, OverflowError):
-        try:  # a whole number written with an exponent: 1e6
-            number = float(value)
-        except (ValueError, OverflowError):
-            return False, None
-    if not math.isfinite(number):
-        return False, None
-    if hint is int:
-        return (True, int(number)) if number == int(number) else (False, None)
-    return hint is float, number
-
-
-def _structure_union(hint: Any, args: tuple, value: Any, where: str, text: bool) -> Any:
-    classes = [a for a in args if isinstance(a, type) and a not in _SCALARS]
-    if isinstance(value, (Unknown, *classes)) and (dataclasses.is_dataclass(value) or isinstance(value, Unknown)):
-        return value
-    if classes and text and isinstance(value, dict) and CODE_KEY in value:
-        return _structure_own(classes, value, where)
-    known: dict[str, type] = {}
-    for kind in choices(*classes):  # of two classes of one name the shipped one, else the one defined last
-        if not (kind.__name__ in known and is_shipped(known[kind.__name__])):
-            known[kind.__name__] = kind
-    name = None
-    if text and isinstance(value, str | dict):
-        alone = classes[0].__name__ if hint in classes and dataclasses.is_dataclass(hint) else None
-        name = value if isinstance(value, str) else value.get(TYPE_KEY, alone)
-        if name in known:
-            return _structure_dataclass(known[name], {} if isinstance(value, str) else value, where)
-    for a in sorted(args, key=lambda a: a is not type(None)):  # the word none is no text where None is allowed
-        if a not in classes:
-            try:
-                return structure(a, value, where, text)
-            except UserError:
-                continue
-    shown = value if name is None else name
-    allowed = f"the fields of {hint.__name__}" if hint in classes and len(known) == 1 else describe_type(hint)
-    raise UserError(where, f"got {shown!r}", allowed, nearest(str(shown), known))
-
-
-def _structure_own(classes: list[type], value: dict, where: str) -> Any:
-    """Of a class in a user's own file, if that file has been run."""
-    run_inherited(value[CODE_KEY])
-    for kind in reversed(choices(*classes)):
-        code = code_of(kind)
-        if kind.__name__ == value.get(TYPE_KEY) and code is not None and code.plain() == value[CODE_KEY]:
-            return _structure_dataclass(kind, value, where)
-    return Unknown(value, where)
-
-
-def _structure_dataclass(kind: type, value: dict, where: str) -> Any:
-    hints = _type_hints(kind)
-    known = [f.name for f in dataclasses.fields(kind) if f.init]
-    prefix = f"{where}." if where else ""
-    if unknown := [k for k in value if k not in known and k not in (TYPE_KEY, CODE_KEY)]:
-        raise UserError(prefix + unknown[0], "no such field", ", ".join(known), nearest(unknown[0], known))
-    missing = [
-        f.name
-        for f in dataclasses.fields(kind)
-        if f.init and f.name not in value and f.default is f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise UserError(prefix + missing[0], "is missing and has no default", describe_type(hints[missing[0]]))
-    fields = {k: structure(hints[k], v, prefix + k) for k, v in value.items() if k in known}
-    if not any(map(unknown_in, fields.values())):
-        return kind(**fields)
-    made = object.__new__(kind)  # its own checks, passed when it was written, would ask what is not known here
-    for f in dataclasses.fields(kind):
-        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-        object.__setattr__(made, f.name, fields.get(f.name, default))
-    return made
-
-
-@functools.cache  # thousands of one kind go to worker processes: most of the time it takes to read them
-def _type_hints(kind: type) -> dict[str, Any]:
-    try:
-        hints = typing.get_type_hints(kind, include_extras=True)
-    except NameError as error:
-        raise UserError(kind.__name__, f"{error}, in its type hints", "names defined at the top of its file") from None
-    for name in (TYPE_KEY, CODE_KEY):
-        if name in hints:
-            raise UserError(f"{kind.__name__}.{name}", "is a name that the config's JSON uses itself", "another name")
-    return hints
 
 
 def from_json(kind: type[T], text: str, where: str = "") -> T:
@@ -418,7 +136,7 @@ def override(config: T, assignments: Sequence[str]) -> T:
             raise holder.refusal()
         target[last] = value.strip()
         if dataclasses.is_dataclass(holder):  # a class named here gets its defaults, which may be assigned to next
-            hint = _type_hints(type(holder)).get(last, str)
+            hint = type_hints(type(holder)).get(last, str)
             target[last] = to_plain(structure(hint, value.strip(), name))
         try:
             config = structure(type(config), plain)

@@ -37,7 +37,7 @@ def read_config(directory: Path) -> Run:
     Raises:
       UserError: the folder is not a run's, or its config is of another version.
     """
-    return from_plain(Run, _read_plain(directory))
+    return from_plain(Run, _read_plain(directory), str(directory / CONFIG))
 
 
 def load_config(
@@ -56,7 +56,7 @@ def load_config(
     """
     plain = _read_plain(directory)
     refused = run_code(plain, directory, code, accept_changed)
-    run = from_plain(Run, plain)
+    run = from_plain(Run, plain, str(directory / CONFIG))
     if not partial:
         require_code(run, refused)
     return run
@@ -85,9 +85,10 @@ def open_directory(directory: Path, run: Run, accept_changed: Sequence[str] = ()
     make_writable(directory, "directory")
     has_checkpoint = any(path.name.isdigit() for path in (directory / CHECKPOINTS).glob("*"))
     if has_checkpoint and (directory / CONFIG).is_file():
-        before = _read_plain(directory)
-        accept(before, run, accept_changed)
-        changed = {k: v for k, v in diff(from_plain(Run, before), run).items() if not free_to_change(k)}
+        plain = _read_plain(directory)
+        accept(plain, run, accept_changed)
+        before = from_plain(Run, plain, str(directory / CONFIG))
+        changed = {k: v for k, v in diff(before, run).items() if not free_to_change(k)}
         if changed:
             files_changed = any(name.endswith(".code") for name in changed)
             lines = "".join(f"\n    {name}: {old} -> {new}" for name, (old, new) in changed.items())
