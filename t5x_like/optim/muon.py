@@ -37,7 +37,7 @@ class Muon(OptimizerConfig):
       least_scale: the least size a parameter counts with.
     """
 
-    learning_rate: float = 0.03
+    learning_rate: float = 0.02
     scale: Literal["parameter", "rms", "spectral"] = "parameter"
     adam_learning_rate: float = 0.0
     beta: float = 0.95

@@ -119,7 +119,9 @@ def test_the_frozen_are_unknown_to_the_optimizer(config):
     assert optimizer.trained == {"token/table", "head/kernel"}
     trained, frozen = optimizer.split(params)
     assert list(trained) == ["token", "head"] and list(frozen) == ["layers"]
-    assert optimizer.merge(trained, frozen) == params
+    merged = optimizer.merge(trained, frozen)
+    assert list(flatten(merged)) == list(flatten(SPECS))
+    assert all(flatten(merged)[path] is leaf for path, leaf in flatten(params).items())
 
 
 @dataclasses.dataclass(frozen=True)
