@@ -3,10 +3,19 @@
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+from tiny_models import tiny
 
+from t5x_like import optim
+from t5x_like.core.config import load_module, load_run
 from t5x_like.input_pipeline.config import Corpus, Mixture
 from t5x_like.input_pipeline.recipes import load_recipe
+from t5x_like.layers.param import initialize
+from t5x_like.models.transformer import make_model
+from t5x_like.optim.optimizer import make_optimizer
+from t5x_like.train.config import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = [
@@ -17,10 +26,28 @@ BLOCKS = [
 
 
 @pytest.mark.parametrize(("name", "number", "block"), BLOCKS, ids=[f"{name}-{number}" for name, number, _ in BLOCKS])
-def test_corpus_files_of_the_documentation_load(tmp_path, name, number, block):
-    file = tmp_path / "corpus.py"
+def test_code_of_the_documentation_runs(tmp_path, name, number, block):
+    """A block that defines ``corpus`` is a corpus file, one with ``run`` a run file; one with ``optimizer`` makes an
+    update of a small model; any other is executed."""
+    file = tmp_path / "block.py"
     file.write_text(block)
-    assert isinstance(load_recipe(file), Corpus | Mixture)
+    if re.search(r"^(def corpus\(|corpus *=)", block, re.M):
+        assert isinstance(load_recipe(file), Corpus | Mixture)
+        return
+    module = load_module(file)
+    if hasattr(module, "run"):
+        assert isinstance(load_run(str(file), Run), Run)
+    elif hasattr(module, "optimizer"):
+        _, specs = make_model(tiny("t5_1_1", encoder_layers=1, decoder_layers=1))
+        params = initialize(specs, jax.random.key(0))
+        optimizer = make_optimizer(module.optimizer(), specs, total_steps=1000)
+        _, _, info = optimizer.update(params, optimizer.init(params), params, jnp.int32(0))
+        assert bool(info["finite"])
+
+
+def test_every_optimizer_is_documented():
+    text = (ROOT / "docs" / "optimizers.md").read_text()
+    assert not [name for name in optim.__all__ if f"`{name}" not in text]
 
 
 def test_every_source_packing_and_objective_is_documented():

@@ -62,7 +62,7 @@ def scale_by_adafactor(config: Adafactor, specs: Tree) -> optax.GradientTransfor
     """The direction of Adafactor, for parameters declared by ``specs``.
 
     State: ``row`` and ``column`` means of the squared gradient, with a dimension of 1 where a mean was taken, or all of
-    it (``full``); ``count``, the number of updates made; ``size``, the root mean squares of the last directions, summed.
+    it (``full``); ``count``, the number of updates made; ``size``, the summed root mean squares of the last directions.
     """
     import jax.numpy as jnp
     import optax

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from t5x_like.core.errors import UserError
@@ -30,12 +31,12 @@ nothing: a model without biases is no mistake."""
 def within(where: str, value: float, interval: str) -> None:
     """Raises UserError naming ``where`` unless ``value`` lies in an interval such as ``[0, 1)``; NaN lies in none."""
     least, most = (float(end) for end in interval[1:-1].split(","))
-    above = value > least if interval[0] == "(" else value >= least
-    below = value < most if interval[-1] == ")" else value <= most
-    if not (above and below):
-        words = f"a number above {least:g}" if interval[0] == "(" else f"a number of {least:g} or more"
-        upper = "" if most == float("inf") else f", {'below' if interval[-1] == ')' else 'at most'} {most:g}"
-        raise UserError(where, f"got {value}", f"{words}{upper or ', finite'}")
+    number = isinstance(value, int | float)
+    above = number and (value > least if interval[0] == "(" else value >= least)
+    if not above or not (value < most if interval[-1] == ")" else value <= most):
+        lower = f"a number above {least:g}" if interval[0] == "(" else f"a number of {least:g} or more"
+        upper = f"{'below' if interval[-1] == ')' else 'at most'} {most:g}"
+        raise UserError(where, f"got {value}", f"{lower}, {'finite' if most == math.inf else upper}")
 
 
 def in_steps(duration: int | float, total_steps: int) -> int:
@@ -185,8 +186,8 @@ class OptimizerConfig(Config, abc.ABC, where="optimizer"):
         """
 
     def to_check(self, change: Tree, state: Any) -> Tree:
-        """Arrays that tell whether an update by finite gradients is finite: ``change``, what is added to the parameters,
-        unless the optimizer knows of fewer, which saves a pass over memory. ``state`` is the new one, as optax has it.
+        """Arrays that are finite exactly where an update by finite gradients is: all of ``change`` (what is added to
+        the parameters) unless the optimizer knows fewer, which saves a pass over memory. ``state``: optax's, new.
         """
         return change
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ GIVEN = ("learning_rate", "weight_decay")  # by fields of the config
 
 @dataclasses.dataclass(frozen=True)
 class Optax(OptimizerConfig):
-    """An optimizer of optax by name: ``Optax("lamb")``, ``Optax("contrib.prodigy", ("d_coef=0.5",), learning_rate=1)``.
+    """An optimizer of optax by name: ``Optax(name="contrib.prodigy", arguments=("d_coef=0.5",), learning_rate=1.0)``.
 
     The learning rate, with its schedule, becomes its argument ``learning_rate``; what has none, such as
     ``scale_by_adam``, gives a direction that the learning rate multiplies. Weight decay is applied as for every other
@@ -71,7 +72,8 @@ class Optax(OptimizerConfig):
 
         known = {name: getattr(optax, name) for name in dir(optax)}
         known |= {f"contrib.{name}": getattr(optax.contrib, name) for name in dir(optax.contrib)}
-        known = {n: f for n, f in known.items() if inspect.isfunction(f) and not n.split(".")[-1].startswith("_")}
+        functions = {n: f for n, f in known.items() if inspect.isfunction(f) or isinstance(f, functools.partial)}
+        known = {n: f for n, f in functions.items() if not n.split(".")[-1].startswith("_")}
         if self.name not in known:
             raise UserError("optimizer.name", f"got {self.name!r}", "a function of optax, or contrib.NAME",
                             nearest(self.name, known) or nearest(f"contrib.{self.name}", known))

@@ -37,7 +37,7 @@ class Muon(OptimizerConfig):
       least_scale: the least size a parameter counts with.
     """
 
-    learning_rate: float = 0.03
+    learning_rate: float = 0.02
     scale: Literal["parameter", "rms", "spectral"] = "parameter"
     adam_learning_rate: float = 0.0
     beta: float = 0.95
@@ -49,8 +49,8 @@ class Muon(OptimizerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.bounded(beta="[0, 0.999999]", b1="[0, 0.999999]", b2="[0, 0.999999]", eps="[0, inf)", least_scale="[0, inf)")
-        self.bounded(iterations="[1, 100]", adam_learning_rate="[0, inf)")
+        self.bounded(beta="[0, 0.999999]", b1="[0, 0.999999]", b2="[0, 0.999999]", iterations="[1, 100]")
+        self.bounded(eps="[0, inf)", least_scale="[0, inf)", adam_learning_rate="[0, inf)")
 
     def transformation(self, context: Context) -> optax.GradientTransformation:
         import jax

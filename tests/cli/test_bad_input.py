@@ -85,7 +85,7 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
             ["model.decoder.positions=Ropee"],
             ["model.decoder.positions: got 'Ropee'", "Rope | T5Relative | Alibi", "did you mean 'Rope'?"],
         ),
-        "wrong class": (["optimizer=AdamWW"], ["optimizer: got 'AdamWW'", "Adafactor | AdamW | ", "'AdamW'"]),
+        "wrong class": (["optimizer=AdamWW"], ["optimizer: got 'AdamWW'", "Adafactor | AdamW", "'AdamW'"]),
         "objective": (["objective=MaskedLM"], ["objective: MaskedLM cannot train a model of shape decoder-only"]),
         "warm-up": (
             ["optimizer.schedule.kind=cosine", "optimizer.schedule.warmup=9"], ["optimizer.schedule.warmup: 9 steps"],

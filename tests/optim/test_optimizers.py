@@ -104,6 +104,36 @@ def test_adafactor_against_optax(by_size):
     assert_close(run(config, gradients()), run_optax(theirs, gradients()), 1e-6)
 
 
+def by_definition(config: AdamW | Lion, path: str, grads: Trees, params: np.ndarray) -> list[np.ndarray]:
+    """AdamW (its paper's Algorithm 2, with the decay times the learning rate) and Lion (Program 1) in float64."""
+    x, m, v, seen = params.astype(np.float64), 0.0, 0.0, []
+    decay = config.weight_decay if path.endswith("kernel") else 0.0
+    for t, tree in enumerate(grads, start=1):
+        norm = np.sqrt(sum(np.sum(np.asarray(g, np.float64) ** 2) for g in flatten(tree).values()))
+        clipped = min(1.0, config.clip_norm / norm) if config.clip_norm else 1.0
+        g = np.asarray(flatten(tree)[path], np.float64) * clipped
+        if isinstance(config, AdamW):
+            m, v = config.b1 * m + (1 - config.b1) * g, config.b2 * v + (1 - config.b2) * g**2
+            u = m / (1 - config.b1**t) / (np.sqrt(v / (1 - config.b2**t)) + config.eps)
+        else:
+            u = np.sign(config.b1 * m + (1 - config.b1) * g)
+            m = config.b2 * m + (1 - config.b2) * g
+        x = x - config.learning_rate * min(1.0, t / 5) * (u + decay * x)
+        seen.append(x)
+    return seen
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.7])
+@pytest.mark.parametrize("kind", [AdamW, Lion])
+def test_against_their_definitions(kind, clip):
+    config = kind(0.02, b1=0.8, b2=0.95, weight_decay=0.3, clip_norm=clip, schedule=WARM)
+    ours = run(config, gradients())
+    for path, start in flatten(random_tree(0)).items():
+        wanted = by_definition(config, path, gradients(), np.asarray(start))
+        for found, expected in zip(ours, wanted, strict=True):
+            np.testing.assert_allclose(flatten(found)[path], expected, rtol=1e-6, atol=1e-6, err_msg=path)
+
+
 def paper_adafactor(parameter: np.ndarray, grads: list[np.ndarray], rho: float) -> list[np.ndarray]:
     """Algorithms 4 (matrices of 128 and more) and 5 (vectors, here also small matrices) with the paper's sums, and the
     proposed hyperparameters of its Algorithm 6, in float64."""

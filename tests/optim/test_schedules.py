@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import optax
 import pytest
 
 from t5x_like.core.errors import UserError
-from t5x_like.optim import Adafactor, AdamW, Schedule
+from t5x_like.optim import Adafactor, AdamW, Joined, Schedule
 from t5x_like.optim.schedules import learning_rate
 
 TOTAL = 200
@@ -72,10 +73,18 @@ def test_warm_up_stable_decay():
         ("hold", lambda: Schedule("cosine", hold=5)),
         ("end", lambda: Schedule("linear", end=1.5)),
         ("decay", lambda: Schedule("wsd", decay=0.0)),
+        ("warmup", lambda: Schedule(warmup=1.5)),
+        ("warmup", lambda: Schedule(warmup=float("nan"))),
+        ("warmup", lambda: Schedule("wsd", warmup=0.95)),
+        ("peak", lambda: Schedule(peak=float("inf"))),
+        ("until", lambda: Joined((Schedule(), Schedule()), (0.1, 0.2))),
+        ("until", lambda: Joined((Schedule(), Schedule()), (TOTAL,))),
+        ("until", lambda: Joined((Schedule(),) * 3, (0.5, 100))),
+        ("schedules.1.warmup", lambda: Joined((Schedule(), Schedule("cosine", warmup=100)), (0.5,))),
     ],
 )
 def test_nonsense_is_refused_by_name(field, schedule):
-    with pytest.raises(UserError, match=rf"optimizer\.schedule\.{field}"):
+    with pytest.raises(UserError, match=rf"optimizer\.schedule\.{re.escape(field)}:"):
         rates(schedule())
 
 
@@ -85,3 +94,16 @@ def test_the_limits_themselves_are_allowed():
     assert np.isfinite(rates(Schedule("constant", warmup=10 * TOTAL))).all()
     with pytest.raises(UserError, match=r"optimizer\.learning_rate"):
         AdamW(learning_rate=-1.0)
+
+
+def test_warm_up_as_a_share_of_the_run():
+    np.testing.assert_array_equal(rates(Schedule("cosine", warmup=0.15)), rates(Schedule("cosine", warmup=30)))
+
+
+def test_joined_schedules_each_count_from_their_own_start():
+    first, second = Schedule(warmup=10), Schedule("cosine", warmup=5, end=0.2, peak=0.4)
+    found = rates(Joined((first, second, Schedule("linear")), (0.25, 150)))
+    np.testing.assert_array_equal(found[:50], rates(first)[:50])
+    alone = rates(Schedule("cosine", warmup=5, end=0.2), total=100)
+    np.testing.assert_allclose(found[50:150], 0.4 * alone[:100], rtol=1e-6)
+    np.testing.assert_allclose(found[150:], 0.5 * (1 - np.arange(50) / 50), rtol=1e-6)
