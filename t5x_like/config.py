@@ -74,7 +74,6 @@ from t5x_like.objectives import (
     PrefixLM,
     SpanCorruption,
 )
-from t5x_like.objectives.base import Example
 from t5x_like.optim import Adafactor, AdamW, Joined, Lion, Muon, Optax, OptimizerConfig, Schedule, ScheduleFree
 from t5x_like.report.config import ReportConfig
 from t5x_like.sharding.config import MeshConfig, Rule

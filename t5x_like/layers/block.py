@@ -115,7 +115,8 @@ class Layer(Config, where="model"):
             across, inner = self.cross, parts.cross_attention.inner
 
             def look(x):
-                seen = across.keys_values(inner, context.memory[0]) if cache is None else cache["cross"]
+                memory_BSD = context.memory[0] if context.memory is not None else None
+                seen = cache["cross"] if memory_BSD is None else across.keys_values(inner, memory_BSD)
                 return across.apply_across(inner, x, seen, context, maybe_named(key, "cross_attention")), Out()
 
             x_BLD = run("cross_attention", look, x_BLD)
@@ -127,7 +128,7 @@ class Layer(Config, where="model"):
     def start_cache(self, parts: Module, batch: int, columns: int, memory_BSD: jax.Array | None, dtype: Any) -> Cache:
         """An empty cache: {"self": the mixer's, "cross": keys and values made of the encoder's output, once}."""
         cache: Cache = {"self": self.mixer.start_cache(batch, columns, dtype)}
-        if self.cross is not None:
+        if self.cross is not None and memory_BSD is not None:
             cache["cross"] = self.cross.keys_values(parts.cross_attention.inner, memory_BSD)
         return cache
 

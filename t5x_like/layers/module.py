@@ -7,7 +7,7 @@ parameters, ``apply`` computes with them. Such files import JAX inside functions
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flax import nnx
 
@@ -22,6 +22,10 @@ class Module(nnx.Module):
         self.choice = choice
         for name, part in parts.items():
             setattr(self, name, part)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         return self.choice.apply(self, *arguments, **named)

@@ -100,8 +100,8 @@ class Group(Config, where="model.groups"):
                 x_BLD, out = repeat(x_BLD, one)
                 each.append(out)
             outs = jax.tree.map(lambda *a: jnp.stack(a), *each)
-        total = (map_sums(lambda a: jnp.sum(a, axis=0), sums) for sums in (outs.losses, outs.metrics))
-        return x_BLD, Out(outs.cache, *total, outs.statistics)
+        losses, metrics = (map_sums(lambda a: jnp.sum(a, axis=0), sums) for sums in (outs.losses, outs.metrics))
+        return x_BLD, Out(outs.cache, losses, metrics, outs.statistics)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -229,7 +229,7 @@ class Stack(Config, where="model"):
         return found - {0}
 
 
-def _written(cache: Cache, mixers: Any) -> Cache:
+def _written(cache: Any, mixers: Any) -> Cache:
     """The cache of a group with what its mixers have written; what cross-attention sees stays."""
     if "self" in cache:
         return cache | {"self": mixers}

@@ -37,8 +37,9 @@ class FutureTokens(Loss):
         losses, weights = zip(*further, strict=True)
         loss, weight = found["loss"]
         future = sum(losses) / len(losses)
-        found |= {"loss": (loss + self.weight * future, weight), "future_loss": (future, sum(weights) / len(weights))}
-        return with_layers(found, out)
+        further_sums: Sums = {"loss": (loss + self.weight * future, weight)}
+        further_sums["future_loss"] = (future, sum(weights) / len(weights))
+        return with_layers(found | further_sums, out)
 
     def measured(self) -> Loss:
         """The loss of the next token alone."""

@@ -40,10 +40,13 @@ Batch = Mapping[str, jax.Array]
 class Transformer(nnx.Module):
     """A model's parameters, and what it computes with them once they are merged in."""
 
+    encoder: Any
+    decoder: Any
+
     def __init__(self, config: ModelConfig):
         c = self.config = config
         D, std = c.d_model, c.embedding_init_std
-        self.token_embedding = Table(c.vocab_size, D, "vocab", std) if c.has_token_table else None
+        self.token_embedding: Any = Table(c.vocab_size, D, "vocab", std) if c.has_token_table else None
         for name, side in c.sides:
             setattr(self, name, side.declare(D, c.init))
             setattr(self, f"{name}_inputs", side.inputs.declare(D, c.init, std))
@@ -62,9 +65,8 @@ class Transformer(nnx.Module):
     def _future_transform(self) -> HeadTransform:
         """Activation, norm and bias of the model's last layer."""
         *_, (_, last) = self.config.sides[-1][1].layers()
-        feed_forward = last.feed_forward
-        activation = getattr(feed_forward, "activation", "gelu_tanh")
-        return HeadTransform(activation, last.norm, getattr(feed_forward, "bias", False))
+        found: Any = last.feed_forward
+        return HeadTransform(getattr(found, "activation", "gelu_tanh"), last.norm, getattr(found, "bias", False))
 
     def __call__(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
         """Activations before the logits, [B, L, D] of the decoder (of the encoder where there is no decoder); see
