@@ -73,7 +73,8 @@ def names(config: ModelConfig) -> Names:
             inner = {f"{layer}.{theirs}.{name[0]}": f"{layers}/{ours}/inner/{name}" for name in maps}
             table |= linears(inner, bias=False)
             table |= norms({f"{layer}.layer_norm": f"{layers}/{ours}/norm"}, bias=False)
-        layer, gated = f"{side}.block.{{}}.layer.{len(attentions)}", getattr(stack.groups[0].pattern[0].feed_forward, "gated", False)
+        layer = f"{side}.block.{{}}.layer.{len(attentions)}"
+        gated = getattr(stack.groups[0].pattern[0].feed_forward, "gated", False)
         maps = {"wi_0": "gate", "wi_1": "up", "wo": "down"} if gated else {"wi": "up", "wo": "down"}
         inner = f"{layers}/feed_forward/inner"
         table |= linears({f"{layer}.DenseReluDense.{a}": f"{inner}/{b}" for a, b in maps.items()}, bias=False)
