@@ -15,7 +15,7 @@ from flax import nnx
 from t5x_like.arrays.trees import Tree
 from t5x_like.decode.generate import Sampling, generate
 from t5x_like.input_pipeline.prepare.token_cache import TokenSplit
-from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 from t5x_like.train.config import Run
 
 OPEN, CLOSE = "[", "]"  # around what the model wrote

@@ -78,6 +78,9 @@ def test_resumed_in_the_third_window_with_and_without_the_ledger(tmp_path):
     again = open_windows(data)
     assert again.seen(start) == known and 2.0 < again.epoch_of(start) < 3.0
     assert [digest(batch) for _, batch in again.reader(start, stop_step=start + 8)] == straight[start:]
+    left = on_disk(data)
+    open_windows(data).seen(steps_of(windows, 1)), open_windows(data).seen(steps_of(windows, 2))
+    assert on_disk(data) == left, "the end of a window is known without it"
     for file in Path(data.cache, "corpora").glob("*.json"):
         file.unlink()
     lost = open_windows(data)
