@@ -155,8 +155,8 @@ def _inspect_checkpoint(directory: Path, step: int | None) -> int:
     print(f"{run.name}: checkpoints of steps {steps}")
     print(f"step {metadata['step']:,}, epoch {metadata['data']['epoch']:.3f}, seed {metadata['seed']}")
     print("versions: " + ", ".join(f"{name} {version}" for name, version in metadata["versions"].items()))
-    rows = [(path, str(array.dtype), "x".join(map(str, array.shape)) or "scalar") for path, array in arrays.items()]
-    print("\n".join(table(rows, left=2, indent="  ")))
+    rows = [(path, "x".join(map(str, array.shape)) or "scalar", str(array.dtype)) for path, array in arrays.items()]
+    print("\n".join(table(rows, indent="  ")))
     size = sum(array.size * array.dtype.itemsize for array in arrays.values())
     print(f"{len(arrays)} arrays, {size / 1e6:,.1f} MB")
     return 0

@@ -13,7 +13,6 @@ import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
-import pickle
 import queue
 import signal
 import subprocess
@@ -165,26 +164,30 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the parent decides
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints
     connection = multiprocessing.connection.Connection(int(sys.argv[1]))
-    tasks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, tasks), daemon=True).start()
-    first, function = tasks.get(), None
+    function = tasks.get()
     while True:
         task = tasks.get()
         try:
-            function = function or pickle.loads(first)
-            result = function(pickle.loads(task), lambda *given: connection.send(("report", given)))
-            connection.send(("done", result))
+            for each in (function, task):
+                if isinstance(each, Exception):
+                    raise each
+            connection.send(("done", function(task, lambda *given: connection.send(("report", given)))))
         except UserError as error:
             connection.send(("error", error))
         except Exception:  # a fault of ours: the parent ends, and shows where it was
             connection.send(("fault", traceback.format_exc()))
 
 
-def _listen(connection: multiprocessing.connection.Connection, tasks: queue.SimpleQueue[bytes]) -> None:
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            tasks.put(connection.recv_bytes())
-    os._exit(0)  # from whatever the main thread is doing
+def _listen(connection: multiprocessing.connection.Connection, tasks: queue.SimpleQueue[Any]) -> None:
+    while True:
+        try:
+            tasks.put(connection.recv())
+        except (EOFError, ConnectionError):
+            os._exit(0)  # from whatever the main thread is doing
+        except Exception as error:  # it cannot be made here: said in its turn
+            tasks.put(error)
 
 
 if __name__ == "__main__":

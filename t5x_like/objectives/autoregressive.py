@@ -17,7 +17,7 @@ from t5x_like.objectives.requirements import require_no_target_length, require_s
 if TYPE_CHECKING:
     import numpy as np
 
-    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+    from t5x_like.input_pipeline.tokenizers.base import Tokenizer
     from t5x_like.losses.base import Loss
     from t5x_like.losses.token import TokenLoss
 

@@ -16,7 +16,7 @@ from t5x_like.input_pipeline.config import DataConfig, Shape
 if TYPE_CHECKING:
     import numpy as np
 
-    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+    from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True, eq=False)

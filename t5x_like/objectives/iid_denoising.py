@@ -19,7 +19,7 @@ from t5x_like.objectives.span_corruption import keep_and_mark
 if TYPE_CHECKING:
     import numpy as np
 
-    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+    from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True)

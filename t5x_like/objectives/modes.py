@@ -12,7 +12,7 @@ from t5x_like.objectives.requirements import piece_id
 if TYPE_CHECKING:
     import numpy as np
 
-    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+    from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 
 
 def mode_ids(mode: str, tokenizer: Tokenizer) -> dict[str, int]:

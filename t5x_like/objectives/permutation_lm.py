@@ -26,7 +26,7 @@ from t5x_like.objectives.requirements import require_mask_id, require_no_target_
 if TYPE_CHECKING:
     import numpy as np
 
-    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+    from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from t5x_like.objectives.requirements import require_input_length, require_no_ta
 if TYPE_CHECKING:
     import numpy as np
 
-    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+    from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import DataConfig
 
 if TYPE_CHECKING:
-    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+    from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 
 _TOKENIZER = "data.corpus.tokenizer"
 

@@ -25,7 +25,7 @@ from t5x_like.objectives.requirements import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+    from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from t5x_like.objectives.prefix_lm import PrefixLM
 from t5x_like.objectives.span_corruption import SpanCorruption
 
 if TYPE_CHECKING:
-    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+    from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 
 Denoiser = SpanCorruption | PrefixLM
 

@@ -14,7 +14,8 @@ from t5x_like.input_pipeline.prepare.prepare import prepare
 from t5x_like.input_pipeline.prepare.progress import Show
 from t5x_like.input_pipeline.prepare.token_cache import TokenCache, TokenSplit
 from t5x_like.input_pipeline.prepare.vocabulary import tokenizer_config
-from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer, check_vocabulary, open_tokenizer
+from t5x_like.input_pipeline.tokenizers.base import Tokenizer
+from t5x_like.input_pipeline.tokenizers.tokenizer import check_vocabulary, open_tokenizer
 from t5x_like.train.config import Run
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from t5x_like.decode.sample import Sampling
 from t5x_like.input_pipeline.prepare.token_cache import TokenSplit
-from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 from t5x_like.models.transformer import Batch
 from t5x_like.train.opened import OpenedRun
 

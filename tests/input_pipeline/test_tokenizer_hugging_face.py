@@ -16,8 +16,9 @@ from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Corpus, HuggingFaceTokenizer, TextFiles
 from t5x_like.input_pipeline.prepare.vocabulary import load_tokenizer
 from t5x_like.input_pipeline.tokenizers import hugging_face as tokenizer_hugging_face
+from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 from t5x_like.input_pipeline.tokenizers.hugging_face import JsonTokenizer
-from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer, open_tokenizer
+from t5x_like.input_pipeline.tokenizers.tokenizer import open_tokenizer
 
 hf = pytest.importorskip("tokenizers", reason="needs the extra 'tokenizers'")
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402

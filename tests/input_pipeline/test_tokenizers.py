@@ -20,9 +20,10 @@ from t5x_like.input_pipeline.prepare import vocabulary
 from t5x_like.input_pipeline.prepare.vocabulary import load_tokenizer, tokenizer_config, trained_model_path
 from t5x_like.input_pipeline.sources.splits import documents_of_split
 from t5x_like.input_pipeline.tokenizers import sentencepiece as tokenizer_sentencepiece
+from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
 from t5x_like.input_pipeline.tokenizers.sentencepiece import SentencePieceTokenizer
-from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer, check_vocabulary, open_tokenizer
+from t5x_like.input_pipeline.tokenizers.tokenizer import check_vocabulary, open_tokenizer
 from t5x_like.input_pipeline.tokenizers.training import train_sentencepiece
 
 MODES = ("[NLU]", "[NLG]", "[a,b]")

@@ -72,12 +72,16 @@ def test_read_over_four_windows_with_two_on_disk_at_most(tmp_path):
 def test_resumed_in_the_third_window_with_and_without_the_ledger(tmp_path):
     data = endless(tmp_path)
     windows = open_windows(data)
-    start = steps_of(windows, 2) + 1
+    ends = steps_of(windows, 1), steps_of(windows, 2)
+    start = ends[1] + 1
     straight = [digest(batch) for _, batch in windows.reader(stop_step=start + 8)]
     known = windows.seen(start)
     again = open_windows(data)
     assert again.seen(start) == known and 2.0 < again.epoch_of(start) < 3.0
     assert [digest(batch) for _, batch in again.reader(start, stop_step=start + 8)] == straight[start:]
+    left = on_disk(data)
+    assert [open_windows(data).epoch_of(end) for end in ends] == [1.0, 2.0]
+    assert on_disk(data) == left, "the end of a window is known without it"
     for file in Path(data.cache, "corpora").glob("*.json"):
         file.unlink()
     lost = open_windows(data)

@@ -21,7 +21,8 @@ from t5x_like.input_pipeline.batches.stream import Stream
 from t5x_like.input_pipeline.config import DataConfig, Shape, corpora
 from t5x_like.input_pipeline.prepare.token_cache import TokenSplit
 from t5x_like.input_pipeline.processes import done_ahead
-from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer, check_vocabulary
+from t5x_like.input_pipeline.tokenizers.base import Tokenizer
+from t5x_like.input_pipeline.tokenizers.tokenizer import check_vocabulary
 from t5x_like.objectives.base import Objective
 
 __all__ = ["Batches", "Seen", "check_vocabulary", "process_rows"]
@@ -50,6 +51,10 @@ class Batches:
       batch_size: rows of a global batch.
       seed: of order, borders, corruption and places in the batch; 0 or more.
       shuffle: False: rows in the order of the corpus, without shifted borders.
+
+    Attributes:
+      streams: of each corpus in turn, one for each objective.
+      rates: (objectives,) the share of a corpus's rows that each objective has.
 
     Raises:
       UserError: a shape, tokenizer or length that does not suit the objective; too little text for a single row; a
@@ -92,7 +97,7 @@ class Batches:
             for i, name in enumerate(names)
             for j, (_, kind) in enumerate(kinds)
         ]  # fmt: skip
-        self.shares = self._kinds = np.asarray([rate for rate, _ in kinds]) / sum(rate for rate, _ in kinds)
+        self.rates = np.asarray([rate for rate, _ in kinds]) / sum(rate for rate, _ in kinds)
         self._skipped = data.skipped()
         self._tokens_before_skipped = functools.lru_cache(self._tokens_before)
 
@@ -104,10 +109,10 @@ class Batches:
         corpus, (splits, *_) = self.data.corpus, self._made_of
         at, constant = shares(corpus, {name: len(split.tokens) for name, split in splits.items()})
         most: list[int | None] = []
-        for first, (epochs, tokens) in zip(range(0, len(self.streams), len(self._kinds)), limits(corpus), strict=True):
-            most += self._most(self.streams[first : first + len(self._kinds)], epochs, tokens)
+        for first, (epochs, tokens) in zip(range(0, len(self.streams), len(self.rates)), limits(corpus), strict=True):
+            most += self._most(self.streams[first : first + len(self.rates)], epochs, tokens)
         return Interleaving(
-            lambda steps: (at(steps)[:, :, None] * self._kinds).reshape(len(steps), -1),
+            lambda steps: (at(steps)[:, :, None] * self.rates).reshape(len(steps), -1),
             constant, most, [stream.name for stream in self.streams], self.batch_size, self.seed,
         )  # fmt: skip
 
@@ -116,7 +121,7 @@ class Batches:
         proportion to the text that each takes."""
         if not epochs and not tokens:
             return [None] * len(streams)
-        weights = self._kinds * [stream.rows.tokens / stream.rows.count for stream in streams]
+        weights = self.rates * [stream.rows.tokens / stream.rows.count for stream in streams]
         weights = weights / weights.sum()
         most = np.full(len(streams), np.iinfo(np.int64).max)
         if epochs:  # rounded so that the rows of all together are right
@@ -183,7 +188,7 @@ class Batches:
 
     def epoch_of(self, step: int) -> float:
         """Epochs that are over when ``step`` batches have been taken: of a mixture, of all of its text together."""
-        whole = sum(stream.rows.tokens for stream in self.streams) / len(self._kinds)
+        whole = sum(stream.rows.tokens for stream in self.streams) / len(self.rates)
         return float(self._tokens_seen(step).sum() / whole)
 
     def sources_of(self, step: int) -> list[tuple[str, Objective]]:

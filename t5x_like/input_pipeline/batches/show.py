@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from t5x_like.input_pipeline.batches.features import Batch
-from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 
 Role = Literal["text", "loss", "faint", "prefix"]
 

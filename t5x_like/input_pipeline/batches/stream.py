@@ -18,7 +18,7 @@ from t5x_like.input_pipeline.batches.row_table import RowPacking
 from t5x_like.input_pipeline.batches.rows import DocumentRows, JoinedRows, Rows
 from t5x_like.input_pipeline.config import DataConfig, Shape
 from t5x_like.input_pipeline.prepare.token_cache import TokenSplit
-from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 from t5x_like.objectives.base import Example, Objective
 
 # First words of every derived seed, so that no two uses of one seed share random numbers.

@@ -73,9 +73,12 @@ class Windows:
     def seen(self, step: int) -> dict[str, Seen]:
         """Raw tokens taken by ``step`` batches, and the windows that these are."""
         number, local = self._locate(step - 1) if step else (0, -1)
-        inside = self._opened(number).seen(local + 1)[self._corpus.name].tokens if local >= 0 else 0
-        before = sum(window["tokens"] for window in self._ledger[:number])
-        return {self._corpus.name: Seen(before + inside, number + (local + 1) / self._steps(number))}
+        name, steps = self._corpus.name, self._steps(number)
+        whole = local + 1 == steps  # then the window itself, which may be gone, is not needed
+        tokens = sum(window["tokens"] for window in self._ledger[: number + whole])
+        if not whole and step:
+            tokens += self._opened(number).seen(local + 1)[name].tokens
+        return {name: Seen(tokens, number + (local + 1) / steps)}
 
     def epoch_of(self, step: int) -> float:
         """Windows that are over when ``step`` batches have been taken."""
@@ -143,7 +146,7 @@ class Windows:
         name = self._corpus.name
         batches = self._make({name: cache.split("train")}, int.from_bytes(digest[:6], "big"))
         # One pass: each objective takes its share of the text.
-        kinds = batches.shares / [stream.rows.count for stream in batches.streams]
+        kinds = batches.rates / [stream.rows.count for stream in batches.streams]
         steps = int(1.0 / kinds.sum() + 1e-9) // batches.batch_size
         if not steps:
             raise UserError(

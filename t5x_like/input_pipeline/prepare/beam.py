@@ -27,7 +27,7 @@ from t5x_like.input_pipeline.prepare.parts import (
 )
 from t5x_like.input_pipeline.prepare.prepare import TokenCache, prepare_by
 from t5x_like.input_pipeline.prepare.progress import Show, Tally
-from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 
 # The errors of users that a worker notes, the most particular first.
 ERROR_KINDS: dict[str, type[UserError]] = {"bad": BadDocument, "changed": SourceChanged, "error": UserError}

@@ -34,8 +34,9 @@ from t5x_like.input_pipeline.prepare.token_cache import file_digest, token_type
 from t5x_like.input_pipeline.processes import ending, team
 from t5x_like.input_pipeline.sources.files import File, Unit, list_files
 from t5x_like.input_pipeline.sources.splits import text_hash
+from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 from t5x_like.input_pipeline.tokenizers.pieces import groups_of
-from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer, open_tokenizer
+from t5x_like.input_pipeline.tokenizers.tokenizer import open_tokenizer
 
 # What is known of a document besides its tokens: how many, and ``splits.text_hash`` as two big-endian halves.
 DOCUMENT = np.dtype([("length", "<i8"), ("hash", ">u8", (2,))])

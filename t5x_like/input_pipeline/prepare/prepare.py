@@ -46,7 +46,8 @@ from t5x_like.input_pipeline.prepare.token_cache import FORMAT_VERSION, TokenCac
 from t5x_like.input_pipeline.processes import available_cores
 from t5x_like.input_pipeline.sources.files import File
 from t5x_like.input_pipeline.sources.splits import SPLIT_NAMES, division_of, split_tail, text_hash
-from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer, open_tokenizer
+from t5x_like.input_pipeline.tokenizers.base import Tokenizer
+from t5x_like.input_pipeline.tokenizers.tokenizer import open_tokenizer
 
 __all__ = ["Progress", "TokenCache", "TokenSplit", "open_cache", "prepare", "prepare_by"]
 

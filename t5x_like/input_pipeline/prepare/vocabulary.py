@@ -29,7 +29,8 @@ from t5x_like.input_pipeline.config import (
 from t5x_like.input_pipeline.disk import held_lock
 from t5x_like.input_pipeline.sources.source import FileSource
 from t5x_like.input_pipeline.sources.splits import documents_of_split
-from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer, open_tokenizer
+from t5x_like.input_pipeline.tokenizers.base import Tokenizer
+from t5x_like.input_pipeline.tokenizers.tokenizer import open_tokenizer
 from t5x_like.input_pipeline.tokenizers.training import TRAINER_VERSION, train_sentencepiece
 
 

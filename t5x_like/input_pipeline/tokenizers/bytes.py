@@ -8,13 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 from t5x_like.input_pipeline.tokenizers.pieces import begins_word, encode_around, sentinel_piece
 
 _OFFSET = 3  # byte b is id b + 3
 _NAMED = {"<pad>": 0, "</s>": 1, "<unk>": 2}
 
 
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """ByT5's ids: pad 0, EOS 1, unknown 2, byte b at b + 3; sentinels are ids 258, 257, ..., as published.
 
     The published sentinels lie on byte ids. The first 11 (bytes 0xFF to 0xF5) never occur in UTF-8; the others do,

@@ -15,7 +15,7 @@ from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.sources.source import require_choice
 
 if TYPE_CHECKING:
-    from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+    from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 
 SentencePieceModel = Literal["bpe", "unigram"]
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from t5x_like.core.errors import UserError, nearest
+from t5x_like.input_pipeline.tokenizers.base import FileTokenizer
 from t5x_like.input_pipeline.tokenizers.pieces import (
     cut_text,
     encode_around,
@@ -44,7 +45,7 @@ _AT_ONCE = 4_000_000
 _AROUND = 100
 
 
-class JsonTokenizer:
+class JsonTokenizer(FileTokenizer):
     """A ``tokenizer.json``. What it adds by itself around a text, cuts off or fills up is left out.
 
     Args:
@@ -95,26 +96,15 @@ class JsonTokenizer:
         self._kind = type(self._tokenizer.model).__name__
         self._byte_level = '"ByteLevel"' in json.dumps(described.get("decoder"))
 
-    def __reduce__(self):
-        return type(self), self._arguments
-
-    @property
-    def word_starts(self) -> np.ndarray:
-        return self._word_starts
-
     @functools.cached_property
-    def _word_starts(self) -> np.ndarray:
+    def word_starts(self) -> np.ndarray:
         """A word brings its space along in its first piece, or all pieces but the first say that they go on with it."""
         texts = [self._text_of(self._names.get(identifier, "")) for identifier in range(self._file_size)]
         starts = word_starts(texts)
         return np.concatenate([starts, np.full(self.vocab_size - self._file_size, starts.any())])
 
-    def find(self, piece: str) -> int | None:
-        identifier = self._vocabulary.get(piece)
-        if identifier is None:
-            names = map(sentinel_piece, range(len(self.sentinel_ids)))
-            return dict(zip(names, self.sentinel_ids, strict=True)).get(piece)
-        return identifier
+    def _find(self, piece: str) -> int | None:
+        return self._vocabulary.get(piece)
 
     def piece(self, identifier: int) -> str:
         return self._names.get(identifier, f"<id {identifier}>")
@@ -135,16 +125,10 @@ class JsonTokenizer:
         return encode_documents(texts, _CHUNK, self._cut, encode, self._hidden, self._spell)
 
     def decode(self, ids: Sequence[int]) -> str:
-        parts, run = [], []
-        for identifier in map(int, ids):
-            if identifier in (self.pad_id, self.eos_id):
-                continue
-            if identifier < self._file_size and identifier in self._names:
-                run.append(identifier)
-                continue
-            parts += [self._decode_run(run, bool(parts)), self.piece(identifier)]
-            run = []
-        return "".join([*parts, self._decode_run(run, bool(parts))])
+        return super().decode([each for each in ids if each not in (self.pad_id, self.eos_id)])
+
+    def _is_in_file(self, identifier: int) -> bool:
+        return identifier < self._file_size and identifier in self._names
 
     def _cut(self, text: str) -> list[str]:
         return cut_text(text, _CHUNK, _LONGEST, self._resume)

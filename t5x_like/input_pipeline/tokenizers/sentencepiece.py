@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.tokenizers.base import FileTokenizer
 from t5x_like.input_pipeline.tokenizers.pieces import (
     cut_text,
     encode_around,
@@ -36,7 +37,7 @@ _CHUNK = 8_000
 _LONGEST = 1_000_000
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(FileTokenizer):
     """A SentencePiece model file.
 
     Args:
@@ -80,28 +81,16 @@ class SentencePieceTokenizer:
         self._named = {identifier: name for name, identifier in self._beyond.items()}
         self._spellings: dict[int, np.ndarray] = {}
 
-    def __reduce__(self):
-        return type(self), self._arguments
-
-    @property
-    def word_starts(self) -> np.ndarray:
-        return self._word_starts
-
     @functools.cached_property
-    def _word_starts(self) -> np.ndarray:
+    def word_starts(self) -> np.ndarray:
         """A word brings its space along, in its first piece; what follows a newline goes with the newline."""
         starts = word_starts([self._text_of(identifier) for identifier in range(self._pieces)])
         return np.concatenate([starts, np.full(self.vocab_size - self._pieces, starts.any())])
 
-    def find(self, piece: str) -> int | None:
-        identifier = self._find(piece)
-        if identifier is None:
-            names = map(sentinel_piece, range(len(self.sentinel_ids)))
-            return dict(zip(names, self.sentinel_ids, strict=True)).get(piece)
-        return identifier
-
     def piece(self, identifier: int) -> str:
-        return self._named.get(identifier) or self._processor.id_to_piece(identifier)
+        if not 0 <= identifier < self._pieces:
+            return self._named.get(identifier, f"<id {identifier}>")
+        return self._processor.id_to_piece(identifier)
 
     def encode(self, text: str) -> list[int]:
         return encode_around(text, self._beyond, self._encode_part) if self._beyond else self._encode_part(text)
@@ -110,18 +99,8 @@ class SentencePieceTokenizer:
         encode = functools.partial(self._encode_all, threads=threads or -1)
         return encode_documents(texts, _CHUNK, self._cut, encode, self._hidden, self._spell)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        ids = [int(identifier) for identifier in ids]
-        if all(0 <= identifier < self._pieces for identifier in ids):
-            return self._processor.decode(ids)
-        parts, run = [], []
-        for identifier in ids:  # sentinels after the last piece, and ids a padded model table has but no vocabulary
-            if 0 <= identifier < self._pieces:
-                run.append(identifier)
-                continue
-            parts += [self._decode_run(run, bool(parts)), self._named.get(identifier, f"<id {identifier}>")]
-            run = []
-        return "".join([*parts, self._decode_run(run, bool(parts))])
+    def _is_in_file(self, identifier: int) -> bool:
+        return 0 <= identifier < self._pieces
 
     def _encode_part(self, text: str) -> list[int]:
         if len(text) <= _CHUNK:

@@ -10,86 +10,11 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
-
-import numpy as np
 
 from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 from t5x_like.input_pipeline.tokenizers.config import Bytes, HuggingFaceTokenizer, SentencePiece, TokenizerConfig
 from t5x_like.input_pipeline.tokenizers.pieces import sentinel_piece
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What the rest of the library may ask of a vocabulary. Pickles as the path of its file."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids run from 0 to ``vocab_size - 1``, sentinels included; not each of them need be in use."""
-        ...
-
-    @property
-    def pad_id(self) -> int:
-        """The EOS where the vocabulary has no padding: what is padding is told by segments, never by ids."""
-        ...
-
-    @property
-    def eos_id(self) -> int: ...
-
-    @property
-    def unk_id(self) -> int:
-        """The id of what has no piece; the EOS where everything has one."""
-        ...
-
-    @property
-    def sentinel_ids(self) -> tuple[int, ...]:
-        """Ids of ``<extra_id_0>``, ``<extra_id_1>``, ...; empty where the vocabulary has none."""
-        ...
-
-    @property
-    def mask_id(self) -> int | None:
-        """The id that hides a token in masked language modelling; None where the vocabulary has none."""
-        ...
-
-    @property
-    def special_ids(self) -> tuple[int, ...]:
-        """Ids that no text is made of: never masked, never put in at random."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of what decides ids, as hexadecimal digits: stored with every cache and checkpoint."""
-        ...
-
-    @property
-    def word_starts(self) -> np.ndarray:
-        """(vocab_size,) bool: whether a token with this id begins a word; all False where pieces do not tell."""
-        ...
-
-    def find(self, piece: str) -> int | None:
-        """The id of exactly this piece, such as ``[NLU]`` or ``<extra_id_0>``; None where there is none."""
-        ...
-
-    def piece(self, identifier: int) -> str:
-        """The piece with this id, as the vocabulary spells it."""
-        ...
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a prompt, no EOS added; special pieces in it, such as ``<extra_id_0>``, become what they name."""
-        ...
-
-    def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[np.ndarray]:
-        """Ids of each document, no EOS added, as integer arrays; special pieces in it are text like any other.
-
-        Args:
-          texts: of any length.
-          threads: cores to use, where the tokenizer can; 0: all.
-        """
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids``; padding and EOS are left out, sentinels shown as ``<extra_id_0>``, ..."""
-        ...
 
 
 def config_of_file(path: str, symbols: Sequence[str] = ()) -> TokenizerConfig:

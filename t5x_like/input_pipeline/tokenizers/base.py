@@ -1,0 +1,102 @@
+"""What the rest of the library may ask of a vocabulary, and what vocabularies of a file share.
+
+Must not know any one kind of vocabulary, nor objectives or models.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from t5x_like.input_pipeline.tokenizers.pieces import sentinel_piece
+
+
+class Tokenizer:
+    """A vocabulary.
+
+    Attributes:
+      vocab_size: ids run from 0 to ``vocab_size - 1``, sentinels included; not each of them need be in use.
+      pad_id: the EOS where the vocabulary has no padding: what is padding is told by segments, never by ids.
+      eos_id: ends a text.
+      unk_id: the id of what has no piece; the EOS where everything has one.
+      sentinel_ids: ids of ``<extra_id_0>``, ``<extra_id_1>``, ...; empty where the vocabulary has none.
+      mask_id: the id that hides a token in masked language modelling; None where the vocabulary has none.
+      special_ids: ids that no text is made of: never masked, never put in at random.
+      fingerprint: SHA-256 of what decides ids, as hexadecimal digits: stored with every cache and checkpoint.
+    """
+
+    vocab_size: int
+    pad_id: int
+    eos_id: int
+    unk_id: int
+    sentinel_ids: tuple[int, ...]
+    mask_id: int | None
+    special_ids: tuple[int, ...]
+    fingerprint: str
+
+    @functools.cached_property
+    def word_starts(self) -> np.ndarray:
+        """(vocab_size,) bool: whether a token with this id begins a word; all False where pieces do not tell."""
+        return np.zeros(self.vocab_size, bool)
+
+    def find(self, piece: str) -> int | None:
+        """The id of exactly this piece, such as ``[NLU]`` or ``<extra_id_0>``; None where there is none."""
+        raise NotImplementedError
+
+    def piece(self, identifier: int) -> str:
+        """The piece with this id, as the vocabulary spells it."""
+        raise NotImplementedError
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a prompt, no EOS added; special pieces in it, such as ``<extra_id_0>``, become what they name."""
+        raise NotImplementedError
+
+    def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[np.ndarray]:
+        """Ids of each document, no EOS added, as integer arrays; special pieces in it are text like any other.
+
+        Args:
+          texts: of any length.
+          threads: cores to use, where the tokenizer can; 0: all.
+        """
+        raise NotImplementedError
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``; padding and EOS are left out, sentinels shown as ``<extra_id_0>``, ..."""
+        raise NotImplementedError
+
+
+class FileTokenizer(Tokenizer):
+    """A vocabulary of a file, some of whose sentinels may lie beyond the file's last id. Pickled as the arguments that
+    it was opened with."""
+
+    _arguments: tuple
+
+    def __reduce__(self) -> tuple:
+        return type(self), self._arguments
+
+    def find(self, piece: str) -> int | None:
+        identifier = self._find(piece)
+        if identifier is not None:
+            return identifier
+        return next((each for i, each in enumerate(self.sentinel_ids) if piece == sentinel_piece(i)), None)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        parts, run = [], []
+        for identifier in map(int, ids):  # sentinels beyond the file, and ids of a padded model but of no vocabulary
+            if self._is_in_file(identifier):
+                run.append(identifier)
+            else:
+                parts += [self._decode_run(run, bool(parts)), self.piece(identifier)]
+                run = []
+        return "".join([*parts, self._decode_run(run, bool(parts))])
+
+    def _find(self, piece: str) -> int | None:
+        raise NotImplementedError
+
+    def _is_in_file(self, identifier: int) -> bool:
+        raise NotImplementedError
+
+    def _decode_run(self, run: list[int], inside: bool) -> str:
+        raise NotImplementedError
