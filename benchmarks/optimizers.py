@@ -23,7 +23,7 @@ from table import show
 ROOT = Path(__file__).resolve().parents[1]
 OPTIMIZERS = {  # name: (assignments after optimizer=CLASS, learning rates)
     "adafactor": (["optimizer=Adafactor"], [0.02, 0.05, 0.1]),
-    "muon": (["optimizer=Muon"], [0.02, 0.05, 0.1]),
+    "muon": (["optimizer=Muon"], [0.01, 0.02, 0.05]),
     "muon-rms": (["optimizer=Muon", "optimizer.scale=rms"], [0.003, 0.01, 0.03]),
     "adamw": (["optimizer=AdamW"], [0.001, 0.003, 0.01]),
 }

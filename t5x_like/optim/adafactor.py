@@ -84,7 +84,7 @@ def scale_by_adafactor(config: Adafactor, specs: Tree) -> optax.GradientTransfor
         trees = {name: unflatten(leaves) for name, leaves in kept.items()}
         return {"count": jnp.zeros((), jnp.int32), "size": jnp.zeros((), jnp.float32), **trees}
 
-    def update(updates, state, params=None):
+    def update(updates: Tree, state: Any, params: Any = None):
         decay = 1.0 - (state["count"] + 1).astype(jnp.float32) ** -config.decay_exponent
         old = {name: flatten(state[name]) for name in ("row", "column", "full")}
         new: dict[str, dict] = {name: {} for name in old}

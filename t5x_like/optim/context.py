@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,8 +69,8 @@ class Context:
     def _at_rate(self, one: Callable[..., jax.Array]) -> optax.GradientTransformationExtraArgs:
         self.complete = True
 
-        def update(updates, state, params=None, *, step, **_):
-            rate = -self.learning_rate(step)
+        def update(updates: Tree, state: Any, params: Any = None, **extra: Any):
+            rate = -self.learning_rate(extra["step"])
             return map_named(lambda path, u, p: one(path, u, p, rate), updates, params), state
 
         return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

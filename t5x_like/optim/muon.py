@@ -30,7 +30,7 @@ class Muon(OptimizerConfig):
         square is max(that of the parameter, ``least_scale``), as Adafactor's, and likewise for the rest; for models
         such as T5 whose parameters differ much in size. ``rms``: 0.2, about that of AdamW, so that AdamW's learning
         rates fit. ``spectral``: singular values near max(1, m / n) ** 0.5, as first published.
-      adam_learning_rate: the peak for what is no matrix; it follows the same schedule. 0 is ``learning_rate``.
+      adam_factor: the learning rate of what is no matrix, as a multiple of ``learning_rate``.
       beta: decay of the momentum.
       iterations: of Newton-Schulz.
       b1, b2, eps: AdamW's, for what is no matrix.
@@ -39,7 +39,7 @@ class Muon(OptimizerConfig):
 
     learning_rate: float = 0.02
     scale: Literal["parameter", "rms", "spectral"] = "parameter"
-    adam_learning_rate: float = 0.0
+    adam_factor: float = 2.5
     beta: float = 0.95
     iterations: int = 5
     b1: float = 0.9
@@ -50,7 +50,7 @@ class Muon(OptimizerConfig):
     def __post_init__(self):
         super().__post_init__()
         self.bounded(beta="[0, 0.999999]", b1="[0, 0.999999]", b2="[0, 0.999999]", iterations="[1, 100]")
-        self.bounded(eps="[0, inf)", least_scale="[0, inf)", adam_learning_rate="[0, inf)")
+        self.bounded(eps="[0, inf)", least_scale="[0, inf)", adam_factor="(0, inf)")
 
     def transformation(self, context: Context) -> optax.GradientTransformation:
         import jax
@@ -59,7 +59,6 @@ class Muon(OptimizerConfig):
         number = optax.contrib.MuonDimensionNumbers(-2, -1)
         # As many as there are arrays: optax leaves a gap for each parameter that is no matrix.
         numbers = lambda updates: jax.tree.map(lambda _: number, updates)  # noqa: E731
-        factor = self.adam_learning_rate / self.learning_rate if self.adam_learning_rate and self.learning_rate else 1.0
         direction = optax.partition(
             {
                 "matrix": optax.contrib.scale_by_muon(
@@ -69,7 +68,7 @@ class Muon(OptimizerConfig):
             },
             map_named(lambda _, spec: "matrix" if is_matrix(spec) else "rest", context.specs),
         )
-        rest = {path: factor for path, spec in flatten(context.specs).items() if not is_matrix(spec)}
+        rest = {path: self.adam_factor for path, spec in flatten(context.specs).items() if not is_matrix(spec)}
         return context.descend(optax.chain(direction, optax.stateless(self._sizes(context))), rest)
 
     def _sizes(self, context: Context):

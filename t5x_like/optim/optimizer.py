@@ -212,7 +212,8 @@ def _ways(whole: tuple[int, ...], part: tuple[int, ...], start: int = 0) -> list
 
 def _names(paths: list[Any]) -> list[str]:
     """Names of the arrays of a state: optax's, without places in tuples unless two would be one."""
-    short = [keystr([k for k in path if not isinstance(k, SequenceKey)], simple=True, separator="/") for path in paths]
+    kept = [tuple(key for key in path if not isinstance(key, SequenceKey)) for path in paths]
+    short = [keystr(path, simple=True, separator="/") for path in kept]
     inner = {name[:cut] for name in short for cut in range(len(name)) if name[cut] == "/"}
     if len({*short}) == len(short) and not inner & {*short, ""} and all(short):
         return short

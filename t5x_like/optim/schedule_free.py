@@ -39,13 +39,14 @@ class ScheduleFree(OptimizerConfig):
         self.bounded(interpolation="(0, 1)", b2="[0, 0.999999]", eps="[0, inf)", weight_power="[0, inf)")
 
     def transformation(self, context: Context) -> optax.GradientTransformation:
+        import jax.numpy as jnp
         import optax
         import optax.contrib
 
         adam = optax.scale_by_rms(decay=self.b2, eps=self.eps, eps_in_sqrt=False, bias_correction=True)
         return optax.contrib.schedule_free(
             context.descend(adam),
-            learning_rate=lambda count: context.learning_rate(count - 1),  # optax counts from 1 here
+            learning_rate=lambda count: context.learning_rate(jnp.asarray(count) - 1),  # optax counts from 1 here
             b1=self.interpolation,
             weight_lr_power=self.weight_power,
         )

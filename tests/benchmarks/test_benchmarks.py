@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -60,3 +61,11 @@ def test_every_benchmark_says_how_it_is_run(script):
     command = [sys.executable, str(BENCHMARKS / script), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "--json" in done.stdout
+
+
+def test_steps_to_a_loss_lie_on_lines_between_evaluations(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    optimizers = importlib.import_module("optimizers")
+    curve = [(100, 6.0), (200, 5.0), (300, 5.5), (400, 4.0)]
+    assert optimizers.steps_to(curve, 5.25) == 175 and optimizers.steps_to(curve, 4.5) == 300 + 100 * 1.0 / 1.5
+    assert optimizers.steps_to(curve, 7.0) == 100 and optimizers.steps_to(curve, 3.9) == float("inf")

@@ -43,7 +43,7 @@ class Accumulated(OptimizerConfig):
 
 
 NAMES = ("adabelief", "adam", "adamax", "adan", "amsgrad", "lamb", "lars", "lion", "nadamw", "novograd", "radam",
-         "rmsprop", "sm3", "yogi", "scale_by_adam", "contrib.ademamix", "contrib.adopt", "contrib.prodigy",
+         "rmsprop", "scale_by_sm3", "yogi", "scale_by_adam", "contrib.ademamix", "contrib.adopt", "contrib.prodigy",
          "contrib.dadapt_adamw", "contrib.muon", "contrib.madgrad", "contrib.simplified_ademamix")  # fmt: skip
 CONFIGS = {name: Optax(name=name, learning_rate=1e-3, weight_decay=0.1, rates=(("decoder", 0.5),)) for name in NAMES}
 CONFIGS |= {
@@ -81,7 +81,7 @@ def test_it_starts_sharded_and_updates_on_a_mesh(name):
             like_kernels += 1
             assert array.sharding.shard_shape(array.shape) != array.shape, path
             assert np.prod(array.sharding.shard_shape(array.shape)) * 4 == array.size, path
-    assert like_kernels or name in ("Adafactor", "optax.adafactor", "sm3")
+    assert like_kernels or name in ("Adafactor", "optax.adafactor", "scale_by_sm3")
 
 
 def named(name, *arguments):
