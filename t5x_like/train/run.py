@@ -23,11 +23,13 @@ from t5x_like.input_pipeline.order import ORDER_VERSION
 from t5x_like.models.counts import parameter_count, train_flops
 from t5x_like.ops.attention import Full, choose
 from t5x_like.plan.chips import peak_flops
+from t5x_like.plan.memory import bytes_per_device
 from t5x_like.report.clock import Clock
 from t5x_like.report.console import Console, Opening, short
 from t5x_like.report.preparing import Preparing
 from t5x_like.report.writers import METRICS, Reporter, read_metrics
 from t5x_like.sharding.mesh import Placement, make_placement, use
+from t5x_like.sharding.reduction import copying_axes
 from t5x_like.sharding.processes import join_processes
 from t5x_like.train.compiled import compile_steps
 from t5x_like.train.config import Run
@@ -103,7 +105,7 @@ def train(run: Run, directory: str | Path) -> Outcome:
         loop = job.loop(first, feed)
         if jax.process_index() == 0:
             record_start(directory, run, first, _devices())
-        console.opening(_opening(run, setup, first, directory))
+        console.opening(_opening(run, setup, placement, first, directory))
         clock.start()
         try:
             state, done = loop(state, first, feed)
@@ -245,7 +247,7 @@ class Job:
         }
 
 
-def _opening(run: Run, setup: Setup, first: int, directory: Path) -> Opening:
+def _opening(run: Run, setup: Setup, placement: Placement, first: int, directory: Path) -> Opening:
     model = run.model
     layers = "+".join(str(n) for n in (model.encoder_layers, model.decoder_layers) if n)
     return Opening(
@@ -258,7 +260,18 @@ def _opening(run: Run, setup: Setup, first: int, directory: Path) -> Opening:
         steps=run.train.steps,
         directory=str(directory),
         first_step=first,
+        gradients=_gradients(setup, placement),
     )
+
+
+def _gradients(setup: Setup, placement: Placement) -> str:
+    """How they are summed over devices that have copies of the parameters, and what the sum takes; empty if none have."""
+    if not (axes := copying_axes(placement)):
+        return ""
+    if placement.reduce != "once":
+        return f"summed over {', '.join(axes)} in every layer and micro-batch"
+    megabytes = bytes_per_device(setup.specs, dict(placement.mesh.shape), placement.rules) / 2**20
+    return f"summed over {', '.join(axes)} once a step; until then {megabytes:,.1f} MB on each device"
 
 
 def _data_seen(data: Data, done: int) -> str:

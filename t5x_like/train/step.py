@@ -6,6 +6,7 @@ Must not know files, clocks or what a token means.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ from t5x_like.arrays.trees import Tree
 from t5x_like.models.transformer import Batch
 from t5x_like.ops.losses import LossConfig, LossSums, cross_entropy
 from t5x_like.optim.optimizer import Optimizer
+from t5x_like.sharding.mesh import current_placement
+from t5x_like.sharding.reduction import data_parallel_gradient
 
 # params, optimizer: nested dicts of arrays; step: int32, the number of updates made; halted: whether some update was
 # not finite, after which no other is made, because the loop learns of it one step later.
@@ -72,6 +75,21 @@ def train_step(parts: StepParts, state: State, batch: Batch) -> tuple[State, Met
     step, params = state["step"], state["params"]
     key = jax.random.fold_in(named(jax.random.key(parts.seed), "dropout"), step)
 
+    gradients = data_parallel_gradient(functools.partial(sums_and_gradient, parts), current_placement())
+    sums, gradient = gradients(params, batch, key)
+    weight = jnp.maximum(sums.weight, 1.0)  # a batch without targets has gradient 0, not NaN
+    gradient = jax.tree.map(lambda g: g / weight, gradient)
+    new_params, new_optimizer, info = parts.optimizer.update(gradient, state["optimizer"], params, step)
+    finite = jnp.isfinite(sums.loss) & jnp.isfinite(info["gradient_norm"])
+    halted = state["halted"] | ~finite
+    new = {"params": new_params, "optimizer": new_optimizer, "step": step + 1, "halted": halted}
+    new_state = jax.tree.map(lambda new, old: jnp.where(halted, old, new), new, state) | {"halted": halted}
+    return new_state, sums._asdict() | info | {"finite": finite.astype(jnp.float32)}
+
+
+def sums_and_gradient(parts: StepParts, params: Tree, batch: Batch, key: jax.Array) -> tuple[LossSums, Tree]:
+    """Sums of the loss over a batch, and the gradient of ``loss``, added over its micro-batches."""
+
     def micro_gradient(index: jax.Array | int, rows: Batch) -> tuple[LossSums, Tree]:
         def loss(params: Tree) -> tuple[jax.Array, LossSums]:
             sums = loss_sums(parts, params, rows, jax.random.fold_in(key, index))
@@ -81,25 +99,15 @@ def train_step(parts: StepParts, state: State, batch: Batch) -> tuple[State, Met
         return sums, gradient
 
     if parts.micro_batches == 1:
-        sums, gradient = micro_gradient(0, batch)
-    else:
-        shapes = jax.eval_shape(lambda: micro_gradient(0, jax.tree.map(lambda a: a[0], split_rows(batch, parts))))
-        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return micro_gradient(0, batch)
+    shapes = jax.eval_shape(lambda: micro_gradient(0, jax.tree.map(lambda a: a[0], split_rows(batch, parts))))
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-        def add(total, micro):
-            return jax.tree.map(jnp.add, total, micro_gradient(*micro)), None
+    def add(total, micro):
+        return jax.tree.map(jnp.add, total, micro_gradient(*micro)), None
 
-        indices = jnp.arange(parts.micro_batches)
-        (sums, gradient), _ = jax.lax.scan(add, zero, (indices, split_rows(batch, parts)))
-
-    weight = jnp.maximum(sums.weight, 1.0)  # a batch without targets has gradient 0, not NaN
-    gradient = jax.tree.map(lambda g: g / weight, gradient)
-    new_params, new_optimizer, info = parts.optimizer.update(gradient, state["optimizer"], params, step)
-    finite = jnp.isfinite(sums.loss) & jnp.isfinite(info["gradient_norm"])
-    halted = state["halted"] | ~finite
-    new = {"params": new_params, "optimizer": new_optimizer, "step": step + 1, "halted": halted}
-    new_state = jax.tree.map(lambda new, old: jnp.where(halted, old, new), new, state) | {"halted": halted}
-    return new_state, sums._asdict() | info | {"finite": finite.astype(jnp.float32)}
+    indices = jnp.arange(parts.micro_batches)
+    return jax.lax.scan(add, zero, (indices, split_rows(batch, parts)))[0]
 
 
 def split_rows(batch: Batch, parts: StepParts) -> dict[str, jax.Array]:
