@@ -13,7 +13,6 @@ import math
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 import pallas_kernels

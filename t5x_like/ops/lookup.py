@@ -16,7 +16,7 @@ def lookup(table_VD: jax.Array, ids: jax.Array, axis: str) -> jax.Array:
     """[..., D] for ids [...] in [0, V); ``axis`` is the logical axis of the table's rows.
 
     Where the mesh splits the rows, each device looks up those that it has, and the results are added: a gather along a
-    split dimension would be left to the partitioner, of which XLA's (0.10 to 0.12) aborts on meshes of three axes.
+    split dimension would be left to the partitioner, of which XLA's (of jax 0.10 to 0.12) aborts on meshes of three axes.
     """
     # Whole along the width, as the activations are: else the partitioner copies the looked-up rows to all devices.
     table_VD = constrain(table_VD, axis, None)
@@ -28,7 +28,7 @@ def lookup(table_VD: jax.Array, ids: jax.Array, axis: str) -> jax.Array:
     def own(table_VD, ids):
         local = ids - place_along(over) * table_VD.shape[0]
         here = (local >= 0) & (local < table_VD.shape[0])
-        found = jnp.take(table_VD, jnp.where(here, local, 0), axis=0)
-        return jnp.where(here[..., None], found, jnp.zeros((), found.dtype))[None]
+        elsewhere = table_VD.shape[0]  # filled with 0, and without a gradient
+        return jnp.take(table_VD, jnp.where(here, local, elsewhere), axis=0, mode="fill", fill_value=0)[None]
 
     return by_device(own, (PartitionSpec(over), rows), PartitionSpec(over, *rows))(table_VD, ids).sum(0)

@@ -188,7 +188,7 @@ def _groups(rest: str, devices: int) -> list[list[int]]:
     if iota := _IOTA.search(rest):
         shape, source, order = ([int(n) for n in part.split(",")] if part else None for part in iota.groups())
         numbers = np.arange(math.prod(source or ())).reshape(source)
-        return (numbers.transpose(order) if order else numbers).reshape(shape).tolist()
+        return [list(map(int, group)) for group in (numbers.transpose(order) if order else numbers).reshape(shape)]
     listed = _LISTED.search(rest)
     if listed and listed[1]:
         return [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])]

@@ -31,8 +31,8 @@ class Placement:
 
     Attributes:
       replicated_limit_mb, reduce: as ``MeshConfig``.
-      manual: mesh axes that are not the partitioner's where this placement is in force: a function sees one part of them
-        (``reduction``).
+      manual: mesh axes that are not the partitioner's where this placement is in force: a function sees one part of
+        them (``reduction``).
     """
 
     mesh: Mesh

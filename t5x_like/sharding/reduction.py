@@ -1,8 +1,8 @@
 """One sum of the gradients a step over the mesh axes that split rows and copy parameters; casts before gathers.
 
 Left to itself the partitioner sums a gradient where it is computed: in every layer of every micro-batch. Here the
-function that computes gradients sees one part of such an axis only (``shard_map``, manual over that axis; the other axes
-stay the partitioner's), so that nothing is sent along it until the one sum at the end.
+function that computes gradients sees one part of such an axis only (``shard_map``, manual over that axis; the other
+axes stay the partitioner's), so that nothing is sent along it until the one sum at the end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def data_parallel_gradient(function: Callable[..., Any], placement: Placement | 
     Args:
       function: (params, batch, key) to a tree of sums over the batch's rows, such as (sums of losses, gradient). Inside
         it ``constrain`` leaves out the copying axes, and ``first_row`` numbers the rows as in the whole batch.
-      placement: where it runs. Without a copying axis, or with ``reduce`` "per_layer", ``function`` is returned as it is.
+      placement: where it runs. Without a copying axis, or with ``reduce`` "per_layer", ``function`` is returned
+        as it is.
     """
     if placement is None or placement.reduce != "once" or not (axes := copying_axes(placement)):
         return function
@@ -52,9 +53,11 @@ def data_parallel_gradient(function: Callable[..., Any], placement: Placement | 
 
 
 def cast(params: Tree, specs: Tree, dtype: Any, placement: Placement | None) -> Tree:
-    """``params`` with the weights that are gathered before use in ``dtype``, each still split as it is stored: the gather
-    then moves ``dtype``. Those are the weights with a dimension on a mesh axis that splits rows too (``embed`` on
-    ``fsdp``), of any size, so that numbers do not depend on the mesh; norms, biases and tables of biases stay as they are.
+    """``params`` with the weights that are gathered before use in ``dtype``, each still split as it is stored: the
+    gather then moves ``dtype``.
+
+    Those are the weights with a dimension on a mesh axis that splits rows too (``embed`` on ``fsdp``), also where that
+    axis has one device, so that numbers do not depend on the mesh; norms, biases and tables of biases stay as they are.
     Their gradients are rounded to ``dtype`` before they are added to those in float32.
     """
     rules = dict(placement.rules) if placement is not None else {}

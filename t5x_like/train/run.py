@@ -29,8 +29,8 @@ from t5x_like.report.console import Console, Opening, short
 from t5x_like.report.preparing import Preparing
 from t5x_like.report.writers import METRICS, Reporter, read_metrics
 from t5x_like.sharding.mesh import Placement, make_placement, use
-from t5x_like.sharding.reduction import copying_axes
 from t5x_like.sharding.processes import join_processes
+from t5x_like.sharding.reduction import copying_axes
 from t5x_like.train.compiled import compile_steps
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data, check_skipped
@@ -265,7 +265,7 @@ def _opening(run: Run, setup: Setup, placement: Placement, first: int, directory
 
 
 def _gradients(setup: Setup, placement: Placement) -> str:
-    """How they are summed over devices that have copies of the parameters, and what the sum takes; empty if none have."""
+    """How they are summed over devices with copies of the parameters, and what the sum takes; empty without copies."""
     if not (axes := copying_axes(placement)):
         return ""
     if placement.reduce != "once":

@@ -2,7 +2,8 @@
 
     python compiled_step.py v5e:2x4 '{"data": 4, "fsdp": 2}' ...
 
-prints for each mesh, as JSON, what ``facts`` returns; in a process of its own, because libtpu reads its environment once.
+prints for each mesh, as JSON, what ``facts`` returns; in a process of its own, because libtpu reads its environment
+once.
 """
 
 from __future__ import annotations
