@@ -15,8 +15,8 @@ from t5x_like.sharding.mesh import by_device, constrain, place_along, split
 def lookup(table_VD: jax.Array, ids: jax.Array, axis: str) -> jax.Array:
     """[..., D] for ids [...] in [0, V); ``axis`` is the logical axis of the table's rows.
 
-    Where the mesh splits the rows, each device looks up those that it has, and the results are added: a gather along a
-    split dimension would be left to the partitioner, of which XLA's (of jax 0.10 to 0.12) aborts on meshes of three axes.
+    Where the mesh splits the rows, each device looks up those that it has, and the results are added. Left to the
+    partitioner, a gather along a split dimension aborts the process on meshes of three axes (XLA of jax 0.12).
     """
     # Whole along the width, as the activations are: else the partitioner copies the looked-up rows to all devices.
     table_VD = constrain(table_VD, axis, None)

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -187,8 +188,8 @@ def _groups(rest: str, devices: int) -> list[list[int]]:
         return numbers.transpose(order).reshape(math.prod(numbers.shape[i] for i in apart), -1).tolist()
     if iota := _IOTA.search(rest):
         shape, source, order = ([int(n) for n in part.split(",")] if part else None for part in iota.groups())
-        numbers = np.arange(math.prod(source or ())).reshape(source)
-        return [list(map(int, group)) for group in (numbers.transpose(order) if order else numbers).reshape(shape)]
+        numbers: Any = np.arange(math.prod(source or ())).reshape(source)
+        return (numbers.transpose(order) if order else numbers).reshape(shape).tolist()
     listed = _LISTED.search(rest)
     if listed and listed[1]:
         return [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])]

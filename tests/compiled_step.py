@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+    sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
     import tpu_schedule
 
     tpu_schedule.require_libtpu()
