@@ -86,7 +86,8 @@ def test_opening_evaluation_note_and_summary_in_a_pipe():
     for part in ("tiny\n", "encoder-decoder, 15.4M parameters (15,400,000)",
                  "1,000 of 16.4k tokens, 16.4M tokens in all", "going on from step 40",
                  "100/1,000  held_out/loss 3.1416",
-                 "restored step 40", "complete\n", "until then 59.0 MB",                 "runs/tiny/curves.png", "training steps", "80.0%"):
+                 "restored step 40", "complete\n", "until then 59.0 MB", "runs/tiny/curves.png",
+                 "training steps", "80.0%"):
         assert part in text, part
     assert "\x1b" not in text and "\r" not in text
 
