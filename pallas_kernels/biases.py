@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,10 @@ class T5Relative:
     bidirectional: bool
     max_distance: int = 128
 
+    def axes(self) -> Any:
+        """As ``Mask.axes``."""
+        return jax.tree.map(lambda _: ("buckets", "heads"), self)
+
     @property
     def heads(self) -> int:
         return self.table_KH.shape[1]
@@ -94,6 +99,10 @@ class Alibi:
 
     slopes_H: jax.Array
 
+    def axes(self) -> Any:
+        """As ``Mask.axes``."""
+        return jax.tree.map(lambda _: ("heads",), self)
+
     @property
     def heads(self) -> int:
         return self.slopes_H.shape[0]
@@ -110,6 +119,10 @@ class Dense:
     """An array of scores to add, [1 or B, 1 or H, L, S]; the row is the query's place in this call."""
 
     array: jax.Array
+
+    def axes(self) -> Any:
+        """As ``Mask.axes``."""
+        return jax.tree.map(lambda _: ("batch", "heads", "length", "length"), self)
 
     @property
     def heads(self) -> int:

@@ -128,6 +128,10 @@ class Slots:
 class Mask:
     """Base of all masks."""
 
+    def axes(self) -> Any:
+        """Names of the dimensions of each of its arrays, in its own structure: what a mesh may split them by."""
+        return jax.tree.map(lambda _: ("batch", "length"), self)
+
     def rule(self, slots: Slots) -> Rule:
         """What is allowed, having told ``slots`` which numbers it needs of queries and keys."""
         raise TypeError(f"{type(self).__name__} does not say who may attend to whom")
@@ -406,6 +410,9 @@ class And(Mask):
     one: Mask
     other: Mask
 
+    def axes(self):
+        return And(self.one.axes(), self.other.axes())
+
     def rule(self, slots):
         return both(self.one.rule(slots), self.other.rule(slots))
 
@@ -416,6 +423,9 @@ class Or(Mask):
 
     one: Mask
     other: Mask
+
+    def axes(self):
+        return Or(self.one.axes(), self.other.axes())
 
     def rule(self, slots):
         one, other = self.one.rule(slots), self.other.rule(slots)

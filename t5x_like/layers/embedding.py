@@ -6,7 +6,6 @@ Letters: B batch, L positions, D model width, V vocabulary.
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from t5x_like.layers.activations import ACTIVATIONS
@@ -15,7 +14,7 @@ from t5x_like.layers.init import Init
 from t5x_like.layers.linear import Linear
 from t5x_like.layers.norms import Norm
 from t5x_like.layers.param import ZEROS, normal, param
-from t5x_like.sharding.mesh import constrain
+from t5x_like.ops.lookup import lookup
 
 
 class Table(nnx.Module):
@@ -27,9 +26,7 @@ class Table(nnx.Module):
 
     def __call__(self, ids: jax.Array, dtype) -> jax.Array:
         """[..., D] for ids [...]."""
-        # Whole along the width, as the activations are: else the partitioner copies the looked-up rows to all devices.
-        table = constrain(self.table[...].astype(dtype), self.axis, "activation")
-        return jnp.take(table, ids, axis=0)
+        return lookup(self.table[...].astype(dtype), ids, self.axis)
 
 
 class OutputTransform(nnx.Module):

@@ -8,11 +8,11 @@ Letters: B batch, L queries, S keys, H query heads, K key heads, N size of a hea
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 import pallas_kernels
@@ -34,7 +34,7 @@ from pallas_kernels import (
     choose,
     relative_buckets,
 )
-from t5x_like.sharding.mesh import Placement, current_placement
+from t5x_like.sharding.mesh import Placement, by_device, current_placement, first_row, place_along
 
 __all__ = [
     "Alibi", "Backend", "Bias", "Causal", "Choice", "Dense", "Full", "Mask", "Ordered", "Prefix", "Segments",
@@ -80,7 +80,7 @@ def attention(
     """
     dropout = None
     if dropout_rate and dropout_key is not None:
-        dropout = Dropout.from_key(dropout_rate, dropout_key)
+        dropout = dataclasses.replace(Dropout.from_key(dropout_rate, dropout_key), first_row=first_row(q_BLHN.shape[0]))
 
     def local(q, k, v, mask, bias, dropout, query_offset) -> Any:
         return pallas_kernels.attention(  # not return_lse: one array
@@ -89,57 +89,36 @@ def attention(
         )  # fmt: skip
 
     placement = current_placement()
-    if placement is None or placement.mesh.size == 1:
+    if placement is None or placement.alone:
         return local(q_BLHN, k_BSKN, v_BSKN, mask, bias, dropout, query_offset)
     return _on_mesh(placement, local, q_BLHN, k_BSKN, v_BSKN, mask, bias, dropout, query_offset)
 
 
 def _on_mesh(placement: Placement, local: Any, q, k, v, mask, bias, dropout: Dropout | None, query_offset) -> jax.Array:
     """Each device's rows and heads, as far as the mesh divides them; what it does not divide is computed by all."""
-    rules, B = dict(placement.rules), q.shape[0]
-    rows = _splitting(placement, rules["batch"], B)
-    heads = _splitting(placement, rules["heads"], q.shape[2], k.shape[2])
+    rows, heads = placement.splitting("batch", q.shape[0]), placement.splitting("heads", q.shape[2], k.shape[2])
 
-    def first_is_batch(array: jax.Array) -> PartitionSpec:
-        return PartitionSpec(rows if array.ndim and array.shape[0] == B else None)
+    def spec(array: jax.Array, axes: tuple[str, ...]) -> PartitionSpec:
+        """As a mask or bias names the dimensions; one of size 1 is for all rows or heads."""
+        split = {"batch": rows, "heads": heads}
+        return PartitionSpec(*(split.get(axis) if n > 1 else None for axis, n in zip(axes, array.shape, strict=True)))
 
-    of_bias = {
-        T5Relative: lambda table: PartitionSpec(None, heads),
-        Alibi: lambda slopes: PartitionSpec(heads),
-        Dense: lambda a: PartitionSpec(rows if a.shape[0] > 1 else None, heads if a.shape[1] > 1 else None),
-    }
     traced = isinstance(query_offset, jax.Array)
-    arrays = (q, k, v, mask, bias, dropout, query_offset if traced else None)
     activations = PartitionSpec(rows, None, heads, None)
+    arrays = (q, k, v, mask, bias, dropout, query_offset if traced else None)
     specs = (
-        activations, activations, activations, jax.tree.map(first_is_batch, mask),
-        None if bias is None else jax.tree.map(of_bias[type(bias)], bias),
+        activations, activations, activations, jax.tree.map(spec, mask, mask.axes()),
+        None if bias is None else jax.tree.map(spec, bias, bias.axes()),
         jax.tree.map(lambda _: PartitionSpec(), dropout), PartitionSpec() if traced else None,
     )  # fmt: skip
 
     def shard(q, k, v, mask, bias, dropout, offset):
         if dropout is not None:
-            first_row = _place(placement, rows) * q.shape[0]
-            first_head = _place(placement, heads) * q.shape[2]
-            dropout = Dropout(dropout.rate, dropout.seed, first_row, first_head)
+            first_row = dropout.first_row + place_along(rows) * q.shape[0]
+            dropout = Dropout(dropout.rate, dropout.seed, first_row, place_along(heads) * q.shape[2])
         return local(q, k, v, mask, bias, dropout, offset if traced else query_offset)
 
-    return jax.shard_map(shard, mesh=placement.mesh, in_specs=specs, out_specs=activations, check_vma=False)(*arrays)
-
-
-def _splitting(placement: Placement, names: tuple[str, ...], *sizes: int) -> tuple[str, ...]:
-    """The mesh axes, if they divide all sizes; none otherwise."""
-    names = tuple(name for name in names if placement.mesh.shape[name] > 1)
-    ways = math.prod(placement.mesh.shape[name] for name in names)
-    return names if all(size % ways == 0 for size in sizes) else ()
-
-
-def _place(placement: Placement, names: tuple[str, ...]) -> jax.Array:
-    """This device's number along mesh axes, the first one slowest."""
-    place = jnp.int32(0)
-    for name in names:
-        place = place * placement.mesh.shape[name] + jax.lax.axis_index(name)
-    return place
+    return by_device(shard, specs, activations)(*arrays)
 
 
 def attention_scale(head_size: int, scaled: bool) -> float:

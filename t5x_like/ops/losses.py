@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from t5x_like.sharding.mesh import constrain
+from t5x_like.sharding.mesh import constrain, split
 
 
 class Head(NamedTuple):
@@ -138,7 +138,11 @@ def _one_chunk(x_BLD, kernel_VD, bias_V, targets_BL, weights_BL, static, with_gr
     exp_BLV = jnp.exp(logits_BLV - peak_BL1)
     total_BL1 = jnp.sum(exp_BLV, axis=-1, keepdims=True)
     lse_BL = (peak_BL1 + jnp.log(total_BL1))[..., 0]
-    target_BL = jnp.take_along_axis(logits_BLV, targets_BL[..., None], axis=-1)[..., 0]
+    is_target = jnp.arange(V, dtype=targets_BL.dtype) == targets_BL[..., None]  # fused where it is used, never stored
+    if split(V, "vocab"):  # each device has the logits of its own part: a sum, where taking would gather them
+        target_BL = jnp.sum(jnp.where(is_target, logits_BLV, 0.0), axis=-1)
+    else:
+        target_BL = jnp.take_along_axis(logits_BLV, targets_BL[..., None], axis=-1)[..., 0]
     target_BL = jnp.where(weights_BL != 0, target_BL, 0.0)  # an id outside the vocabulary gives NaN, if it counts
     nll_BL = lse_BL - target_BL
     smooth = config.label_smoothing
@@ -156,7 +160,6 @@ def _one_chunk(x_BLD, kernel_VD, bias_V, targets_BL, weights_BL, static, with_gr
     if not with_gradient:
         return sums, (None, None, None)
     factor_BL1 = ((1 + 2 * config.z_loss * lse_BL) * weights_BL)[..., None] / total_BL1
-    is_target = jnp.arange(V, dtype=targets_BL.dtype) == targets_BL[..., None]  # fused below, never stored
     d_BLV = exp_BLV * factor_BL1 - jnp.where(is_target, (1 - smooth) * weights_BL[..., None], 0.0)
     if smooth:
         d_BLV = d_BLV - (smooth / V) * weights_BL[..., None]

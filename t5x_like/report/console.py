@@ -35,6 +35,7 @@ class Opening:
     steps: int
     directory: str
     first_step: int = 0
+    gradients: str = ""  # how they are added up over devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Console:
             "steps": f"{opening.steps:,} of {short(opening.tokens_per_step)} tokens, "
                      f"{short(opening.steps * opening.tokens_per_step)} tokens in all"
                      + (f"; going on from step {opening.first_step:,}" if opening.first_step else ""),
+            **({"gradients": opening.gradients} if opening.gradients else {}),
             "directory": opening.directory,
         }
         self._facts(opening.name, facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, nearest
@@ -35,12 +36,16 @@ class MeshConfig(Config, where="mesh"):
 
     data: batches are split, parameters are copied. fsdp: batches and parameters are split. tensor: heads, the MLP's
     hidden width and the vocabulary are split.
+
+    reduce: when gradients are summed over ``data``: once a step, after all layers and micro-batches; or per_layer, in
+    every layer of every micro-batch, as the partitioner does it where it is left to decide.
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
     replicated_limit_mb: int = 256  # a weight larger than this that no mesh axis splits, on a mesh that could, raises
+    reduce: Literal["once", "per_layer"] = "once"
     rules: tuple[Rule, ...] = ()  # for logical axes that are to lie elsewhere than ``rules.RULES`` says
 
     def __post_init__(self):

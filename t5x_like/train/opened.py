@@ -126,7 +126,7 @@ def prepare_model(run: Run) -> tuple[Placement, Setup]:
     """
     join_processes()
     placement = make_placement(run.mesh)
-    run.model.check_sizes(placement.ways)
+    run.model.check_sizes(placement.axis_ways)
     run.model.check_attention(jax.default_backend())
     return placement, make_setup(run)
 

@@ -23,10 +23,13 @@ from t5x_like.layers.attention import Attention
 from t5x_like.models.counts import parameter_count, train_flops
 from t5x_like.ops.attention import Full, choose
 from t5x_like.plan.chips import peak_flops
+from t5x_like.plan.memory import bytes_per_device
 from t5x_like.report.clock import Clock
 from t5x_like.report.console import Console, Opening
 from t5x_like.report.preparing import Preparing
 from t5x_like.report.writers import METRICS, Reporter, read_metrics
+from t5x_like.sharding.mesh import Placement
+from t5x_like.sharding.reduction import copying_axes
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
 from t5x_like.train.directory import CHECKPOINTS, open_directory, record_start
@@ -107,7 +110,7 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         if jax.process_index() == 0:
             record_start(directory, run, first, _devices())
         trust(own_code(run).values())  # on each machine
-        console.opening(_opening(run, setup, first, directory))
+        console.opening(_opening(run, setup, placement, first, directory))
         clock.start()
         try:
             state, done = loop(state, first, feed)
@@ -187,7 +190,7 @@ def _data_metrics(data: Data, feed: Feed, done: int) -> dict[str, float]:
     return metrics
 
 
-def _opening(run: Run, setup: Setup, first: int, directory: Path) -> Opening:
+def _opening(run: Run, setup: Setup, placement: Placement, first: int, directory: Path) -> Opening:
     model = run.model
     layers = "+".join(str(side.depth) for _, side in model.sides)
     return Opening(
@@ -200,7 +203,18 @@ def _opening(run: Run, setup: Setup, first: int, directory: Path) -> Opening:
         steps=run.train.steps,
         directory=str(directory),
         first_step=first,
+        gradients=_gradients(setup, placement),
     )
+
+
+def _gradients(setup: Setup, placement: Placement) -> str:
+    """How they are summed over devices with copies of the parameters, and what the sum takes; empty without copies."""
+    if not (axes := copying_axes(placement)):
+        return ""
+    if placement.reduce != "once":
+        return f"summed over {', '.join(axes)} in every layer and micro-batch"
+    megabytes = bytes_per_device(setup.specs, dict(placement.mesh.shape), placement.rules) / 2**20
+    return f"summed over {', '.join(axes)} once a step; until then {megabytes:,.1f} MB on each device"
 
 
 def _data_seen(data: Data, done: int) -> str:

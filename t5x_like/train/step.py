@@ -5,6 +5,7 @@ Must not know files, clocks or what a token means.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -14,7 +15,8 @@ from t5x_like.arrays.keys import named
 from t5x_like.arrays.trees import Tree, flatten, join, split, unflatten
 from t5x_like.losses import STATE, Sums, stacked
 from t5x_like.models.transformer import Batch
-from t5x_like.sharding.mesh import Placement, use
+from t5x_like.sharding.mesh import Placement, current_placement, use
+from t5x_like.sharding.reduction import data_parallel_gradient
 from t5x_like.train.setup import Setup, State
 
 Metrics = dict[str, jax.Array]  # name: [2] float32, (sum, weight); what has no sum has the weight 1
@@ -28,7 +30,8 @@ def train_step(setup: Setup, state: State, batch: Batch) -> tuple[State, Metrics
     """
     step, params = state["step"], state["params"]
     key = jax.random.fold_in(named(jax.random.key(setup.seed), "dropout"), step)
-    sums, gradient = sums_and_gradient(setup, params, batch, key)
+    gradients = data_parallel_gradient(functools.partial(sums_and_gradient, setup), current_placement())
+    sums, gradient = gradients(params, batch, key)
     loss, weight = sums["loss"]
     weight = jnp.where(weight == 0, 1.0, weight)  # a batch without targets has gradient 0, not NaN
     gradient = jax.tree.map(lambda g: g / weight, gradient)

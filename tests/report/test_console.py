@@ -78,7 +78,8 @@ def test_the_loss_is_smoothed_but_one_that_is_not_finite_is_shown():
 def test_opening_evaluation_note_and_summary_in_a_pipe():
     console, out, time = pipe()
     console.opening(
-        Opening("tiny", "encoder-decoder", "2 x CPU", "xla: why", 15_400_000, 16_384, 1000, "runs/tiny", first_step=40)
+        Opening("tiny", "encoder-decoder", "2 x CPU", "xla: why", 15_400_000, 16_384, 1000, "runs/tiny", first_step=40,
+                gradients="summed over data once a step; until then 59.0 MB on each device")
     )
     console.evaluation(100, {"held_out/loss": 3.14159})
     console.note("restored step 40")
@@ -92,7 +93,8 @@ def test_opening_evaluation_note_and_summary_in_a_pipe():
     for part in ("tiny\n", "encoder-decoder, 15.4M parameters (15,400,000)",
                  "1,000 of 16.4k tokens, 16.4M tokens in all", "going on from step 40",
                  "100/1,000  held_out/loss 3.1416",
-                 "restored step 40", "complete\n",                 "runs/tiny/curves.png", "training steps", "80.0%"):
+                 "restored step 40", "complete\n", "until then 59.0 MB", "runs/tiny/curves.png",
+                 "training steps", "80.0%"):
         assert part in text, part
     assert "\x1b" not in text and "\r" not in text
 

@@ -1,0 +1,72 @@
+"""One sum of the gradients a step over the mesh axes that split rows and copy parameters; casts before gathers.
+
+Left to itself the partitioner sums a gradient where it is computed: in every layer of every micro-batch. Here the
+function that computes gradients sees one part of such an axis only (``shard_map``, manual over that axis; the other
+axes stay the partitioner's), so that nothing is sent along it until the one sum at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from t5x_like.arrays.spec import ParamSpec
+from t5x_like.arrays.trees import Tree, map_named
+from t5x_like.sharding.mesh import Placement, use
+
+
+def copying_axes(placement: Placement) -> tuple[str, ...]:
+    """The mesh axes of more than one device over which rows are split and no parameter is: ``data``."""
+    splitting = {name for axis, names in placement.rules if axis != "batch" for name in names}
+    batch = dict(placement.rules)["batch"]
+    return tuple(name for name in batch if name not in splitting and placement.mesh.shape[name] > 1)
+
+
+def data_parallel_gradient(function: Callable[..., Any], placement: Placement | None) -> Callable[..., Any]:
+    """``function``, computed by each part of the copying axes for its own rows, its results added up once at the end.
+
+    Args:
+      function: (params, batch, key) to a tree of sums over the batch's rows, such as (sums of losses, gradient). Inside
+        it ``constrain`` leaves out the copying axes, and ``first_row`` numbers the rows as in the whole batch.
+      placement: where it runs. Without a copying axis, or with ``reduce`` "per_layer", ``function`` is returned
+        as it is.
+    """
+    if placement is None or placement.reduce != "once" or not (axes := copying_axes(placement)):
+        return function
+    alone = [name for name, size in placement.mesh.shape.items() if size == 1]  # a kernel wants no axis left over
+    inside = dataclasses.replace(placement, manual=(*axes, *alone))
+
+    def local(params, batch, key):
+        with use(inside):
+            return jax.lax.psum(function(params, batch, key), axes)
+
+    whole, rows = PartitionSpec(), PartitionSpec(axes)
+    return jax.shard_map(
+        local, mesh=placement.mesh, axis_names=set(inside.manual), in_specs=(whole, rows, whole), out_specs=whole,
+        check_vma=False,  # or the transposes would sum each gradient at once
+    )  # fmt: skip
+
+
+def cast(params: Tree, specs: Tree, dtype: Any, placement: Placement | None) -> Tree:
+    """``params`` with the weights that are gathered before use in ``dtype``, each still split as it is stored: the
+    gather then moves ``dtype``.
+
+    Those are the weights with a dimension on a mesh axis that splits rows too (``embed`` on ``fsdp``), also where that
+    axis has one device, so that numbers do not depend on the mesh; norms, biases and tables of biases stay as they are.
+    Their gradients are rounded to ``dtype`` before they are added to those in float32.
+    """
+    rules = dict(placement.rules) if placement is not None else {}
+
+    def one(_: str, spec: ParamSpec, array: jax.Array) -> jax.Array:
+        names = {name for axis in spec.axes if axis for name in rules.get(axis, ())}
+        if placement is None or not names & set(rules["batch"]) or not jnp.issubdtype(array.dtype, jnp.floating):
+            return array
+        sharding = placement.sharding(spec.axes, spec.shape)
+        return jax.lax.with_sharding_constraint(array.astype(dtype), sharding)
+
+    return map_named(one, specs, params)
