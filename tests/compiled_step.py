@@ -31,7 +31,7 @@ from t5x_like.plan.collectives import Collective, collectives
 from t5x_like.plan.memory import bytes_per_device
 from t5x_like.sharding.config import MeshConfig
 from t5x_like.sharding.mesh import make_placement
-from t5x_like.train.setup import Setup, casting
+from t5x_like.train.setup import Setup
 from t5x_like.train.step import compile_step
 
 ROWS, LENGTH = 32, 128
@@ -44,7 +44,7 @@ def facts(mesh: MeshConfig, devices=None, micro_batches: int = 1, **model: Any) 
     config = llama(**(sizes | dict(scan_layers=True) | model))
     structure, specs = make_model(config)
     optimizer = make_optimizer(AdamW(learning_rate=1e-3, clip_norm=1.0), specs, 10)
-    setup = Setup(structure, specs, optimizer, TokenLoss(), micro_batches, conversions=casting(specs, config.dtype))
+    setup = Setup(structure, specs, optimizer, TokenLoss(), micro_batches)
     placement = make_placement(mesh, devices)
     names = {"decoder_tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
     batch = {k: jax.ShapeDtypeStruct((ROWS, LENGTH), t, sharding=placement.batch) for k, t in names.items()}

@@ -1,4 +1,4 @@
-"""One sum of the gradients a step over the mesh axes that split rows and copy parameters; casts before gathers.
+"""One sum of the gradients a step over the mesh axes that split rows and copy parameters.
 
 Left to itself the partitioner sums a gradient where it is computed: in every layer of every micro-batch. Here the
 function that computes gradients sees one part of such an axis only (``shard_map``, manual over that axis; the other
@@ -12,11 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from t5x_like.arrays.spec import ParamSpec
-from t5x_like.arrays.trees import Tree, map_named
 from t5x_like.sharding.mesh import Placement, use
 
 
@@ -50,23 +47,3 @@ def data_parallel_gradient(function: Callable[..., Any], placement: Placement | 
         local, mesh=placement.mesh, axis_names=set(inside.manual), in_specs=(whole, rows, whole), out_specs=whole,
         check_vma=False,  # or the transposes would sum each gradient at once
     )  # fmt: skip
-
-
-def cast(params: Tree, specs: Tree, dtype: Any, placement: Placement | None) -> Tree:
-    """``params`` with the weights that are gathered before use in ``dtype``, each still split as it is stored: the
-    gather then moves ``dtype``.
-
-    Those are the weights with a dimension on a mesh axis that splits rows too (``embed`` on ``fsdp``), also where that
-    axis has one device, so that numbers do not depend on the mesh; norms, biases and tables of biases stay as they are.
-    Their gradients are rounded to ``dtype`` before they are added to those in float32.
-    """
-    rules = dict(placement.rules) if placement is not None else {}
-
-    def one(_: str, spec: ParamSpec, array: jax.Array) -> jax.Array:
-        names = {name for axis in spec.axes if axis for name in rules.get(axis, ())}
-        if placement is None or not names & set(rules["batch"]) or not jnp.issubdtype(array.dtype, jnp.floating):
-            return array
-        sharding = placement.sharding(spec.axes, spec.shape)
-        return jax.lax.with_sharding_constraint(array.astype(dtype), sharding)
-
-    return map_named(one, specs, params)

@@ -19,8 +19,7 @@ from t5x_like.layers.param import abstract, initialize
 from t5x_like.losses import Loss, TokenLoss, stacked
 from t5x_like.models.transformer import Batch, make_model
 from t5x_like.optim.optimizer import Optimizer, make_optimizer
-from t5x_like.sharding.mesh import Placement, current_placement
-from t5x_like.sharding.reduction import cast
+from t5x_like.sharding.mesh import Placement
 from t5x_like.train.config import Run
 
 # params, optimizer: nested dicts of arrays; step: int32, the number of updates made; halted: whether some update was
@@ -116,18 +115,10 @@ class Setup:
         return {"params": params, **jax.jit(rest, out_shardings=shardings)(params)}
 
 
-def casting(specs: Tree, dtype: str) -> tuple[Callable[[Tree], Tree], ...]:
-    """The conversion of parameters declared by ``specs`` to the dtype that a model computes in; none for their own."""
-    if dtype == "float32":
-        return ()
-    return (lambda params: cast(params, specs, jnp.dtype(dtype), current_placement()),)
-
-
 def make_setup(run: Run) -> Setup:
     """Model, optimizer and loss of a run. Needs no device."""
     structure, specs = make_model(run.model)
     train = run.train
     loss = run.objective.loss(TokenLoss(train.z_loss, train.label_smoothing, train.logits_chunk))
     optimizer = make_optimizer(run.optimizer, specs, train.steps)
-    conversions = casting(specs, run.model.dtype)
-    return Setup(structure, specs, optimizer, loss, train.micro_batches, train.seed, conversions)
+    return Setup(structure, specs, optimizer, loss, train.micro_batches, train.seed)
