@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from t5x_like.core.errors import UserError, require
+from t5x_like.layers.context import Cache, Context, Out
 from t5x_like.layers.mixer import Mixer
 from t5x_like.layers.norms import Norm
 from t5x_like.layers.positions import Positions, rotate
@@ -17,7 +18,6 @@ from t5x_like.layers.positions import Positions, rotate
 if TYPE_CHECKING:
     import jax
 
-    from t5x_like.layers.context import Cache, Context, Out
     from t5x_like.layers.module import Module, Site
 
 
@@ -56,11 +56,8 @@ class Attention(Mixer):
             require(getattr(self, field) >= 1, f"model.{field}", getattr(self, field), "a whole number from 1")
         if self.kv_heads < 0 or self.heads % self.key_heads:
             divisors = ", ".join(str(n) for n in range(1, self.heads + 1) if self.heads % n == 0)
-            raise UserError(
-                "model.kv_heads",
-                f"{self.kv_heads} does not divide model.heads = {self.heads}",
-                f"0 (as many as heads) or one of {divisors}",
-            )
+            got = f"{self.kv_heads} does not divide model.heads = {self.heads}"
+            raise UserError("model.kv_heads", got, f"0 (as many as heads) or one of {divisors}")
         require(0 <= self.soft_cap < math.inf, "model.attention_soft_cap", self.soft_cap, "a number, 0 or more")
         require(self.window >= 0, "model.window", self.window, "0 or more")
         require(0 <= self.dropout < 1, "model.dropout.attention", self.dropout, "a number from 0 up to but not 1")
@@ -70,19 +67,12 @@ class Attention(Mixer):
         return self.kv_heads or self.heads
 
     @property
-    def rotated_dims(self) -> tuple[int, ...]:
-        return (self.head_dim,)
-
-    @property
     def split_sizes(self) -> dict[str, int]:
         return {"heads": self.heads, "kv_heads": self.key_heads}
 
     @property
     def by_column(self) -> bool:
         return self.window > 0
-
-    def own_positions(self) -> Positions | None:
-        return self.positions
 
     def pair_flops(self, queries: int, keys: int, causal: bool) -> float:
         """4 for each query, seen key and feature: scores and values."""
@@ -98,11 +88,7 @@ class Attention(Mixer):
         D, inner, key_inner = site.width, self.heads * self.head_dim, self.key_heads * self.head_dim
         query = site.init.kernel(D if self.scaled else D * self.head_dim)
         key, output = site.init.kernel(D), site.init.output(inner, site.depth)
-        table = None
-        if self.positions is not None:
-            table = self.positions.declare_bias(self.heads, D, site.init)
-        elif site.positions is not None and site.positions.per_layer:
-            table = site.positions.declare_bias(self.heads, D, site.init)
+        own = self.positions or (site.positions if site.positions and site.positions.per_layer else None)
         return Module(
             self,
             query=Linear(D, inner, ("embed", "heads"), query, self.bias),
@@ -111,7 +97,7 @@ class Attention(Mixer):
             out=Linear(inner, D, ("heads", "embed"), output, self.bias),
             query_norm=self.qk_norm and self.qk_norm.declare(self.head_dim, "head_dim"),
             key_norm=self.qk_norm and self.qk_norm.declare(self.head_dim, "head_dim"),
-            position_bias=table,
+            position_bias=own and own.declare_bias(self.heads, D, site.init),
         )
 
     def prepare(self, context: Context) -> Any:
@@ -120,24 +106,15 @@ class Attention(Mixer):
         return None if positions is None else positions.rotation(context.positions_BL, self.head_dim)
 
     def apply(
-        self,
-        parts: Module,
-        x_BLD: jax.Array,
-        context: Context,
-        prepared: Any = None,
-        key: jax.Array | None = None,
+        self, parts: Module, x_BLD: jax.Array, context: Context, prepared: Any = None, key: jax.Array | None = None,
         cache: Cache | None = None,
     ) -> tuple[jax.Array, Out]:
         import jax
 
-        from t5x_like.layers.context import Out
-
         seen = self.keys_values(parts, x_BLD, prepared)
         if cache is not None:
-            seen = {
-                name: jax.lax.dynamic_update_slice_in_dim(cache[name], seen[name], context.offset, axis=1)
-                for name in cache
-            }
+            write = jax.lax.dynamic_update_slice_in_dim
+            seen = {name: write(cache[name], seen[name], context.offset, axis=1) for name in cache}
         positions = self.positions or context.positions
         table = context.position_table if parts.position_bias is None else parts.position_bias
         bias = None if positions is None else positions.bias(table, self.heads, not context.causal)
@@ -178,16 +155,8 @@ class Attention(Mixer):
         if parts.query_norm is not None:
             query = parts.query_norm(query)
         out = attention(
-            constrain(rotate(query, rotation), *axes),
-            seen["key"],
-            seen["value"],
-            mask=mask,
-            bias=bias,
-            scale=attention_scale(self.head_dim, self.scaled),
-            soft_cap=self.soft_cap,
-            dropout_rate=self.dropout,
-            dropout_key=key,
-            query_offset=context.offset,
-            backend=context.backend,
-        )
+            constrain(rotate(query, rotation), *axes), seen["key"], seen["value"], mask=mask, bias=bias,
+            scale=attention_scale(self.head_dim, self.scaled), soft_cap=self.soft_cap, dropout_rate=self.dropout,
+            dropout_key=key, query_offset=context.offset, backend=context.backend,
+        )  # fmt: skip
         return parts.out(constrain(out, *axes).reshape(B, L, -1))

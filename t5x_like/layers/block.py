@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from t5x_like.core.config import Config
 from t5x_like.core.errors import require
 from t5x_like.layers.attention import Attention
+from t5x_like.layers.context import Cache, Context, Out, add_sums
 from t5x_like.layers.mixer import Mixer, PerToken
 from t5x_like.layers.norms import Norm, RMSNorm
 
 if TYPE_CHECKING:
     import jax
 
-    from t5x_like.layers.context import Cache, Context, Out
     from t5x_like.layers.module import Module, Site
 
 Placement = Literal["pre", "post", "sandwich"]
@@ -66,12 +66,7 @@ class Layer(Config, where="model"):
         return Module(self, **{name: sublayer(name, part) for name, part in self.parts.items()})
 
     def apply(
-        self,
-        parts: Module,
-        x_BLD: jax.Array,
-        context: Context,
-        prepared: Any = None,
-        key: jax.Array | None = None,
+        self, parts: Module, x_BLD: jax.Array, context: Context, prepared: Any = None, key: jax.Array | None = None,
         cache: Cache | None = None,
     ) -> tuple[jax.Array, Out]:
         """([B, L, D], what else the parts give, with the mixer's updated cache).
@@ -85,7 +80,6 @@ class Layer(Config, where="model"):
           cache: ``self`` of the mixer, and ``cross`` where there is an encoder; see ``start_cache``.
         """
         from t5x_like.arrays.keys import maybe_named
-        from t5x_like.layers.context import Out, add_sums
 
         losses, metrics, statistics, written = {}, {}, {}, None
 

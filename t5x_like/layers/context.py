@@ -9,12 +9,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from t5x_like.ops.attention import Backend, Causal, Full, Mask, Ordered, Prefix, Segments, SlidingWindow
-
 if TYPE_CHECKING:
     import jax
 
     from t5x_like.layers.positions import Positions
+    from t5x_like.ops.attention import Backend, Mask
 
 Cache = dict[str, Any]  # what a mixer keeps of earlier columns, such as {"key", "value"}: [B, S, K, N]
 Sums = dict[str, tuple[Any, Any]]  # name to (sum, weight), float32 scalars
@@ -77,6 +76,8 @@ class Context:
         Args:
           window: how many columns to each side are seen; 0 is all.
         """
+        from t5x_like.ops.attention import Causal, Full, Ordered, Prefix, Segments, SlidingWindow
+
         mask: Mask = Causal() if self.causal else Full()
         if self.prefix_BS is not None:
             mask = mask | Prefix(self.prefix_BS)
@@ -88,6 +89,8 @@ class Context:
 
     def cross_mask(self) -> Mask:
         """Which of the encoder's tokens are seen."""
+        from t5x_like.ops.attention import Full, Segments
+
         segments = self.memory[1] if self.memory is not None else None
         return Full() if segments is None else Segments(*segments)
 

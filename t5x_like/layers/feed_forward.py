@@ -6,12 +6,12 @@ import dataclasses
 from typing import TYPE_CHECKING, Literal
 
 from t5x_like.core.errors import require
+from t5x_like.layers.context import Context, Out
 from t5x_like.layers.mixer import PerToken
 
 if TYPE_CHECKING:
     import jax
 
-    from t5x_like.layers.context import Context, Out
     from t5x_like.layers.module import Module, Site
 
 ActivationName = Literal["relu", "gelu", "gelu_tanh", "silu"]
@@ -59,7 +59,6 @@ class FeedForward(PerToken):
         self, parts: Module, x_BLD: jax.Array, context: Context, key: jax.Array | None = None
     ) -> tuple[jax.Array, Out]:
         from t5x_like.layers.activations import ACTIVATIONS
-        from t5x_like.layers.context import Out
         from t5x_like.layers.dropout import dropout
         from t5x_like.sharding.mesh import constrain
 

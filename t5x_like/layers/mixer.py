@@ -11,13 +11,13 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from t5x_like.core.config import Config
+from t5x_like.layers.positions import Positions
 
 if TYPE_CHECKING:
     import jax
 
     from t5x_like.layers.context import Cache, Context, Out
     from t5x_like.layers.module import Module, Site
-    from t5x_like.layers.positions import Positions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,23 +42,22 @@ class Part(Config, abc.ABC, where="model"):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixer(Part, abc.ABC):
-    """What lets tokens see each other: attention, a recurrence, a convolution."""
+    """What lets tokens see each other: attention, a recurrence, a convolution.
+
+    Attributes:
+      heads, head_dim: heads that take biases of positions, and their size, which positions may rotate; 0: none.
+      positions: of this layer instead of its stack's.
+    """
 
     name: ClassVar[str] = "mixer"
-
-    @property
-    def rotated_dims(self) -> tuple[int, ...]:
-        """Sizes of the heads that positions may rotate."""
-        return ()
+    heads: ClassVar[int] = 0
+    head_dim: ClassVar[int] = 0
+    positions: ClassVar[Positions | None] = None
 
     @property
     def by_column(self) -> bool:
         """Whether what is seen depends on columns, so that tokens must stand in order."""
         return True
-
-    def own_positions(self) -> Positions | None:
-        """Positions of this layer instead of its stack's."""
-        return None
 
     def pair_flops(self, queries: int, keys: int, causal: bool) -> float:
         """Floating-point operations of one example's forward pass beyond those of the parameters."""
@@ -69,12 +68,7 @@ class Mixer(Part, abc.ABC):
         return None
 
     def apply(
-        self,
-        parts: Module,
-        x_BLD: jax.Array,
-        context: Context,
-        prepared: Any = None,
-        key: jax.Array | None = None,
+        self, parts: Module, x_BLD: jax.Array, context: Context, prepared: Any = None, key: jax.Array | None = None,
         cache: Cache | None = None,
     ) -> tuple[jax.Array, Out]:
         """([B, L, D], what else it gives).

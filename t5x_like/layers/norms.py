@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from t5x_like.core.config import Config
 from t5x_like.core.errors import require
+from t5x_like.core.structure import Config
 
 if TYPE_CHECKING:
     import jax
@@ -18,54 +17,23 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Norm(Config, abc.ABC, where="model.norm"):
-    """Base of the norms below.
+    """(x - mean) / sqrt(mean square + eps) * scale + bias, with statistics in float32; the normalized value is cast to
+    the dtype of x and then scaled, as in T5. Which of mean and bias there are is for the choices below to say.
 
     Attributes:
-      eps: added to the variance or the mean square.
+      eps: added to the mean square.
     """
 
     eps: float = 1e-6
 
+    centred: ClassVar[bool] = False
+    bias: ClassVar[bool] = False
+
     def __post_init__(self):
-        require(0 <= self.eps < math.inf, "model.norm.eps", self.eps, "a number, 0 or more")
+        require(self.eps >= 0, "model.norm.eps", self.eps, "a number, 0 or more")
 
     def declare(self, size: int, axis: str = "norm") -> Module:
         """The parameters of a norm over ``size`` features of the logical axis ``axis``."""
-        from t5x_like.layers.module import Module
-        from t5x_like.layers.param import ONES, param
-
-        return Module(self, scale=param((size,), (axis,), ONES))
-
-    def apply(self, parts: Module, x: jax.Array) -> jax.Array:
-        """The normalized array, in the shape and dtype of ``x``."""
-        raise TypeError(f"{type(self).__name__} does not say how it normalizes")
-
-
-@dataclasses.dataclass(frozen=True)
-class RMSNorm(Norm):
-    """x / sqrt(mean(x^2) + eps) * scale (Zhang & Sennrich 2019). The statistics are float32; the normalised value is
-    cast to the dtype of x and then scaled, as in T5."""
-
-    def apply(self, parts: Module, x: jax.Array) -> jax.Array:
-        import jax
-        import jax.numpy as jnp
-
-        x32 = x.astype(jnp.float32)
-        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (x32 * inverse).astype(x.dtype) * parts.scale[...].astype(x.dtype)
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerNorm(Norm):
-    """(x - mean) / sqrt(variance + eps) * scale + bias (Ba et al. 2016), statistics in float32.
-
-    Attributes:
-      bias: whether there is one.
-    """
-
-    bias: bool = True
-
-    def declare(self, size: int, axis: str = "norm") -> Module:
         from t5x_like.layers.module import Module
         from t5x_like.layers.param import ONES, ZEROS, param
 
@@ -73,11 +41,30 @@ class LayerNorm(Norm):
         return Module(self, scale=param((size,), (axis,), ONES), bias=bias)
 
     def apply(self, parts: Module, x: jax.Array) -> jax.Array:
+        """The normalized array, in the shape and dtype of ``x``."""
         import jax
         import jax.numpy as jnp
 
         x32 = x.astype(jnp.float32)
-        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.eps)
-        out = (centred * inverse).astype(x.dtype) * parts.scale[...].astype(x.dtype)
+        x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True) if self.centred else x32
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        out = (x32 * inverse).astype(x.dtype) * parts.scale[...].astype(x.dtype)
         return out if parts.bias is None else out + parts.bias[...].astype(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class RMSNorm(Norm):
+    """Without mean and bias (Zhang & Sennrich 2019)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerNorm(Norm):
+    """With mean (Ba et al. 2016).
+
+    Attributes:
+      bias: whether there is one.
+    """
+
+    bias: bool = True  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    centred: ClassVar[bool] = True

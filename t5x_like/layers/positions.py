@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from t5x_like.core.config import Config
@@ -41,8 +40,8 @@ class Positions(Config, abc.ABC, where="model.positions"):
         """The longest row that there are positions for; 0 if it is not limited."""
         return 0
 
-    def check(self, width: int, head_dims: tuple[int, ...]) -> None:
-        """Raises UserError unless the choice suits a stack of this width with attention heads of these sizes."""
+    def check(self, width: int, head_dim: int) -> None:
+        """Raises UserError unless the choice suits a layer of this width with attention heads of this size."""
 
     def declare_embedding(self, width: int, init_std: float) -> Any:
         """The module of ``embedding``'s parameters, or None."""
@@ -83,11 +82,10 @@ class Rope(Positions):
     reads_positions: ClassVar[bool] = True
 
     def __post_init__(self):
-        require(0 < self.theta < math.inf, "model.positions.theta", self.theta, "a number above 0")
+        require(self.theta > 0, "model.positions.theta", self.theta, "a number above 0")
 
-    def check(self, width: int, head_dims: tuple[int, ...]) -> None:
-        for head_dim in head_dims:
-            require(head_dim % 2 == 0, "model.head_dim", f"{head_dim} with rotary positions", "an even number")
+    def check(self, width: int, head_dim: int) -> None:
+        require(head_dim % 2 == 0, "model.head_dim", f"{head_dim} with rotary positions", "an even number")
 
     def rotation(self, positions_BL: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array] | None:
         import jax.numpy as jnp
@@ -113,12 +111,9 @@ class T5Relative(Positions):
 
     def __post_init__(self):
         if self.buckets < 4 or self.buckets % 4 or self.max_distance <= self.buckets // 2:
-            raise UserError(
-                "model.positions.buckets",
-                f"got {self.buckets} with max_distance = {self.max_distance}",
-                "a multiple of 4, less than twice max_distance",
-                "T5Relative(buckets=32, max_distance=128)",
-            )
+            got = f"got {self.buckets} with max_distance = {self.max_distance}"
+            allowed = "a multiple of 4, less than twice max_distance"
+            raise UserError("model.positions.buckets", got, allowed, "T5Relative(32, 128)")
 
     @property
     def per_layer(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -183,7 +178,7 @@ class Sinusoidal(Positions):
 
     reads_positions: ClassVar[bool] = True
 
-    def check(self, width: int, head_dims: tuple[int, ...]) -> None:
+    def check(self, width: int, head_dim: int) -> None:
         require(width % 2 == 0, "model.d_model", f"{width} with sinusoidal positions", "an even number")
 
     def embedding(self, parts: Any, positions_BL: jax.Array, width: int, dtype: Any) -> jax.Array | None:

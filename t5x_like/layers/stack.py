@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
 from t5x_like.layers.block import Layer
+from t5x_like.layers.context import Cache, Context, Out, add_sums, map_sums
 from t5x_like.layers.norms import Norm
 from t5x_like.layers.positions import NoPositions, Positions
 
 if TYPE_CHECKING:
     import jax
 
-    from t5x_like.layers.context import Cache, Context, Out
     from t5x_like.layers.init import Init
     from t5x_like.layers.module import Module, Site
 
@@ -69,7 +69,6 @@ class Group(Config, where="model.groups"):
         import jax.numpy as jnp
         from flax import nnx
 
-        from t5x_like.layers.context import Out, add_sums, map_sums
         from t5x_like.layers.param import declare
 
         structure, stacked = declare(parts)
@@ -143,16 +142,11 @@ class Stack(Config, where="model"):
     def check(self, width: int) -> None:
         """Raises UserError where positions and layers of this width do not suit each other."""
         for _, layer in self.layers():
-            positions = layer.mixer.own_positions() or self.positions
-            positions.check(width, layer.mixer.rotated_dims)
-        if len(self._bias_heads()) > 1 and type(self.positions).declare_bias is not Positions.declare_bias:
-            if not self.positions.per_layer:
-                raise UserError(
-                    "model.positions",
-                    f"layers of {', '.join(map(str, sorted(self._bias_heads())))} heads cannot share one table",
-                    "a table for each layer",
-                    "T5Relative(own_tables=True)",
-                )
+            (layer.mixer.positions or self.positions).check(width, layer.mixer.head_dim)
+        heads, learned = self._bias_heads(), type(self.positions).declare_bias is not Positions.declare_bias
+        if len(heads) > 1 and learned and not self.positions.per_layer:
+            got = f"layers of {', '.join(map(str, sorted(heads)))} heads cannot share one table"
+            raise UserError("model.positions", got, "a table for each layer", "T5Relative(own_tables=True)")
 
     def declare(self, width: int, init: Init) -> Module:
         """All layers, stacked by group, the table of positions that they share, and the last norm."""
@@ -178,7 +172,6 @@ class Stack(Config, where="model"):
           cache: see ``start_cache``.
         """
         from t5x_like.arrays.keys import maybe_named
-        from t5x_like.layers.context import Out, add_sums
         from t5x_like.layers.dropout import dropout
 
         table = None if parts.position_bias is None else parts.position_bias[...]
@@ -224,9 +217,7 @@ class Stack(Config, where="model"):
 
     def _bias_heads(self) -> set[int]:
         """Heads of the layers that take the stack's bias."""
-        found = {max(layer.mixer.split_sizes.get("heads", 0), 0) for _, layer in self.layers()
-                 if layer.mixer.own_positions() is None}  # fmt: skip
-        return found - {0}
+        return {layer.mixer.heads for _, layer in self.layers() if layer.mixer.positions is None} - {0}
 
 
 def _written(cache: Any, mixers: Any) -> Cache:

@@ -151,7 +151,7 @@ class ModelConfig(Config, where="model"):
     def orders_by_column(self) -> bool:
         """Whether some layer goes by columns instead of the positions that a batch gives."""
         return any(
-            layer.mixer.by_column or not (layer.mixer.own_positions() or side.positions).reads_positions
+            layer.mixer.by_column or not (layer.mixer.positions or side.positions).reads_positions
             for _, side in self.sides for _, layer in side.layers()
         )  # fmt: skip
 
