@@ -197,8 +197,10 @@ def _backward(fixed, kept, cotangents):
 
 
 def _chunk_backward(given: Given, at: At, k_BKWN, v_BKWV, q_BHCN, dout_BHCV, lse_BHC, delta_BHC):
-    """Gradients of q (not yet times the scale), k (likewise), v and the biased scores, of one chunk; float32. Those of k
-    and v have their sizes before the keys: [B, K, N, W]."""
+    """Gradients of q (not yet times the scale), k (likewise), v and the biased scores, of one chunk; float32.
+
+    Those of k and v have their sizes before the keys: [B, K, N, W].
+    """
     dtype = q_BHCN.dtype
     s_BHCW, slope_BHCW = _scores(given, at, q_BHCN, k_BKWN)
     p_BHCW = jnp.exp(s_BHCW - lse_BHC[..., None])

@@ -56,7 +56,7 @@ class BlockConfig:
     scale_attention: bool = True  # scores / sqrt(head_dim); T5 has it in the initialization instead
     qk_norm: bool = False  # RMSNorm of queries and keys over head_dim
     attention_soft_cap: float = 0.0
-    attention_backend: Literal["auto", "tpu", "gpu", "xla"] = "auto"  # auto: kernels where the device has them
+    attention_backend: Literal["auto", "tpu", "gpu", "cudnn", "xla"] = "auto"  # kernels where the device has them
     window: int = 0  # self-attention sees so many columns to each side (causal: before); 0 is all
     dropout: Dropout = Dropout()
     init: Literal["fan_in", "normal"] = "fan_in"

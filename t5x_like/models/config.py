@@ -72,8 +72,9 @@ class ModelConfig(BlockConfig):
 
     def check_attention(self, platform: str) -> None:
         """Raises UserError if attention is to be computed by kernels for other devices than ``platform``."""
-        if self.attention_backend not in ("auto", "xla", platform):
-            here = f", {platform}" if platform in ("tpu", "gpu") else ""
+        kernels = {"tpu": ("tpu",), "gpu": ("gpu", "cudnn")}.get(platform, ())
+        if self.attention_backend not in ("auto", "xla", *kernels):
+            here = "".join(f", {name}" for name in kernels)
             raise UserError(
                 "model.attention_backend", f"got {self.attention_backend} on {platform}", f"auto, xla{here}",
                 "model.attention_backend=auto",
