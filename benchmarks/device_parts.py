@@ -167,12 +167,14 @@ def _measured(attend, case: str, arguments, dout, exact) -> dict[str, float]:
 
 def _exact(case: str, q, k, v, dout, table, segments, chunk: int = 512) -> list[np.ndarray]:
     """out, dq, dk, dv and, where there is one, the gradient of the table, of head 0, in float64."""
+    import jax.numpy as jnp
+
     from pallas_kernels import relative_buckets
 
     q, k, v, dout = (np.asarray(x, np.float64)[0, :, 0] for x in (q, k, v, dout))
     (T, N), biased = q.shape, case == "T5 bias"
     scale, segments = N**-0.5, np.asarray(segments)[0]
-    of_distance = np.asarray(relative_buckets(np.arange(1 - T, T, dtype=np.int32), bidirectional=True))
+    of_distance = np.asarray(relative_buckets(jnp.arange(1 - T, T, dtype=jnp.int32), bidirectional=True))
     weights = np.asarray(table, np.float64)[:, 0]
     out, dq, dk, dv = np.empty_like(v), np.empty_like(q), np.zeros_like(k), np.zeros_like(v)
     dtable = np.zeros(len(weights))

@@ -9,6 +9,8 @@ or key head, V size of a value head.
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -19,10 +21,10 @@ import numpy as np
 from pallas_kernels.biases import Alibi, Bias, Dense, T5Relative
 from pallas_kernels.blocks import BlockSizes
 from pallas_kernels.dropout import Dropout
-from pallas_kernels.masks import Mask
+from pallas_kernels.masks import Causal, Mask
 
-Backend = Literal["auto", "tpu", "gpu", "xla"]
-BACKENDS = ("auto", "tpu", "gpu", "xla")
+Backend = Literal["auto", "tpu", "gpu", "cudnn", "xla"]
+BACKENDS = ("auto", "tpu", "gpu", "cudnn", "xla")
 FEWEST_QUERIES = 16  # for which ``auto`` takes a kernel
 
 
@@ -56,8 +58,8 @@ def attention(
     policy that saves the name ``attention`` keeps what the backward pass needs of the forward one.
 
     Args:
-      q_BLHN, k_BSKN, v_BSKV: float32 or bfloat16, all of one dtype; K divides H, and head h reads key head
-        h // (H // K).
+      q_BLHN, k_BSKN, v_BSKV: float32 or bfloat16 (xla and cudnn: float16 too), all of one dtype; K divides H, and head
+        h reads key head h // (H // K).
       mask: who may attend to whom.
       bias: added to the scores, or None.
       scale: of the scores; None: 1 / sqrt(N). An array [L] or [B, L] gives one for each query, as attention that is
@@ -66,10 +68,11 @@ def attention(
       sinks: [H] float32, a further score of each head that takes its share of the softmax and has no value.
       dropout: of the attention probabilities, or None.
       q_offset: the column of the first query. A Python number where it is known when compiling.
-      backend: ``tpu`` and ``gpu`` are Pallas kernels, ``xla`` is plain JAX for every device; ``auto`` asks ``choose``.
+      backend: ``tpu`` and ``gpu`` are Pallas kernels, ``cudnn`` is that of ``jax.nn.dot_product_attention``, ``xla`` is
+        plain JAX for every device; ``auto`` asks ``choose``.
       blocks: sizes of blocks, instead of those of the table.
       return_lse: whether to return the log-sum-exp too.
-      interpret: runs a Pallas backend in the interpreter, on any device.
+      interpret: runs a Pallas backend in the interpreter, and what cuDNN would do in XLA, on any device.
 
     Returns:
       [B, L, H, V] in the dtype of q; with ``return_lse`` also [B, H, L] float32, the natural logarithm of each query's
@@ -82,9 +85,13 @@ def attention(
     _check(q_BLHN, k_BSKN, v_BSKV, mask, bias, scale, soft_cap, sinks, dropout, q_offset)
     if backend not in BACKENDS:
         raise ValueError(f"attention: backend: got {backend!r}; allowed: {', '.join(BACKENDS)}")
+    asked: dict[str, Any] = dict(
+        mask=mask, bias=bias, soft_cap=soft_cap, sinks=sinks, dropout=dropout, q_offset=q_offset, blocks=blocks,
+        return_lse=return_lse,
+    )  # fmt: skip
     if backend == "auto":
-        picked = choose(q_BLHN, k_BSKN, v_BSKV, mask=mask, bias=bias, blocks=blocks).backend
-    elif refused := _refusal(backend, q_BLHN, k_BSKN, v_BSKV, mask, bias, blocks):
+        picked = choose(q_BLHN, k_BSKN, v_BSKV, **asked).backend
+    elif refused := _refusal(backend, q_BLHN, k_BSKN, v_BSKV, **asked):
         raise ValueError(f"attention: {refused}")
     else:
         picked = backend
@@ -103,6 +110,11 @@ def attention(
         from pallas_kernels import xla
 
         out, lse = xla.attention(q_BLHN, k_BSKN, v_BSKV, **options)
+    elif picked == "cudnn":
+        from pallas_kernels import cudnn
+
+        by = "xla" if interpret else "cudnn"
+        return cudnn.attention(q_BLHN, k_BSKN, v_BSKV, mask=mask, scale=float(scale), implementation=by)
     elif picked == "tpu":
         from pallas_kernels import tpu
 
@@ -121,13 +133,20 @@ def choose(
     *,
     mask: Mask,
     bias: Bias | None = None,
+    soft_cap: float | None = None,
+    sinks: jax.Array | None = None,
+    dropout: Dropout | None = None,
+    q_offset: int | jax.Array = 0,
     blocks: BlockSizes | None = None,
+    return_lse: bool = False,
     platform: str | None = None,
 ) -> Choice:
     """What ``attention`` computes with under ``backend="auto"``, and why.
 
+    On a GPU where the kernels do not lower, or do not have what is asked, cuDNN does what it can do, and XLA the rest.
+
     Args:
-      q_BLHN, k_BSKN, v_BSKV, mask, bias, blocks: as for ``attention``; shapes and dtypes are enough.
+      q_BLHN, k_BSKN, v_BSKV and so on: as for ``attention``; shapes and dtypes are enough.
       platform: ``tpu``, ``gpu``, ``cuda``, ``cpu``...; None: of JAX's default device.
     """
     platform = platform or _platform()
@@ -136,7 +155,17 @@ def choose(
         return Choice("xla", f"there are no kernels for {platform}")
     if q_BLHN.shape[1] < FEWEST_QUERIES:
         return Choice("xla", f"{q_BLHN.shape[1]} queries, as in decoding, would leave a block of the kernels empty")
-    if refused := _refusal(wanted, q_BLHN, k_BSKN, v_BSKV, mask, bias, blocks):
+    asked: dict[str, Any] = dict(
+        mask=mask, bias=bias, soft_cap=soft_cap, sinks=sinks, dropout=dropout, q_offset=q_offset, blocks=blocks,
+        return_lse=return_lse,
+    )  # fmt: skip
+    refused = _refusal(wanted, q_BLHN, k_BSKN, v_BSKV, **asked)
+    if wanted == "gpu":
+        refused = refused or _does_not_lower()
+    asked["blocks"] = None  # they are the kernels'
+    if refused and wanted == "gpu" and not _refusal("cudnn", q_BLHN, k_BSKN, v_BSKV, **asked):
+        return Choice("cudnn", refused)
+    if refused:
         return Choice("xla", refused)
     return Choice(wanted, f"the device is a {platform} and the kernels have all that is asked")
 
@@ -146,15 +175,44 @@ def _platform() -> str:
     return device.platform if hasattr(device, "platform") else device or jax.default_backend()
 
 
-def _refusal(backend: str, q, k, v, mask: Mask, bias: Bias | None, blocks: BlockSizes | None) -> str:
+@functools.cache
+def _does_not_lower() -> str:
+    """Why this JAX does not compile the GPU kernels for the GPU that is here; empty if it does, or there is none."""
+    if jax.default_backend() != "gpu":
+        return ""
+    from pallas_kernels import gpu
+
+    q = jax.ShapeDtypeStruct((1, 64, 1, 64), jnp.bfloat16)
+    options: dict[str, Any] = dict(
+        mask=Causal(), bias=None, scale=1.0, soft_cap=0.0, sinks=None, dropout=None, q_offset=0, blocks=None,
+        interpret=False,
+    )  # fmt: skip
+    attempt = jax.jit(lambda q: gpu.attention(q, q, q, **options)[0])
+    try:
+        with concurrent.futures.ThreadPoolExecutor(1) as other:  # a thread without the mesh that is being traced under
+            other.submit(lambda: attempt.lower(q).compile()).result()
+    except Exception as error:  # of whatever kind: Pallas on Triton is deprecated, and goes away somehow
+        told = (str(error).splitlines() or [""])[0][:100]
+        return f"jax {jax.__version__} does not compile backend 'gpu' here: {type(error).__name__}: {told}"
+    return ""
+
+
+def _refusal(backend: str, q, k, v, *, mask: Mask, bias: Bias | None, blocks: BlockSizes | None, **others: Any) -> str:
     """Why a backend cannot do this: the argument and who can; empty if it can."""
     if backend == "xla":
         return ""
+    if backend == "cudnn":
+        from pallas_kernels import cudnn
+
+        return cudnn.refusal(q, k, v, mask, bias=bias, blocks=blocks, **others)
     if q.dtype not in (jnp.float32, jnp.bfloat16):
         return f"q: backend {backend!r} has no {q.dtype}; allowed: float32, bfloat16, or backend='xla'"
     if backend == "gpu":
-        from pallas_kernels import gpu
-
+        try:
+            from pallas_kernels import gpu
+        except ImportError:
+            instead = "or backend='cudnn' or 'xla'"
+            return f"backend 'gpu' needs Pallas on Triton, which jax {jax.__version__} does not have; {instead}"
         return gpu.refusal(q, k, v, mask, bias)
     from pallas_kernels import tpu
 

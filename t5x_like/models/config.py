@@ -88,7 +88,7 @@ class ModelConfig(Config, where="model"):
     logits_soft_cap: float = 0.0
     future_heads: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    attention_backend: Literal["auto", "tpu", "gpu", "xla"] = "auto"
+    attention_backend: Literal["auto", "tpu", "gpu", "cudnn", "xla"] = "auto"
     scan_layers: bool = True
     remat: Literal["none", "dots", "full"] = "none"
 
@@ -165,8 +165,9 @@ class ModelConfig(Config, where="model"):
 
     def check_attention(self, platform: str) -> None:
         """Raises UserError if attention is to be computed by kernels for other devices than ``platform``."""
-        if self.attention_backend not in ("auto", "xla", platform):
-            here = f", {platform}" if platform in ("tpu", "gpu") else ""
+        kernels = {"tpu": ("tpu",), "gpu": ("gpu", "cudnn")}.get(platform, ())
+        if self.attention_backend not in ("auto", "xla", *kernels):
+            here = "".join(f", {name}" for name in kernels)
             raise UserError(
                 "model.attention_backend", f"got {self.attention_backend} on {platform}", f"auto, xla{here}",
                 "model.attention_backend=auto",

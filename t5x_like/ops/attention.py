@@ -41,7 +41,7 @@ __all__ = [
     "SlidingWindow", "T5Relative", "alibi_slopes", "attention", "attention_scale", "choose", "relative_buckets",
 ]  # fmt: skip
 
-Backend = Literal["auto", "tpu", "gpu", "xla"]
+Backend = Literal["auto", "tpu", "gpu", "cudnn", "xla"]
 
 
 def attention(

@@ -32,6 +32,19 @@ def test_the_step_benchmark_shows_agreement_and_writes_every_point(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_step_benchmark_of_t5_agrees_with_transformers_where_that_is_installed(tmp_path):
+    file = tmp_path / "points.json"
+    command = [sys.executable, str(BENCHMARKS / "step.py"), "--family", "t5", "--smoke", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    by_name = {point["point"]: point for point in json.loads(file.read_text())}
+    assert by_name["tokens/s, ours"]["figure"] > 0
+    if "transformers is left out" not in done.stderr:
+        assert by_name["loss of 5 steps, |transformers - ours|"]["met"]
+        assert by_name["tokens/s, ours / transformers"]["goal"] == ">= 1"
+
+
+@pytest.mark.slow
 def test_the_input_benchmark_runs_and_writes_every_point(tmp_path):
     file = tmp_path / "points.json"
     command = [sys.executable, str(BENCHMARKS / "input.py"), "--smoke", "--json", str(file)]
@@ -55,8 +68,12 @@ def test_the_attention_benchmark_shows_agreement_and_writes_every_point(tmp_path
 
 
 @pytest.mark.parametrize(
-    "script", ["step.py", "input.py", "install.py", "attention_cpu.py", "kernels_static.py", "kernels_gpu.py", "all.py"]
-)
+    "script",
+    [
+        "step.py", "input.py", "install.py", "attention_cpu.py", "kernels_static.py", "kernels_gpu.py", "on_device.py",
+        "all.py",
+    ],
+)  # fmt: skip
 def test_every_benchmark_says_how_it_is_run(script):
     command = [sys.executable, str(BENCHMARKS / script), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
