@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import to_plain
@@ -20,8 +21,12 @@ from t5x_like.core.own_code import own_code, trust
 from t5x_like.core.text import short
 from t5x_like.evaluate.task import Evaluation, Values
 from t5x_like.layers.attention import Attention
+from t5x_like.layers.context import Context
+from t5x_like.layers.module import Module
+from t5x_like.layers.param import declare
+from t5x_like.models.config import ModelConfig, Side
 from t5x_like.models.counts import parameter_count, train_flops
-from t5x_like.ops.attention import Full, choose
+from t5x_like.ops.attention import Choice, choose
 from t5x_like.plan.chips import peak_flops
 from t5x_like.plan.memory import bytes_per_device
 from t5x_like.report.clock import Clock
@@ -230,17 +235,25 @@ def _attention(run: Run) -> str:
     model = run.model
     if model.attention_backend != "auto":
         return f"{model.attention_backend}, as model.attention_backend says"
-    rows, length = run.train.batch_size, max(run.lengths())
-    mixers = (layer.mixer for _, side in model.sides for _, layer in side.layers())
-    chosen = next((mixer for mixer in mixers if isinstance(mixer, Attention)), None)
-    if chosen is None:
-        return "there is none"
-    q, k = (
-        jax.ShapeDtypeStruct((rows, length, heads, chosen.head_dim), model.dtype)
-        for heads in (chosen.heads, chosen.key_heads)
-    )
-    choice = choose(q, k, k, mask=Full())
-    return f"{choice.backend}: {choice.reason}"
+    found: dict[str, None] = {}
+    for name, side in model.sides:
+        for mixer in (layer.mixer for _, layer in side.layers() if isinstance(layer.mixer, Attention)):
+            choice = _choice(mixer, side, name == "decoder", run.train.batch_size, max(run.lengths()), model)
+            found[f"{choice.backend}: {choice.reason}"] = None
+    return "; ".join(found) or "there is none"
+
+
+def _choice(mixer: Attention, side: Side, causal: bool, rows: int, length: int, model: ModelConfig) -> Choice:
+    """What computes self-attention of one kind of layer on packed rows."""
+    positions = mixer.positions or side.positions
+    table = positions.declare_bias(mixer.heads, model.d_model, model.init)
+    shape = None if table is None else declare(Module(None, table=table))[1]["table"].shape
+    q, k = (jax.ShapeDtypeStruct((rows, length, heads, mixer.head_dim), model.dtype)
+            for heads in (mixer.heads, mixer.key_heads))  # fmt: skip
+    segments = jnp.ones((rows, length), jnp.int32)
+    mask = Context(causal, segments, (segments, segments)).mask(mixer.window)
+    bias = positions.bias(None if shape is None else jnp.zeros(shape), mixer.heads, not causal)
+    return choose(q, k, k, mask=mask, bias=bias, soft_cap=mixer.soft_cap or None)
 
 
 def _devices() -> str:
