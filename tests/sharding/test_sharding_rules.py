@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from tiny_models import built, tiny
 
 from t5x_like.arrays.spec import Initializer, ParamSpec
 from t5x_like.arrays.trees import flatten
 from t5x_like.core.errors import UserError
 from t5x_like.models.counts import parameter_count
-from t5x_like.sharding.config import MeshConfig
+from t5x_like.sharding.config import MeshConfig, Rule
 from t5x_like.sharding.mesh import constrain, make_placement, use
 from t5x_like.sharding.processes import process_arguments
 from t5x_like.sharding.rules import RULES, partition
@@ -165,3 +166,24 @@ def test_process_arguments():
 )
 def test_process_arguments_refuse(change, part):
     assert part in refused(process_arguments, ENVIRONMENT | change)
+
+
+def test_a_run_may_place_axes_elsewhere():
+    """Rules of a run stand in place of the table's, for the parameters, for activations, and for sizes to be divided."""
+    specs = built(tiny("llama"))[1]
+    usual = make_placement(MeshConfig(data=2, fsdp=2, tensor=2))
+    own = make_placement(MeshConfig(data=2, fsdp=2, tensor=2, rules=(Rule("mlp", ()), Rule("length", ("tensor",)))))
+    name = "decoder/layers/feed_forward/inner/up/kernel"
+    assert flatten(usual.of(specs))[name].spec == PartitionSpec(None, "fsdp", "tensor")
+    assert flatten(own.of(specs))[name].spec == PartitionSpec(None, "fsdp")
+    assert own.axis_ways | {"mlp": 2, "length": 1} == usual.axis_ways
+    with use(own):
+        x = jax.jit(lambda x: constrain(x, "batch", "length", "activation"))(jnp.zeros((8, 4, 16)))
+    assert x.sharding.is_equivalent_to(NamedSharding(own.mesh, PartitionSpec(("data", "fsdp"), "tensor")), 3)
+
+
+def test_a_rule_for_an_axis_of_ones_own_and_a_mesh_axis_that_is_none():
+    placement = make_placement(MeshConfig(data=4, tensor=2, rules=(Rule("states", ("tensor",)),)))
+    assert placement.sharding(("states",), (6,)).spec == PartitionSpec("tensor")
+    with pytest.raises(UserError, match="no mesh axis 'tensors'"):
+        Rule("states", ("tensors",))
