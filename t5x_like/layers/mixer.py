@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Part(Config, abc.ABC, where="model"):
+class Sublayer(Config, abc.ABC, where="model"):
     """What both kinds have.
 
     Attributes:
@@ -41,7 +41,7 @@ class Part(Config, abc.ABC, where="model"):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mixer(Part, abc.ABC):
+class Mixer(Sublayer, abc.ABC):
     """What lets tokens see each other: attention, a recurrence, a convolution."""
 
     name: ClassVar[str] = "mixer"
@@ -95,7 +95,7 @@ class Mixer(Part, abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PerToken(Part, abc.ABC):
+class PerToken(Sublayer, abc.ABC):
     """What computes on each token by itself: an MLP, experts."""
 
     name: ClassVar[str] = "feed_forward"

@@ -38,7 +38,7 @@ class Opening:
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """Where a run is. None for what is not known (yet). ``statistics`` are further values by name.
 
     ``utilization`` is a fraction of what the hardware could do, and ``utilization_of`` says of what: ``MFU`` or
@@ -90,7 +90,7 @@ class Console:
         }
         self._facts(opening.name, facts)
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, progress: RunProgress) -> None:
         """Shows where the run is, if the last time is long enough ago or the run is at its end."""
         if self._silent:
             return
@@ -129,7 +129,7 @@ class Console:
 
     # Within
 
-    def _parts(self, progress: Progress) -> list[tuple[int, str]]:
+    def _parts(self, progress: RunProgress) -> list[tuple[int, str]]:
         """(importance, text) in the order shown; a narrow terminal leaves the least important (highest) out."""
         width = len(f"{self._total:,}")
         share = progress.step / self._total if self._total else 1.0
