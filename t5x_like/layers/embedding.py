@@ -27,13 +27,13 @@ class Table(nnx.Module):
 
     def __call__(self, ids: jax.Array, dtype) -> jax.Array:
         """[..., D] for ids [...]."""
-        # Whole along the width, as the activations are: else the partitioner copies the looked-up rows to all devices.
+        # Not split along the width, as activations are not: else the partitioner replicates the looked-up rows.
         table = constrain(self.table[...].astype(dtype), self.axis, "activation")
         return jnp.take(table, ids, axis=0)
 
 
 class OutputTransform(nnx.Module):
-    """What BERT puts before its logits: linear, activation, norm."""
+    """Transform before the logits, as in BERT: linear, activation, norm."""
 
     def __init__(self, width: int, activation: ActivationName, norm: Norm, bias: bool, init: Init):
         self.activation = activation

@@ -63,14 +63,13 @@ def attention(
 
     Args:
       q_BLHN, k_BSKN, v_BSKN: queries, keys, values; K divides H, and head h reads key head h // (H // K).
-      mask: who may attend to whom.
+      mask: allowed pairs of query and key.
       bias: added to the scores, or None.
-      scale: of the scores; 1 for T5, 1 / sqrt(N) for most others.
+      scale: factor of the scores; 1 for T5, 1 / sqrt(N) for most others.
       soft_cap: scores become cap * tanh(scores / cap); 0 is off.
-      dropout_rate: of the attention probabilities, where ``dropout_key`` is given. What is dropped does not depend on
-        the mesh.
-      query_offset: the column of the first query: 0, or the position reached while decoding.
-      backend, interpret: as ``pallas_kernels.attention``.
+      dropout_rate: dropout of the attention probabilities, where ``dropout_key`` is given; the same bits on any mesh.
+      query_offset: column of the first query: 0, or the column reached while decoding.
+      backend, interpret: as for ``pallas_kernels.attention``.
 
     Returns:
       [B, L, H, N] in the dtype of q. A query without any allowed key gives 0.
@@ -95,7 +94,7 @@ def attention(
 
 
 def _on_mesh(placement: Placement, local: Any, q, k, v, mask, bias, dropout: Dropout | None, query_offset) -> jax.Array:
-    """Each device's rows and heads, as far as the mesh divides them; what it does not divide is computed by all."""
+    """Attention of each device's rows and heads; dimensions that the mesh does not divide are computed by all."""
     rules, B = dict(placement.rules), q.shape[0]
     rows = _splitting(placement, rules["batch"], B)
     heads = _splitting(placement, rules["heads"], q.shape[2], k.shape[2])

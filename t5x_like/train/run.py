@@ -133,7 +133,7 @@ def _open_data(run: Run, console: Console) -> Data:
 
 
 def _tasks(run: Run, data: Data, directory: Path, step: int) -> list[tuple[Evaluation, Every, bool]]:
-    """(evaluation, its times, whether it is due at ``step``) of all with data to evaluate; those whose values are in the
+    """(evaluation, its times, whether it is due at ``step``) of all with data to evaluate; those with values in the
     metrics are not due."""
     path, found = directory / METRICS, []
     logged = {name for row in (read_metrics(path) if path.is_file() else ()) if row["step"] == step for name in row}
