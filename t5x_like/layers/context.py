@@ -87,7 +87,7 @@ class Context:
         return mask if self.segments is None else mask & Segments(*self.segments)
 
     def cross_mask(self) -> Mask:
-        """The mask of cross-attention: visible tokens of the encoder."""
+        """Which of the encoder's tokens are seen."""
         segments = self.memory[1] if self.memory is not None else None
         return Full() if segments is None else Segments(*segments)
 

@@ -27,7 +27,7 @@ class Table(nnx.Module):
 
     def __call__(self, ids: jax.Array, dtype) -> jax.Array:
         """[..., D] for ids [...]."""
-        # Not split along the width, as activations are not: else the partitioner replicates the looked-up rows.
+        # Whole along the width, as the activations are: else the partitioner copies the looked-up rows to all devices.
         table = constrain(self.table[...].astype(dtype), self.axis, "activation")
         return jnp.take(table, ids, axis=0)
 

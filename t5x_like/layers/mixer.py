@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sublayer(Config, abc.ABC, where="model"):
+class Part(Config, abc.ABC, where="model"):
     """Base of both kinds.
 
     Attributes:
@@ -40,8 +40,8 @@ class Sublayer(Config, abc.ABC, where="model"):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mixer(Sublayer, abc.ABC):
-    """A sublayer in which tokens see each other: attention, a recurrence, a convolution."""
+class Mixer(Part, abc.ABC):
+    """What lets tokens see each other: attention, a recurrence, a convolution."""
 
     name: ClassVar[str] = "mixer"
 
@@ -56,7 +56,7 @@ class Mixer(Sublayer, abc.ABC):
         return True
 
     def own_positions(self) -> Positions | None:
-        """Positions of this layer in place of its stack's; None: the stack's."""
+        """Positions of this layer instead of its stack's."""
         return None
 
     def pair_flops(self, queries: int, keys: int, causal: bool) -> float:
@@ -94,7 +94,7 @@ class Mixer(Sublayer, abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PerToken(Sublayer, abc.ABC):
+class PerToken(Part, abc.ABC):
     """A sublayer that computes on each token by itself: an MLP, experts."""
 
     name: ClassVar[str] = "feed_forward"

@@ -21,7 +21,7 @@ class Norm(Config, abc.ABC, where="model.norm"):
     """Base of the norms below.
 
     Attributes:
-      eps: constant added to the variance or the mean square.
+      eps: added to the variance or the mean square.
     """
 
     eps: float = 1e-6
@@ -60,7 +60,7 @@ class LayerNorm(Norm):
     """(x - mean) / sqrt(variance + eps) * scale + bias (Ba et al. 2016), statistics in float32.
 
     Attributes:
-      bias: whether a bias is added.
+      bias: whether there is one.
     """
 
     bias: bool = True

@@ -94,7 +94,7 @@ def attention(
 
 
 def _on_mesh(placement: Placement, local: Any, q, k, v, mask, bias, dropout: Dropout | None, query_offset) -> jax.Array:
-    """Attention of each device's rows and heads; dimensions that the mesh does not divide are computed by all."""
+    """Each device's rows and heads, as far as the mesh divides them; what it does not divide is computed by all."""
     rules, B = dict(placement.rules), q.shape[0]
     rows = _splitting(placement, rules["batch"], B)
     heads = _splitting(placement, rules["heads"], q.shape[2], k.shape[2])

@@ -84,7 +84,7 @@ class Console:
             "attention": opening.attention,
             "steps": f"{opening.steps:,} of {short(opening.tokens_per_step)} tokens, "
                      f"{short(opening.steps * opening.tokens_per_step)} tokens in all"
-                     + (f"; resuming from step {opening.first_step:,}" if opening.first_step else ""),
+                     + (f"; going on from step {opening.first_step:,}" if opening.first_step else ""),
             "directory": opening.directory,
         }
         self._facts(opening.name, facts)

@@ -41,7 +41,7 @@ class MeshConfig(Config, where="mesh"):
     fsdp: int = 1
     tensor: int = 1
     replicated_limit_mb: int = 256  # a weight larger than this that no mesh axis splits, on a mesh that could, raises
-    rules: tuple[Rule, ...] = ()  # for logical axes that differ from ``rules.RULES``
+    rules: tuple[Rule, ...] = ()  # for logical axes that are to lie elsewhere than ``rules.RULES`` says
 
     def __post_init__(self):
         sizes = {name: getattr(self, name) for name in AXES}
