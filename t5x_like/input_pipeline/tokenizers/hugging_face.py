@@ -35,12 +35,12 @@ EOS_NAMES = (
 )  # fmt: skip
 MASK_NAMES = ("<mask>", "[MASK]", "<|mask|>", "<MASK>", "<MASK_TOKEN>")
 
-# Longer texts are cut, and not more than so many characters encoded at once, to bound the memory: the library takes
+# Longer texts are cut, and at most this many characters encoded at once, to bound the memory: the library takes
 # about 40 bytes for each.
 _CHUNK = 1_000_000
 _LONGEST = 1_100_000
 _AT_ONCE = 4_000_000
-# Around a border so many characters are encoded whole and in two, to see whether it is a place to cut.
+# Around a border this many characters are encoded whole and in two, to check whether a cut changes ids.
 _AROUND = 100
 
 
@@ -104,7 +104,7 @@ class JsonTokenizer:
 
     @functools.cached_property
     def _word_starts(self) -> np.ndarray:
-        """A word brings its space along in its first piece, or all pieces but the first say that they go on with it."""
+        """A word has its space in its first piece, or all pieces but the first are marked as continuations."""
         texts = [self._text_of(self._names.get(identifier, "")) for identifier in range(self._file_size)]
         starts = word_starts(texts)
         return np.concatenate([starts, np.full(self.vocab_size - self._file_size, starts.any())])
