@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
 
     prepare = add("prepare", "tokenize a run's corpora into the cache, ahead of training", own)
     _config_arguments(prepare)
-    prepare.add_argument("--processes", type=int, default=0, help="number of processes (default: data.prepare_processes)")
+    prepare.add_argument("--processes", type=int, default=0, help="processes (default: data.prepare_processes)")
     prepare.add_argument("--beam", action="store_true", help="with Apache Beam; its own options follow after --")
 
     tokenizer = add("tokenizer", "train a SentencePiece tokenizer, or show one of any kind")

@@ -63,7 +63,8 @@ class Corpus(Config, where="data.corpus"):
       filters: quality filters of documents.
       bad_documents: treatment of documents or files that cannot be read: stop, or skip and count them.
       window: number of documents per window of an endless source, which is tokenized and trained on window by window,
-        at most two of them on disk; held-out documents are of the first one. 0: the source ends, and is tokenized whole.
+        at most two of them on disk; the first one has the held-out documents. 0: the source ends, and is tokenized
+        whole.
     """
 
     name: str

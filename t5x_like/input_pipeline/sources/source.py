@@ -24,8 +24,8 @@ from t5x_like.input_pipeline.sources.messages import cannot_be_read, empty_file,
 
 
 class Source(Config, abc.ABC, where="data.corpus.source"):
-    """A source of documents: the base of frozen dataclasses. A user's own has a method ``read``, and ``digest`` where its
-    documents change without a change of its fields, its code or its ``files``.
+    """A source of documents: the base of frozen dataclasses. A user's own has a method ``read``, and ``digest`` where
+    its documents change without a change of its fields, its code or its ``files``.
 
     Attributes:
       by_units: whether another process can make it from its fields and read a unit by itself; otherwise all of it is

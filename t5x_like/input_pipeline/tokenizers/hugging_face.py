@@ -104,7 +104,7 @@ class JsonTokenizer:
 
     @functools.cached_property
     def _word_starts(self) -> np.ndarray:
-        """A word has its space in its first piece, or all pieces but the first are marked as continuations."""
+        """A word brings its space along in its first piece, or all pieces but the first say that they go on with it."""
         texts = [self._text_of(self._names.get(identifier, "")) for identifier in range(self._file_size)]
         starts = word_starts(texts)
         return np.concatenate([starts, np.full(self.vocab_size - self._file_size, starts.any())])
