@@ -15,8 +15,7 @@ LAYERS = "layers"  # the logical axis of parameters stacked over the layers of o
 
 @dataclasses.dataclass(frozen=True)
 class Initializer:
-    """How a parameter starts: ``normal`` with ``scale`` as the standard deviation, or ``constant`` with it as the
-    value."""
+    """Initial values of a parameter: ``normal`` with standard deviation ``scale``, or ``constant`` with that value."""
 
     kind: Literal["normal", "constant"]
     scale: float
@@ -27,8 +26,8 @@ class ParamSpec:
     """One parameter: shape, one logical axis name (or None) per dimension, initializer, dtype.
 
     ``fan`` is the number of multiply-adds one token spends on one element (1 for a kernel, 0 for a lookup table), so
-    that FLOPs are counted from the same declaration. With ``update`` it is no weight but state without a gradient, such
-    as the bias of a router: once a step it becomes ``update(old, statistic)``, both of this shape (of one layer), where
+    that FLOPs are counted from the same declaration. With ``update`` it is state without a gradient, such as the
+    bias of a router: once a step it becomes ``update(old, statistic)``, both of this shape (of one layer), where
     the statistic is what its layer gave under the parameter's name, summed over the whole batch.
 
     Raises:
@@ -52,7 +51,7 @@ class ParamSpec:
 
     @property
     def stacked(self) -> bool:
-        """Whether the first dimension counts layers, each of which is a parameter of its own to the optimizer."""
+        """Whether the first dimension counts layers, each a parameter of its own to the optimizer."""
         return bool(self.axes) and self.axes[0] == LAYERS
 
     def stack(self, layers: int) -> ParamSpec:

@@ -1,7 +1,7 @@
-"""The checkpoints of one run: saved in the background, verified when read, the bad ones passed over.
+"""The checkpoints of one run: saved in the background, verified when read; damaged ones are skipped.
 
 A thin adapter over Orbax's v1 `training.Checkpointer`, which writes, commits atomically and deletes. Added here:
-digests of every array, errors told as a user can mend them, and the way back to the previous good step. Knows names,
+digests of every array, errors that a user can act on, and the fall back to the previous good step. Knows names,
 shapes and bits of arrays; must not know what they mean, nor the train loop. Every process of a run makes the same calls
 in the same order.
 """
@@ -46,10 +46,10 @@ class Checkpoints:
     """The checkpoints in one folder, one subfolder per step.
 
     Args:
-      directory: made if it is not there, unless ``read_only``. Between processes it must be shared.
+      directory: folder of the checkpoints, shared by all processes; made if absent, unless ``read_only``.
       config: when to save, what to keep.
-      read_only: for evaluation and generation: nothing in the folder is written, deleted or tidied.
-      say: where warnings go; by default standard error, from process 0 only.
+      read_only: whether nothing in the folder may be written or deleted, as in evaluation and generation.
+      say: function of a warning; by default to standard error, from process 0 only.
 
     Raises:
       UserError: the folder cannot be written, is not shared between the processes, or (``read_only``) is not there.
@@ -63,16 +63,16 @@ class Checkpoints:
         self._config = config or CheckpointConfig()
         self._read_only = read_only
         self._say: Callable[[str], None] = say if jax.process_index() == 0 else lambda message: None
-        self._pending: tuple[int, Any] | None = None  # the step being saved and Orbax's promise of it
-        self._own: set[int] = set()  # steps saved or restored here, so known to belong to this run's past
-        self.blocked_seconds = 0.0  # how long the last save held its caller up
+        self._pending: tuple[int, Any] | None = None  # the step being saved and Orbax's future
+        self._own: set[int] = set()  # steps saved or restored here: this run's past
+        self.blocked_seconds = 0.0  # seconds that the last save blocked its caller
         if read_only:
             if not self._directory.is_dir():
                 raise UserError("checkpoints", f"there is no folder {self._directory}", "the folder of a trained run")
         else:
             make_writable(self._directory, "checkpoints")
             _require_shared(self._directory)
-            self._remove_temporary("*")  # what a killed process has left
+            self._remove_temporary("*")  # left by a killed process
         self._checkpointer = self._open()
 
     def _open(self) -> ocp.training.Checkpointer:
@@ -97,19 +97,18 @@ class Checkpoints:
         """Starts to save; the caller may change or donate the arrays as soon as this returns.
 
         Waits for the device to have computed ``state``, for the copy to host memory, and for the previous save if that
-        is still being written; `blocked_seconds` then says how long. The rest happens in the background: call `check`
-        now and then.
+        is still being written: `blocked_seconds` in all. The rest happens in the background: call `check` regularly.
 
         Checkpoints of this or later steps that are not of this run's past (it was restored from an earlier one) are set
         aside under another name, not deleted.
 
         Args:
-          step: the number of updates made.
+          step: number of updates made.
           state: nested dict of jax.Array, sharded or not.
-          metadata: anything JSON can hold; given back by `restore` with ``"step"`` added.
+          metadata: JSON values; `restore` returns them with ``"step"`` added.
 
         Returns:
-          False if this run has already saved, or was restored from, this step, and nothing is written.
+          False if this run has saved this step already or was restored from it; nothing is written then.
 
         Raises:
           UserError: the previous save has failed.
@@ -163,11 +162,11 @@ class Checkpoints:
             self._checkpointer = self._open()
             raise UserError(
                 "checkpoints", f"step {step} could not be written to {self._directory}: {_reason(error)}",
-                "a folder with room left", f"make room and run again; it goes on from step {self.latest() or 0}",
+                "a folder with room left", f"make room and run again; it resumes from step {self.latest() or 0}",
             ) from error
 
     def close(self) -> None:
-        """Waits for the last save and lets go of threads; raises as `wait` does."""
+        """Waits for the last save and ends threads; raises as `wait` does."""
         try:
             self.wait()
         finally:
@@ -191,11 +190,11 @@ class Checkpoints:
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints if checkpoint.step != pending]
 
     def latest(self) -> int | None:
-        """The last of `steps`, or None. Whether it is good, only `restore` finds out."""
+        """The last of `steps`, or None. Only `restore` checks whether it is good."""
         return max(self.steps(), default=None)
 
     def metadata(self, step: int | None = None) -> dict[str, Any]:
-        """What was given to `save` as metadata, with ``"step"``; reads no array.
+        """Metadata given to `save`, with ``"step"``; reads no array.
 
         Raises:
           UserError: no such step, or its metadata cannot be read.
@@ -218,20 +217,20 @@ class Checkpoints:
     def restore(self, template: Tree, step: int | None = None, partial: bool = False) -> tuple[Tree, dict[str, Any]]:
         """Reads a checkpoint onto the shardings of ``template``, whatever mesh it was saved from, and verifies it.
 
-        Without ``step``, a damaged checkpoint is passed over, with a warning, for the one before it.
+        Without ``step``, a damaged checkpoint is skipped with a warning, and the one before it is read.
 
         Args:
           template: nested dict of jax.ShapeDtypeStruct with shardings (without: the first local device). Where a dtype
             differs from the saved one, the array is cast after it was verified.
-          step: which; the latest good one if None.
-          partial: whether the checkpoint may hold more than the template, which is then left unread.
+          step: step of the checkpoint; None: the latest good one.
+          partial: whether the checkpoint may hold arrays that the template lacks; they are not read.
 
         Returns:
           The state, and the metadata given to `save` with ``"step"``.
 
         Raises:
-          UserError: there is no checkpoint, none is good (or not the one asked for), or it is of another model: then
-            with every name that is missing, too many, or of another shape.
+          UserError: there is no checkpoint, none is good (or not the given one), or it is of another model: then with
+            every name that is missing, superfluous or of another shape.
         """
         self.wait()
         candidates = [self._existing(step)] if step is not None else sorted(self.steps(), reverse=True)
@@ -246,8 +245,8 @@ class Checkpoints:
                 continue
             if problems:
                 self._say("WARNING: damaged checkpoints passed over in " + str(self._directory)
-                          + "".join(f"\n  {problem}" for problem in problems) + f"\n  going on from step {candidate}")
-            self._own = {candidate}  # later ones, if any, are of a future that the caller has left
+                          + "".join(f"\n  {problem}" for problem in problems) + f"\n  resuming from step {candidate}")
+            self._own = {candidate}  # later checkpoints do not belong to the resumed run
             return state, user
         others = [s for s in self.steps() if s not in candidates]
         raise UserError(
@@ -280,7 +279,7 @@ class Checkpoints:
 
     def _load(self, step: int, as_saved: Tree) -> Tree:
         context = ocp.Context()
-        context.pytree.loading.partial_load = True  # `compare` has already refused what should not be left unread
+        context.pytree.loading.partial_load = True  # `compare` has refused superfluous arrays already
         try:
             with context:
                 return ocp.load(str(self._directory / str(step)), as_saved)
@@ -306,7 +305,7 @@ class Checkpoints:
         return block
 
     def _agree(self, read: Callable[[], Any]) -> Any:
-        """``read()``, unless it finds damage in any process: then all of them see it, and go on to the same step."""
+        """``read()``, unless it finds damage in any process: then all of them see it and try the same earlier step."""
         if jax.process_count() == 1:
             return read()
         result, damage = None, None
@@ -348,8 +347,7 @@ class Checkpoints:
         self._checkpointer.reload()
 
     def _remove_temporary(self, step: int | str) -> None:
-        """Frees what a failed save of a step (or ``"*"``: of any) has written: on a full disk nothing else could be
-        saved."""
+        """Removes files of a failed save of a step (or ``"*"``: of any): on a full disk nothing else could be saved."""
         if jax.process_index() == 0:
             for folder in self._directory.glob(f"{step}{TEMPORARY}*"):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of the model at hand, told with all differences at once. Must not know files."""
+"""Checks whether a checkpoint is of the model, with all differences in one error. Must not know files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def compare(where: str, saved: Mapping[str, Mapping[str, Any]], wanted: Mapping[
     """Raises UserError unless every wanted array was saved with its shape and (not ``partial``) nothing else was.
 
     Args:
-      where: the checkpoint, for the error.
+      where: name of the checkpoint, for the error.
       saved: path to ``{"shape": [...]}``.
       wanted: path to anything with a ``shape``.
-      partial: whether more may have been saved than is wanted.
+      partial: whether the checkpoint may hold more arrays than wanted.
     """
     missing = [path for path in wanted if path not in saved]
     unused = [path for path in saved if path not in wanted]

@@ -14,8 +14,8 @@ class CheckpointConfig(Config, where="checkpoint"):
 
     Args:
       every: steps between two saves; 0 saves only at the end of the run.
-      keep_last: how many of the latest checkpoints stay on disk; 0 keeps all.
-      keep_every: checkpoints of steps that are multiples of this stay too, for good; 0 is none.
+      keep_last: number of latest checkpoints kept on disk; 0 keeps all.
+      keep_every: steps between two checkpoints that are kept for good; 0 is none.
 
     Raises:
       UserError: a negative number.

@@ -48,14 +48,14 @@ def train(options: argparse.Namespace) -> int:
     if not outcome.complete:
         where = ["--directory", options.directory] if options.directory else []
         command = shlex.join([*_program(), "train", options.config, *options.assignments, *where])
-        print(f"saved at step {outcome.step:,}; to go on: {command}", flush=True)
+        print(f"saved at step {outcome.step:,}; to resume: {command}", flush=True)
     else:
         _print_next(run, outcome)
     return outcome.exit_code
 
 
 def _print_next(run, outcome) -> None:
-    """What the model writes, and what to do with it."""
+    """Prints a sample of the model, and commands to try next."""
     if outcome.sample:
         print("\na held-out text")
         for name, text in outcome.sample.items():

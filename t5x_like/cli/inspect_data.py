@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from t5x_like.train.data import Data
 
 _PLOTTED_ROWS = 512
-_PLOTTED_DOCUMENTS = 1_000_000  # of a corpus; of more, as many are taken at even distances
+_PLOTTED_DOCUMENTS = 1_000_000  # of a corpus; of more documents this many are taken at even distances
 
 Sources = Sequence[tuple[str, "Objective"]]  # (corpus, objective) of each row
 
@@ -67,7 +67,7 @@ def _print_head(run: Run, data: Data, step: int, batch: Batch, console: BatchCon
 
 
 def _print_sources(data: Data, step: int, sources: Sources, console: BatchConsole) -> None:
-    """How many of the rows are of each corpus and of each objective, and what was taken of each corpus before."""
+    """Prints the number of rows of each corpus and objective, and the tokens taken of each corpus before."""
     rows = Counter(name for name, _ in sources)
     console.table([
         ("corpus", "rows", "share", "tokens before this step", "epochs"),

@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    train = add("train", "pretrain a model, or go on where the run directory is", own)
+    train = add("train", "pretrain a model, or resume the run in its directory", own)
     _config_arguments(train)
     train.add_argument("--directory", metavar="DIR", help="the run's folder (default: runs/NAME)")
 
@@ -65,20 +65,20 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("config", metavar="CONFIG|RUN", help="a run file or its name, or a run's folder")
     inspect.add_argument("assignments", nargs="*", metavar="field=value", help="set a field")
     inspect.add_argument("--step", type=int, help="data: the batch of this step (default 0); checkpoint: which")
-    inspect.add_argument("--rows", type=int, default=1, help="data: how many rows of the batch")
+    inspect.add_argument("--rows", type=int, default=1, help="data: number of rows of the batch")
     inspect.add_argument("--color", choices=("auto", "always", "never"), default="auto",
                          help="data: colours (default auto: on a terminal, unless $NO_COLOR is set)")
     inspect.add_argument("--plot", metavar="FILE", help="data: draw document lengths and how full rows are")
-    inspect.add_argument("--devices", type=int, default=1, help="parameters: a mesh of so many devices")
+    inspect.add_argument("--devices", type=int, default=1, help="parameters: number of devices of the mesh")
 
     diff = add("diff", "compare two runs: configs and curves", own)
     diff.add_argument("one", metavar="RUN|CONFIG")
     diff.add_argument("other", metavar="RUN|CONFIG")
     diff.add_argument("--plot", metavar="FILE", help="draw both runs' curves to this picture")
 
-    prepare = add("prepare", "tokenize a run's corpora into the cache, before the run does", own)
+    prepare = add("prepare", "tokenize a run's corpora into the cache, ahead of training", own)
     _config_arguments(prepare)
-    prepare.add_argument("--processes", type=int, default=0, help="how many tokenize (default: data.prepare_processes)")
+    prepare.add_argument("--processes", type=int, default=0, help="processes (default: data.prepare_processes)")
     prepare.add_argument("--beam", action="store_true", help="with Apache Beam; its own options follow after --")
 
     tokenizer = add("tokenizer", "train a SentencePiece tokenizer, or show one of any kind")
@@ -96,7 +96,7 @@ def _tokenizer_arguments(command: argparse.ArgumentParser, common: argparse.Argu
     train.add_argument("--vocab-size", type=int, default=8192, help="ids in all (default 8192)")
     train.add_argument("--pad-to-multiple", type=int, default=1, metavar="N", help="learn more, to a multiple of N ids")
     train.add_argument("--model", choices=("unigram", "bpe"), default="unigram")
-    train.add_argument("--sentinels", type=int, default=100, help="how many <extra_id_i> (default 100)")
+    train.add_argument("--sentinels", type=int, default=100, help="number of <extra_id_i> (default 100)")
     train.add_argument(
         "--symbols", action="append", default=[], metavar="PIECE", help="a further piece, such as '[NLU]'; repeatable"
     )
@@ -112,7 +112,7 @@ def _own_code_arguments() -> argparse.ArgumentParser:
     own.add_argument("--code", action="append", default=[], metavar="FILE",
                      help="run this file, which defines a class of the run's folder; repeatable")
     own.add_argument("--accept-changed", action="append", default=[], metavar="FILE",
-                     help="although it is not the file that the run was trained with; repeatable")
+                     help="accept this file although it has changed since the training; repeatable")
     return own
 
 
@@ -122,7 +122,7 @@ def _config_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0 done, 1 a fault of ours, 2 a user's mistake, 75 saved and to be run
+    """Runs one command; returns the exit code: 0 done, 1 an internal error, 2 a user's mistake, 75 saved and to be run
     again, 130 Ctrl-C."""
     options = _parse(arguments)
     try:
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return _leave(130)
-    except BrokenPipeError:  # the reader of our output has gone: head, say
+    except BrokenPipeError:  # the reader of our output has ended: head, say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception:

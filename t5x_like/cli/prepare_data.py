@@ -30,7 +30,7 @@ def prepare_data(run: Run, options: argparse.Namespace) -> int:
     tokenizer = tokenizer_config(run.data.corpus, run.data.cache, print)
     processes = options.processes or run.data.prepare_processes
     for whole in corpora(run.data.corpus):
-        corpus = whole.window_of(0) if whole.window else whole  # the rest as the run comes to it
+        corpus = whole.window_of(0) if whole.window else whole  # later windows are prepared during training
         began = time.perf_counter()
         with Preparing() as bar:
             if options.beam:
@@ -56,6 +56,6 @@ def _print(cache: TokenCache, last: Progress | None, seconds: float) -> None:
     tokens = sum(split["tokens"] for split in manifest["splits"].values())
     print(f"  text     {text / 1e6:,.1f} MB, {text / max(1, tokens):.2f} bytes per token")
     if last is not None and made:
-        rate = f"going on from {last.resumed / 1e6:,.1f} MB" if last.resumed else f"{text / 1e6 / seconds:,.1f} MB/s"
+        rate = f"resumed from {last.resumed / 1e6:,.1f} MB" if last.resumed else f"{text / 1e6 / seconds:,.1f} MB/s"
         print(f"  time     {seconds:,.1f} s, {rate}")
     print(f"  cache    {cache.size / 1e6:,.1f} MB in {cache.path}", flush=True)

@@ -23,7 +23,7 @@ from t5x_like.models.transformer import make_model
 
 FAMILIES = (T5, GPT2, LLAMA, BERT)
 
-# Copies and buffers in their files that say nothing new.
+# Copies and buffers in their files, without information of their own.
 IGNORED = re.compile(
     r"(encoder|decoder)\.embed_tokens\.weight|.*\.attn\.(bias|masked_bias)|.*\.rotary_emb\.inv_freq"
     r"|bert\.embeddings\.position_ids|bert\.pooler\..*|cls\.seq_relationship\..*|cls\.predictions\.decoder\.(weight|bias)"
@@ -31,7 +31,7 @@ IGNORED = re.compile(
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family, of those that come with this package, that a model is of.
+    """The shipped family of a model.
 
     Raises:
       UserError: it is of none of them.
@@ -47,8 +47,8 @@ def to_hugging_face(config: ModelConfig, params: Tree, family: Family | None = N
     """Our parameters under their names; every one of ours is used, each of theirs once.
 
     Args:
-      config, params: of the model.
-      family: with its names; None: the one that fits.
+      config, params: config and parameters of the model.
+      family: family with its names; None: the one that fits.
 
     Raises:
       UserError: the family is unknown, or has parameters that the table does not name.

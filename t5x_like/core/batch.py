@@ -1,5 +1,5 @@
-"""The arrays of a batch, declared once: names, logical axes, dtypes. Read by what makes batches, feeds devices and
-computes. Knows nothing of any of them."""
+"""The arrays of a batch, declared once: names, logical axes, dtypes. Read by input,
+feed and model; knows none of them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class BatchArray:
     """One array of a batch.
 
     Attributes:
-      axes: a logical axis for each dimension; ``batch`` is the rows, ``length`` the places of a row.
-      dtype: by name.
-      sizes: of dimensions that are neither, by logical axis.
+      axes: logical axis of each dimension; ``batch`` is the rows, ``length`` the columns.
+      dtype: name of the dtype.
+      sizes: sizes of all other dimensions, by logical axis.
     """
 
     axes: tuple[str, ...] = ("batch", "length")
@@ -33,8 +33,8 @@ def text_arrays(encoder: bool, decoder: bool, extras: tuple[str, ...] = ()) -> d
     """The arrays of a batch of text for a model with these sides.
 
     Args:
-      encoder, decoder: whether the model has them.
-      extras: further arrays of whole numbers, one for each place.
+      encoder, decoder: whether the model has this side.
+      extras: names of further arrays of whole numbers, one number per column.
     """
     sides = [side for side, there in zip(SIDES, (encoder, decoder), strict=True) if there]
     names = [f"{side}_{kind}" for side in sides for kind in OF_A_SIDE]

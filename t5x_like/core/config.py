@@ -1,7 +1,7 @@
 """A run's configuration: a frozen dataclass tree, written as JSON and read again, overridden, compared.
 
-What its fields may hold is checked by ``core.structure``, whose public names are here too; how files are loaded is said
-in ``core.loading``.
+What its fields may hold is checked by ``core.structure``, whose public names are here too; ``core.loading`` loads
+files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Errors that a user can cause, told so that the user can mend them. Knows nothing of any other room."""
+"""Errors that a user can cause and fix. Knows nothing of any other room."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class UserError(Exception):
     The command line prints it as one message without a traceback and exits with code 2.
 
     Args:
-      where: the field (``optimizer.learning_rate``), file or argument that is wrong.
-      got: what was found there, in words.
-      allowed: what would be right; empty where ``got`` says it all.
-      suggestion: what to try next; empty where ``allowed`` says it all.
+      where: name of the wrong field (``optimizer.learning_rate``), file or argument.
+      got: description of the value found there.
+      allowed: description of allowed values; empty where ``got`` says it all.
+      suggestion: something to try next; empty where ``allowed`` says it all.
     """
 
     def __init__(self, where: str, got: str, allowed: str = "", suggestion: str = ""):

@@ -1,4 +1,4 @@
-"""When something is done in the course of a run."""
+"""Times of an action in a run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Every(Config, where="when"):
 
     Attributes:
       steps: steps between two times; 0 is never.
-      share: share of all the run's steps between two times, rounded to a whole step; 0 is never.
-      end: whether also after the last step.
+      share: share of the run's steps between two times, rounded to a whole step; 0 is never.
+      end: whether the end of the run is a time too.
     """
 
     steps: int = 0

@@ -33,8 +33,8 @@ class Code:
     Attributes:
       path: the file.
       source: its content.
-      check: function of path and digest that raises UserError where a file that this one loads by ``code`` must not be
-        run; None: all may be.
+      check: function from path and digest to None that raises UserError for a file, loaded by ``code``, that must not
+        be run; None: all may be.
       kept: whether it is a copy in a run's folder, where the files that it loads lie beside it.
       loads: the files that it loaded by ``code``.
     """
@@ -85,7 +85,7 @@ def load_module(
 
     Args:
       path: the file.
-      check, kept: as of ``Code``; the file itself is checked too.
+      check, kept: as for ``Code``; the file itself is checked too.
       again: whether a file that has been run is run once more.
 
     Raises:
@@ -115,7 +115,7 @@ def load_module(
 
 
 def code(path: str) -> types.ModuleType:
-    """The module that a Python file of the user's makes: ``mine = code("my_objective.py")``, then ``mine.MyObjective``.
+    """The module of a user's Python file: ``mine = code("my_objective.py")``, then ``mine.MyObjective``.
 
     The file is run once. What it defines can be part of a run, whose folder then keeps a copy of it.
 
@@ -174,14 +174,14 @@ def code_environment() -> dict[str, str]:
 
 
 def run_inherited(entry: dict[str, Any]) -> None:
-    """Runs the file of which a config's JSON says ``entry``, if the process that started this one has run it."""
+    """Runs the file that ``entry`` of a config's JSON names, if the process that started this one has run it."""
     for path, kept, plain in json.loads(os.environ.get(INHERITED, "[]")):
         if plain == entry and loaded(entry) is None:
             load_module(Path(path), kept=kept, again=False)
 
 
 def loaded(entry: dict[str, Any]) -> Code | None:
-    """The file that has been run of which a config's JSON says ``entry``."""
+    """The file, already run, that ``entry`` of a config's JSON names."""
     return next((code for code in _RUN.values() if code.plain() == entry), None)
 
 

@@ -42,7 +42,7 @@ def own_code(config: Any) -> dict[str, Code]:
 
 
 def check_loadable(config: Any) -> None:
-    """Raises UserError for a class that a folder could not keep: one of a module that was imported by name."""
+    """Raises UserError for a class that a run's folder cannot keep: one of a module imported by name."""
     for kind in _classes(config):
         if not is_shipped(kind) and code_of(kind) is None:
             raise UserError(
@@ -62,12 +62,12 @@ def keep_code(config: Any, directory: Path) -> None:
 
 
 def run_code(plain: Any, directory: Path, given: Sequence[str] = (), accepted: Sequence[str] = ()) -> dict[str, str]:
-    """Runs the files that define the user's own classes of a config, as far as they may be.
+    """Runs those files with the user's own classes of a config that may be run.
 
     Args:
       plain: the config's JSON; where a changed file is accepted, its digest is changed here too.
       directory: the run's folder.
-      given: files that the user has named; those that the config does not name are passed over.
+      given: files that the user has named; others than those of the config are ignored.
       accepted: names of files that may have changed.
 
     Returns:

@@ -71,12 +71,12 @@ def unknown_in(value: Any) -> list[Unknown]:
 class Config:
     """Base of every config dataclass: its fields are checked against its type hints when it is built.
 
-    An int where a float is asked becomes a float, a list a tuple; NaN is refused, and infinity unless the hint is
+    An int for a float becomes a float, a list for a tuple a tuple; NaN is refused, and infinity unless the hint is
     ``Unlimited``. A ``__post_init__`` of the class finds its fields checked.
 
     Args:
-      where: dotted name of the field of a run that holds the class, for errors: ``class Dropout(Config,
-        where="model.dropout")``; a subclass inherits it. Without any, the class's name.
+      where: dotted name of the run's field that holds the class, for errors: ``class Dropout(Config,
+        where="model.dropout")``; a subclass inherits it. By default the class's name.
     """
 
     _where: ClassVar[str | None] = None
@@ -127,8 +127,8 @@ def check_fields(config: Config) -> None:
 
 
 def choices(*kinds: type) -> list[type]:
-    """The dataclasses that a field with these classes as its hint may hold: themselves and their subclasses, as far as
-    they are loaded."""
+    """The dataclasses that a field with these classes as its hint may hold: themselves and their loaded
+    subclasses."""
     found: dict[type, None] = {}
     for kind in kinds:
         if _is_declared(kind) and not _is_base(kind):
@@ -144,7 +144,7 @@ def _is_declared(kind: type) -> bool:
 
 
 def _is_base(kind: type) -> bool:
-    """Whether it is there for others to derive from."""
+    """Whether the class is a base to derive from, not a choice itself."""
     return abc.ABC in kind.__bases__ or inspect.isabstract(kind)
 
 
@@ -170,11 +170,11 @@ def structure(hint: Any, value: Any, where: str = "", text: bool = True) -> Any:
     """A typed value from a plain one: JSON's types, or text from a command line; a typed one as it is, if it fits.
 
     Args:
-      hint: the type wanted: a class, a union, Literal, tuple[X, ...], int, float, bool, str, None. A class allows the
+      hint: wanted type: a class, a union, Literal, tuple[X, ...], int, float, bool, str, None. A class allows the
         dataclass that it is and every dataclass derived from it.
-      value: what was given.
+      value: given value.
       where: dotted name of the field, for errors.
-      text: whether text may stand for another type, and a dict for a dataclass: not so for what Python code gives.
+      text: whether text may stand for another type, and a dict for a dataclass; not for values of Python code.
 
     Raises:
       UserError: the value does not fit, naming field, value, what is allowed.

@@ -1,4 +1,4 @@
-"""Numbers and tables as text: for consoles, commands and error messages. Knows nothing of what they say."""
+"""Numbers and tables as text: for consoles, commands and error messages. Knows nothing of their meaning."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ def table(rows: Sequence[Sequence[str]], left: int = 1, indent: str = "") -> lis
     """Rows of cells as lines with columns two spaces apart.
 
     Args:
-      rows: of as many cells each.
-      left: the number of first columns that are aligned to the left, the others are to the right.
-      indent: what each line begins with.
+      rows: rows with equal numbers of cells.
+      left: number of first columns that are aligned to the left; the others are aligned to the right.
+      indent: beginning of each line.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = (

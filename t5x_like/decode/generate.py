@@ -47,15 +47,14 @@ def generate(
 
     Args:
       bind: function from parameters to the model with them; the same one is compiled once.
-      config, params: of the model.
-      prompts: the encoder's tokens where there is an encoder, else what the decoder continues; at least one each for an
-        encoder.
-      strategy: how tokens are chosen and how many.
-      placement: the mesh that ``params`` lie on; None is one device.
-      eos_id: ends a row; not returned.
-      start_id: the decoder's first input, before the prompt.
-      bidirectional_prompt: a prefix LM: the prompt's tokens see each other in both directions.
-      seed: of sampling.
+      config, params: config and parameters of the model.
+      prompts: tokens of each prompt: the encoder's (at least one) where there is an encoder, else the decoder's.
+      strategy: choice of the new tokens and their number.
+      placement: mesh and rules of ``params``; None is one device.
+      eos_id: id that ends a row; not returned.
+      start_id: id of the decoder's first input, before the prompt.
+      bidirectional_prompt: whether the prompt's tokens see each other in both directions, as in a prefix LM.
+      seed: seed of sampling.
 
     Returns:
       The new tokens of each row, without the prompt.

@@ -1,4 +1,4 @@
-"""One token after the other, the most likely or by chance. Imports JAX only to do so, for run files name it.
+"""Sampling: one token after the other, the most likely or at random. Imports JAX inside its call only.
 
 Letters: B batch, N new tokens, V vocabulary.
 """
@@ -43,9 +43,9 @@ class Sampling(Config, where="sampling"):
         """New tokens [B, N], each row ending in ``eos_id`` from its first one on.
 
         Args:
-          model: with its parameters.
-          logits_BV, state: from ``prefill``, with room for ``max_new_tokens``.
-          eos_id: ends a row.
+          model: the model with its parameters.
+          logits_BV, state: results of ``prefill``, with room for ``max_new_tokens``.
+          eos_id: id that ends a row.
           key: random key.
         """
         import jax

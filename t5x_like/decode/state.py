@@ -1,4 +1,4 @@
-"""Where a batch of rows stands in decoding: cache, segments, positions. A strategy calls ``prefill``, ``step`` and
+"""The state of a batch of rows in decoding: cache, segments, positions. A strategy calls ``prefill``, ``step`` and
 ``reorder``, and knows nothing of caches and masks.
 
 Letters: B batch, P prompt columns, C cache columns, L new columns, V vocabulary.
@@ -18,7 +18,7 @@ CACHE_ROWS = 1  # the dimension of cache arrays that counts rows; the first coun
 
 
 class DecodeState(NamedTuple):
-    """Of B rows whose first ``column`` columns are in the cache."""
+    """State of B rows whose first ``column`` columns are in the cache."""
 
     cache: Any  # as the model gives it
     column: jax.Array  # int32 scalar: the next column to be written
@@ -34,10 +34,10 @@ def prefill(
     """(logits [B, V] of the first new token, the state after the prompt).
 
     Args:
-      model: with its parameters.
+      model: the model with its parameters.
       prompt: ``prompt`` and ``segments`` [B, P], padded on the left with segment 0; where there is an encoder also
         ``encoder_tokens`` and ``encoder_segments``.
-      new: tokens that can follow.
+      new: largest number of tokens that can follow.
       bidirectional: whether the prompt's tokens see each other in both directions.
     """
     tokens_BP, segments_BP = prompt["prompt"], prompt["segments"]
@@ -66,7 +66,7 @@ def step(model: Transformer, state: DecodeState, tokens_BL: jax.Array) -> tuple[
 
 
 def reorder(state: DecodeState, rows_N: jax.Array) -> DecodeState:
-    """The state of the rows ``rows_N``, in that order, each as often as it is named: what a beam search keeps."""
+    """The state of the rows ``rows_N``, in that order, with repeats: those that a beam search keeps."""
 
     def take(array: jax.Array | None) -> jax.Array | None:
         return None if array is None else array[rows_N]

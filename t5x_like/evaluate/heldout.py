@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut(Evaluation):
-    """What the run's loss measures on the held-out split: loss, perplexity, accuracy, and what else the loss names.
+    """Held-out loss, perplexity, accuracy, and all other values that the run's loss names.
 
     Attributes:
-      batches: at most this many each time, 0 being the whole split; none is as ``train.evaluate_batches`` says.
+      batches: largest number of batches; 0 is the whole split, none is ``train.evaluate_batches``.
     """
 
     name: str = "held_out"
@@ -45,9 +45,9 @@ def means(
     """Means over all targets of all batches; None if ``stop`` said so before the end.
 
     Args:
-      sums: name: [2], (sum, weight) of one batch; see ``train.setup.Setup.measure``.
-      batches: on the devices already. Nothing is read back before the last one, so the device never waits.
-      stop: asked before each batch.
+      sums: function from a batch to {name: [2], (sum, weight)}; see ``train.setup.Setup.measure``.
+      batches: batches on the devices. Nothing is read back before the last one, so the device never waits.
+      stop: function that says whether to stop, called before each batch.
 
     Returns:
       loss (nats per target), perplexity, targets (the sum of their weights), and each other sum over its own weight;

@@ -1,4 +1,4 @@
-"""The base of evaluations, and what one gets. Imports no JAX: evaluations are part of a run's config."""
+"""The base of evaluations, and the opened run they are given. Imports no JAX: evaluations are part of a config."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Opened(Protocol):
 
     Attributes:
       run: the config.
-      step: updates made.
+      step: number of updates made.
       stop: function that says whether to stop before the end.
-      tokenizer: of the run's text.
+      tokenizer: the tokenizer of the run's text.
     """
 
     @property
@@ -58,14 +58,14 @@ class Evaluation(Config, abc.ABC, where="evaluations"):
     """A named measurement of a run's model; the base of frozen dataclasses that a run lists in ``evaluations``.
 
     Attributes:
-      name: what its values are logged under: ``name/value``.
-      when: when it is made; none is as ``train.evaluate_every`` says.
+      name: first part of the names of its metrics: ``name/value``.
+      when: times of the evaluation; none: every ``train.evaluate_every`` steps.
     """
 
     name: str = ""
     when: Every | None = None
 
-    needs_held_out: ClassVar[bool] = False  # it is left out of a run that keeps no text back
+    needs_held_out: ClassVar[bool] = False  # whether a run without held-out text leaves it out
 
     @abc.abstractmethod
     def run(self, opened: Opened) -> Values | None:

@@ -1,7 +1,7 @@
 """What a run file says about its data: corpora and mixtures of them, tokenizer, lengths, packing.
 
 Holds frozen dataclasses only, of types that go to JSON and back, and imports neither numpy nor any reader, so that the
-command line can load and print a run in milliseconds. It must not know how any of it is done.
+command line can load and print a run in milliseconds. Must not know how any of it is done.
 """
 
 from __future__ import annotations
@@ -53,17 +53,18 @@ class Corpus(Config, where="data.corpus"):
     """A body of text and how it becomes tokens; made by the function ``corpus()`` of a file in data/.
 
     Attributes:
-      name: names the cache folder: letters, digits, ``-``, ``_`` and ``.``.
-      source: where the documents are.
+      name: name of the corpus and its cache folder: letters, digits, ``-``, ``_`` and ``.``.
+      source: source of the documents.
       tokenizer: the vocabulary.
-      licence: the licence of the text, in words.
-      origin: where the text comes from, in words or as an address.
-      heldout: the share of documents, chosen by a hash of their text, kept from training for evaluation.
-      deduplicate: drop documents whose text is exactly that of an earlier one.
-      filters: which documents are dropped for their quality.
-      bad_documents: what to do with a document or file that cannot be read: stop, or skip and count it.
-      window: documents to a window of an endless source, which is then tokenized and trained on window by window, two
-        of them on disk at most; held out are documents of the first one. 0: the source ends, and is tokenized whole.
+      licence: licence of the text, in words.
+      origin: origin of the text, in words or as an address.
+      heldout: share of held-out documents, chosen by a hash of their text.
+      deduplicate: whether to drop documents whose text equals that of an earlier one.
+      filters: quality filters of documents.
+      bad_documents: treatment of documents or files that cannot be read: stop, or skip and count them.
+      window: number of documents per window of an endless source, which is tokenized and trained on window by window,
+        at most two of them on disk; the first one has the held-out documents. 0: the source ends, and is tokenized
+        whole.
     """
 
     name: str
@@ -96,8 +97,8 @@ class RateSchedule(Config, where="data.corpus.parts.rate"):
     """A rate that changes with the step: straight lines between points, constant before the first and after the last.
 
     Attributes:
-      steps: where it is known, ascending.
-      rates: what it is there, 0 or more.
+      steps: steps of the points, ascending.
+      rates: rates at these steps, 0 or more.
     """
 
     steps: tuple[int, ...]
@@ -142,11 +143,11 @@ class Part(Config, where="data.corpus.parts"):
 
     Attributes:
       corpus: a corpus, or a mixture of its own.
-      rate: how many rows it gives for every row of a part with rate 1; only the proportions of rates count. A part of
-        rate 0 is as if it were not there.
-      epochs: at most so many passes over it; its share then goes to all others, in proportion to their rates. 0 is no
-        limit. Batches that are skipped count as taken.
-      tokens: at most so many tokens of it, likewise.
+      rate: number of its rows for each row of a part with rate 1; only the proportions of rates count. A part of rate
+        0 is left out.
+      epochs: largest number of passes over it; its share then goes to all others, in proportion to their rates. 0 is
+        no limit. Skipped batches count as taken.
+      tokens: largest number of its tokens, likewise.
     """
 
     corpus: Corpus | Mixture
@@ -169,9 +170,9 @@ class Mixture(Config, where="data.corpus"):
     """Several corpora at given rates, over one vocabulary; may hold mixtures. What a row holds is of one corpus.
 
     Attributes:
-      name: of the mixture: names the tokenizer that is trained for it.
-      parts: what is mixed.
-      tokenizer: the vocabulary of all of them, whatever their own files say.
+      name: name of the mixture and of the tokenizer trained for it.
+      parts: corpora, or mixtures, with their rates.
+      tokenizer: the vocabulary of all parts, in place of their own.
     """
 
     name: str
@@ -220,12 +221,12 @@ class DataConfig(Config, where="data"):
       packing: how documents fill rows. ``concatenate``: joined end to end and cut to the full length. ``first_fit``,
         ``best_fit``: cut to the length, never joined, several to a row. ``none``: one (cut) document per row.
       skip: ranges of batches never trained on, such as ``1000:1200`` (the second number is the first not skipped): each
-        step after takes a later batch. May be changed when a run goes on, from the checkpoint's step on.
+        step after takes a later batch. A resumed run may change it, from the checkpoint's step on.
       cache: folder of token caches and trained tokenizers; empty: ``$T5X_LIKE_CACHE`` or ``~/.cache/t5x-like``.
-      prepare_processes: processes that tokenize; 0: one per core, and one alone for a small corpus.
-      read_threads: threads that build batches ahead of the training step; 0: built when asked for.
-      worker_processes: processes that build batches instead of threads; each takes about 200 MB.
-      prefetch_batches: how many batches threads or each process keep ready.
+      prepare_processes: number of processes that tokenize; 0: one per core, or one for a small corpus.
+      read_threads: number of threads that build batches ahead of the training step; 0: built on demand.
+      worker_processes: number of processes that build batches instead of threads; each takes about 200 MB.
+      prefetch_batches: number of batches that the threads, or each process, keep ready.
     """
 
     corpus: Corpus | Mixture

@@ -51,7 +51,7 @@ class HashedFile:
     """A new file written from front to back, its size and SHA-256 known at the end without reading it again.
 
     Args:
-      path: where it lies.
+      path: path of the file.
     """
 
     def __init__(self, path: Path):
@@ -74,7 +74,7 @@ class HashedFile:
 
     def abandon(self) -> None:
         """Closes it, whole or not."""
-        with contextlib.suppress(OSError):  # what is still in the buffer may find no room
+        with contextlib.suppress(OSError):  # the rest of the buffer may find no room
             self._file.close()
 
 
@@ -139,7 +139,7 @@ def held_lock(path: Path, waiting: Callable[[], None] | None = None) -> Iterator
 
     Args:
       path: the lock file; its folder is made if it is not there.
-      waiting: called once if there is another holder to wait for.
+      waiting: function called once if there is another holder to wait for.
 
     Yields:
       Whether there are locks here; if not, others may be inside at the same time.

@@ -1,4 +1,4 @@
-"""Work done ahead of time, by threads or by other processes: one mechanism for tokenizing and for making batches.
+"""Work ahead of time, by threads or by other processes: one mechanism for tokenizing and for making batches.
 
 Knows processes and pipes; must not know what is done. Processes are started as commands and not by multiprocessing, so
 that a user's script needs no ``if __name__ == "__main__"``; they import no JAX, and end with this one in any case.
@@ -49,7 +49,7 @@ class Worker:
         environment = {
             # It imports what this process would, from the same places.
             "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
-            # It is one of as many as there are cores: libraries shall not start threads of their own.
+            # It is one of as many as there are cores: libraries must not start threads of their own.
             "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
         }  # fmt: skip
         self.connection, theirs = multiprocessing.Pipe()
@@ -107,11 +107,11 @@ def done_ahead(
     """Yields the result of each task, in order.
 
     Args:
-      function: of a task.
-      tasks: may be endless.
-      threads: that work; 0, without processes: each task is done when it is asked for.
-      processes: that work instead of threads; ``function`` and tasks are pickled.
-      ahead: tasks that are done before they are asked for; of each process.
+      function: function from a task to its result.
+      tasks: tasks in order; may be endless.
+      threads: number of working threads; 0, without processes: each task is done on demand.
+      processes: number of processes that work instead of threads; ``function`` and tasks are pickled.
+      ahead: number of tasks done before demand, by each process.
 
     Raises:
       UserError: of a task; or a process was killed.
@@ -176,7 +176,7 @@ def main() -> None:
             connection.send(("done", function(task, lambda *given: connection.send(("report", given)))))
         except UserError as error:
             connection.send(("error", error))
-        except Exception:  # a fault of ours: the parent ends, and shows where it was
+        except Exception:  # an internal error: the parent ends, and shows the traceback
             connection.send(("fault", traceback.format_exc()))
 
 

@@ -26,16 +26,16 @@ class Attention(Mixer):
     """softmax(q k^T) v with projections, without biases unless asked for.
 
     Attributes:
-      heads: of queries.
+      heads: number of query heads.
       head_dim: features of a head.
-      kv_heads: heads of keys and values; 0: as many as of queries; fewer is grouped-query attention, 1 multi-query.
+      kv_heads: number of key and value heads; 0: as many as ``heads``; fewer is grouped-query attention, 1 multi-query.
       bias: whether the projections have biases.
-      scaled: whether scores are divided by sqrt(head_dim); T5 has that in the initialization of its queries instead.
-      qk_norm: of queries and keys over head_dim, or none.
+      scaled: whether scores are divided by sqrt(head_dim); T5 scales the initialization of its queries instead.
+      qk_norm: norm of queries and keys over head_dim, or none.
       soft_cap: scores become cap * tanh(scores / cap); 0 is off.
       window: columns seen to each side (causal: before); 0 is all.
-      positions: of this layer; none: those of its stack.
-      dropout: of attention probabilities.
+      positions: positions of this layer; none: those of its stack.
+      dropout: rate of dropout of attention probabilities.
     """
 
     heads: int
@@ -75,7 +75,7 @@ class Attention(Mixer):
         return self.window > 0
 
     def pair_flops(self, queries: int, keys: int, causal: bool) -> float:
-        """4 for each query, seen key and feature: scores and values."""
+        """FLOPs: 4 for each query, visible key and feature (scores and values)."""
         seen = (keys + 1) / 2 if causal else float(keys)
         if self.window:
             seen = min(seen, self.window * (1 if causal else 2) + 1)
@@ -128,7 +128,7 @@ class Attention(Mixer):
         return self._attend(parts, x_BLD, memory, context, context.cross_mask(), None, None, key)
 
     def keys_values(self, parts: Module, source_BSD: jax.Array, rotation: Any = None) -> Cache:
-        """Keys and values of what is attended to, each [B, S, K, N]."""
+        """Keys and values of ``source_BSD``, each [B, S, K, N]."""
         from t5x_like.sharding.mesh import constrain
 
         B, S, _ = source_BSD.shape

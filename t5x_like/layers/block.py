@@ -1,5 +1,5 @@
-"""One layer of a stack: a mixer, cross-attention where there is an encoder, and what computes on each token, each with
-its norms and a residual sum.
+"""One layer of a stack: mixer, cross-attention where there is an encoder, and per-token part, each with its norms and a
+residual sum.
 
 Letters: B batch, L positions, D model width.
 """
@@ -30,12 +30,12 @@ class Layer(Config, where="model"):
     """One layer.
 
     Attributes:
-      mixer: what lets tokens see each other.
-      feed_forward: what computes on each token; none: nothing.
-      cross: attention to the encoder's output; none: there is none.
-      norm: of each of these.
-      placement: pre: x + f(norm(x)); post: norm(x + f(x)); sandwich: x + norm(f(norm(x))).
-      dropout: of the output of each of these, before it is added.
+      mixer: sublayer in which tokens see each other.
+      feed_forward: per-token part, such as an MLP; none: no such part.
+      cross: attention to the encoder's output; none: no cross-attention.
+      norm: norm of each sublayer.
+      placement: place of the norms. pre: x + f(norm(x)); post: norm(x + f(x)); sandwich: x + norm(f(norm(x))).
+      dropout: rate of dropout of each sublayer's output, before it is added.
     """
 
     mixer: Mixer
@@ -50,7 +50,7 @@ class Layer(Config, where="model"):
 
     @property
     def parts(self) -> dict[str, Mixer | PerToken]:
-        """All that it is made of, by the names of their parameters."""
+        """The sublayers, by the names of their parameters."""
         across = {"cross_attention": self.cross} if self.cross is not None else {}
         after = {self.feed_forward.name: self.feed_forward} if self.feed_forward is not None else {}
         return {self.mixer.name: self.mixer} | across | after
@@ -69,14 +69,14 @@ class Layer(Config, where="model"):
         self, parts: Module, x_BLD: jax.Array, context: Context, prepared: Any = None, key: jax.Array | None = None,
         cache: Cache | None = None,
     ) -> tuple[jax.Array, Out]:
-        """([B, L, D], what else the parts give, with the mixer's updated cache).
+        """([B, L, D], further results of the sublayers, with the mixer's updated cache).
 
         Args:
-          parts: its parameters.
-          x_BLD: the residual stream.
-          context: what the layers share.
-          prepared: what ``mixer.prepare`` made.
-          key: for dropout.
+          parts: parameters of the layer.
+          x_BLD: residual stream.
+          context: values that all layers share.
+          prepared: result of ``mixer.prepare``.
+          key: random key of dropout.
           cache: ``self`` of the mixer, and ``cross`` where there is an encoder; see ``start_cache``.
         """
         from t5x_like.arrays.keys import maybe_named
@@ -129,7 +129,7 @@ class Layer(Config, where="model"):
     def _residual(
         self, sublayer: Module, x_BLD: jax.Array, function: Callable[[jax.Array], jax.Array], key: jax.Array | None
     ) -> jax.Array:
-        """The sum of x and a part's output, with the norms around them; the one place that knows their placement."""
+        """The sum of x and a sublayer's output, with the norms around them; only this knows their placement."""
         from t5x_like.arrays.keys import maybe_named
         from t5x_like.layers.dropout import dropout
         from t5x_like.sharding.mesh import constrain

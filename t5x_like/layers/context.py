@@ -1,4 +1,4 @@
-"""What the layers of a stack share in one call, and the masks that follow from it, in training and decoding alike.
+"""Values that the layers of a stack share in one call, and the masks made of them, in training and decoding alike.
 
 Letters: B batch, L queries, S keys, D model width, K key heads, N size of a head.
 """
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from t5x_like.layers.positions import Positions
     from t5x_like.ops.attention import Backend, Mask
 
-Cache = dict[str, Any]  # what a mixer keeps of earlier columns, such as {"key", "value"}: [B, S, K, N]
+Cache = dict[str, Any]  # a mixer's arrays of earlier columns, such as {"key", "value"}: [B, S, K, N]
 Sums = dict[str, tuple[Any, Any]]  # name to (sum, weight), float32 scalars
 
 
 class Out(NamedTuple):
-    """What a layer gives besides the residual stream.
+    """Results of a layer besides the residual stream.
 
     Attributes:
       cache: the updated cache; None without one.
-      losses: side losses, times their coefficients: a loss adds the mean of each to what it minimizes.
+      losses: side losses, times their coefficients; the mean of each is added to the loss.
       metrics: further sums to be logged.
-      statistics: by the name of a parameter that is no weight (``param(update=...)``), sums over tokens from which it
-        is updated once a step.
+      statistics: sums over tokens, by the name of a parameter without gradient (``param(update=...)``), which they
+        update once a step.
     """
 
     cache: Any = None
@@ -42,19 +42,19 @@ class Context:
 
     Attributes:
       causal: whether a query sees no later key.
-      positions_BL: of the queries, int32.
+      positions_BL: positions of the queries, int32.
       segments: (of queries [B, L], of keys [B, S]); a query sees its own segment only, and segment 0 is padding; None:
-        all are of one.
-      prefix_BS: non-zero at keys that all queries see, causal or not; None: there are none.
-      order_BS: who sees whom in permutation language modelling; see ``Ordered``.
-      memory: (the encoder's output [B, S, D] or None where a cache holds what is made of it; segments of queries and of
-        the encoder's tokens, as above); None without an encoder.
-      offset: column of the first query: 0, or the column that decoding has reached.
-      positions: the stack's choice, for layers without one of their own.
-      position_table: its parameters, where the stack's layers share them.
-      backend: what computes attention.
+        all columns are of one segment.
+      prefix_BS: non-zero at keys that all queries see, causal or not; None: no prefix.
+      order_BS: visible pairs in permutation language modelling; see ``Ordered``.
+      memory: (the encoder's output [B, S, D], or None where a cache holds its keys and values; segments of queries and
+        of the encoder's tokens, as above); None without an encoder.
+      offset: column of the first query: 0, or the column reached in decoding.
+      positions: positions of the stack, for layers without their own.
+      position_table: parameters of these, where the stack's layers share them.
+      backend: backend of attention.
       scan: whether repeated layers are one loop, compiled once; off compiles each, which a CPU runs faster.
-      remat: what is computed again for gradients: nothing, all but matrix products and attention, or everything.
+      remat: activations recomputed for gradients: none, all but matrix products and attention, or all.
     """
 
     causal: bool
@@ -71,10 +71,10 @@ class Context:
     remat: str = "none"
 
     def mask(self, window: int = 0) -> Mask:
-        """Who sees whom in self-attention.
+        """The mask of self-attention.
 
         Args:
-          window: how many columns to each side are seen; 0 is all.
+          window: columns seen to each side; 0 is all.
         """
         from t5x_like.ops.attention import Causal, Full, Ordered, Prefix, Segments, SlidingWindow
 

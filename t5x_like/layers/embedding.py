@@ -30,7 +30,7 @@ class Table(nnx.Module):
 
 
 class OutputTransform(nnx.Module):
-    """What BERT puts before its logits: linear, activation, norm."""
+    """Transform before the logits, as in BERT: linear, activation, norm."""
 
     def __init__(self, width: int, activation: ActivationName, norm: Norm, bias: bool, init: Init):
         self.activation = activation

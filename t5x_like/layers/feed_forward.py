@@ -22,11 +22,11 @@ class FeedForward(PerToken):
     """down(activation(up(x))), or down(activation(gate(x)) * up(x)) (Shazeer 2020).
 
     Attributes:
-      width: of the hidden layer, F.
-      activation: by name.
+      width: width of the hidden layer, F.
+      activation: name of the activation function.
       gated: whether there is a gate.
       bias: whether the linear maps have biases.
-      dropout: of the hidden layer.
+      dropout: rate of dropout of the hidden layer.
     """
 
     width: int

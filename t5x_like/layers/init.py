@@ -1,4 +1,4 @@
-"""How the parameters of a model start: the choice, and the standard deviation that it gives a kernel."""
+"""Initial values of a model's parameters: the choice, and the standard deviation of a kernel."""
 
 from __future__ import annotations
 

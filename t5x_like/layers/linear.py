@@ -17,7 +17,7 @@ class Linear(nnx.Module):
         self, size_in: int, size_out: int, axes: tuple[str | None, str | None], init: Initializer, bias: bool = False
     ):
         self.kernel = param((size_in, size_out), axes, init, fan=1)
-        # A bias as wide as the model is used whole everywhere; one over heads or mlp is split as the kernel's columns.
+        # A bias as wide as the model is replicated; one over heads or mlp is split as the kernel's columns.
         self.bias = param((size_out,), ("norm" if axes[1] == "embed" else axes[1],), ZEROS) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:

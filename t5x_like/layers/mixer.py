@@ -1,7 +1,6 @@
-"""The two kinds of work in a layer, as bases of choices: mixing over tokens, and computing on each token by itself.
+"""Bases of a layer's sublayers: mixers, in which tokens see each other, and per-token parts.
 
-A new kind is a frozen dataclass in one file that fills in ``declare`` and ``apply``. See ``attention`` and
-``feed_forward``.
+A new kind is a frozen dataclass in one file with ``declare`` and ``apply``. See ``attention`` and ``feed_forward``.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part(Config, abc.ABC, where="model"):
-    """What both kinds have.
+    """Base of both kinds.
 
     Attributes:
-      name: of its parameters, below the layer.
+      name: name of its parameters, below the layer.
     """
 
     name: ClassVar[str] = ""
 
     @property
     def split_sizes(self) -> dict[str, int]:
-        """Sizes that a mesh must divide and that no parameter shows by itself: logical axis to size."""
+        """Sizes that a mesh must divide and that no parameter's shape shows: logical axis to size."""
         return {}
 
     def declare(self, site: Site) -> Module:
@@ -56,7 +55,7 @@ class Mixer(Part, abc.ABC):
 
     @property
     def by_column(self) -> bool:
-        """Whether what is seen depends on columns, so that tokens must stand in order."""
+        """Whether visibility depends on columns, so that tokens must be in order."""
         return True
 
     def pair_flops(self, queries: int, keys: int, causal: bool) -> float:
@@ -64,38 +63,38 @@ class Mixer(Part, abc.ABC):
         return 0.0
 
     def prepare(self, context: Context) -> Any:
-        """What is the same in all layers of this choice, made once for a call of the stack; a tree of arrays."""
+        """Arrays that all layers of this choice share, made once per call of the stack; a tree of arrays or None."""
         return None
 
     def apply(
         self, parts: Module, x_BLD: jax.Array, context: Context, prepared: Any = None, key: jax.Array | None = None,
         cache: Cache | None = None,
     ) -> tuple[jax.Array, Out]:
-        """([B, L, D], what else it gives).
+        """([B, L, D], further results).
 
         Args:
-          parts: its parameters, as declared.
-          x_BLD: the layer's normalized input.
-          context: what the layers share.
-          prepared: what ``prepare`` made.
-          key: for dropout; None is none.
-          cache: what ``start_cache`` made and earlier calls updated; columns from ``context.offset`` on are replaced.
+          parts: parameters, as declared.
+          x_BLD: normalized input of the sublayer.
+          context: values that all layers share.
+          prepared: result of ``prepare``.
+          key: random key of dropout; None: no dropout.
+          cache: result of ``start_cache``, updated by earlier calls; columns from ``context.offset`` on are replaced.
         """
         raise TypeError(f"{type(self).__name__} does not compute anything")
 
     def start_cache(self, batch: int, columns: int, dtype: Any) -> Cache:
-        """What it keeps of earlier columns while decoding, empty; the first dimension of each array is the batch."""
+        """An empty cache of earlier columns for decoding; the first dimension of each array is the batch."""
         raise TypeError(f"{type(self).__name__} cannot decode: it has no start_cache")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerToken(Part, abc.ABC):
-    """What computes on each token by itself: an MLP, experts."""
+    """A sublayer that computes on each token by itself: an MLP, experts."""
 
     name: ClassVar[str] = "feed_forward"
 
     def apply(
         self, parts: Module, x_BLD: jax.Array, context: Context, key: jax.Array | None = None
     ) -> tuple[jax.Array, Out]:
-        """([B, L, D], what else it gives); see ``Mixer.apply``."""
+        """([B, L, D], further results); see ``Mixer.apply``."""
         raise TypeError(f"{type(self).__name__} does not compute anything")

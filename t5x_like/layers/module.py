@@ -1,4 +1,4 @@
-"""A choice and its parameters in one: what ``declare`` of a choice returns and ``nnx.merge`` fills with arrays.
+"""A choice together with its parameters: returned by ``declare`` of a choice, filled with arrays by ``nnx.merge``.
 
 A kind of layer is a frozen dataclass in a file of its own: its fields are what a user chooses, ``declare`` names its
 parameters, ``apply`` computes with them. Such files import JAX inside functions only, because run files load them.
@@ -33,13 +33,13 @@ class Module(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """Where a layer stands: all that its parameters depend on besides its own choice.
+    """Where a layer is declared: all that its parameters depend on besides its own choice.
 
     Attributes:
-      width: of the residual stream, D.
-      depth: layers of the stack.
-      init: how parameters start.
-      positions: the stack's choice.
+      width: width of the residual stream, D.
+      depth: number of layers of the stack.
+      init: initial values of parameters.
+      positions: positions of the stack.
     """
 
     width: int

@@ -35,7 +35,7 @@ def declare(module: nnx.Module) -> tuple[nnx.GraphDef, Tree]:
 
 
 class Draw(NamedTuple):
-    """What of a spec decides how its values are computed, their scale aside."""
+    """The fields of a spec that decide how its values are computed, except the scale."""
 
     kind: str
     shape: tuple[int, ...]
@@ -61,7 +61,7 @@ def draw(how: Draw, key: jax.Array, scale: float | jax.Array) -> jax.Array:
 def initialize(specs: Tree, key: jax.Array, shardings: Tree | None = None) -> Tree:
     """Arrays for all specs. Each parameter's key comes from its path, so that adding one changes no other.
 
-    With ``shardings`` parameters are born sharded: each device computes the part that it keeps. Parameters of one shape
+    With ``shardings`` each device computes only its part of a parameter. Parameters of one shape
     and placement share a compiled function, since compiling one for the whole model takes longer than its train step.
     """
     if shardings is None:

@@ -1,8 +1,8 @@
-"""Where tokens stand: each choice is a dataclass with the hooks it needs, in three places of a model.
+"""Positions of tokens: each choice is a dataclass with the hooks that it needs, in three places of a model.
 
-    embedding   added to what goes into a stack
-    rotation    of queries and keys
-    bias        added to attention scores, in T5 learned
+    embedding   vectors added to the inputs of a stack
+    rotation    rotation of queries and keys
+    bias        bias added to attention scores, in T5 learned
 
 A choice belongs to a stack, whose attention layers all use it, or to one attention layer.
 """
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Positions(Config, abc.ABC, where="model.positions"):
-    """Base of the choices below; a hook that a choice leaves as it is does nothing.
+    """Base of the choices below; a hook that a choice does not define does nothing.
 
     Attributes:
-      reads_positions: whether positions are those that the batch gives; otherwise distances are counted in columns.
+      reads_positions: whether positions are those of the batch; otherwise distances are counted in columns.
       per_layer: whether each layer has parameters of its own; otherwise all layers of a stack share them.
     """
 
@@ -37,7 +37,7 @@ class Positions(Config, abc.ABC, where="model.positions"):
 
     @property
     def max_length(self) -> int:
-        """The longest row that there are positions for; 0 if it is not limited."""
+        """Length of the longest row with positions; 0 if not limited."""
         return 0
 
     def check(self, width: int, head_dim: int) -> None:
@@ -60,13 +60,13 @@ class Positions(Config, abc.ABC, where="model.positions"):
         return None
 
     def bias(self, table: Any, heads: int, bidirectional: bool) -> Bias | None:
-        """What is added to attention scores, or None."""
+        """Bias to be added to attention scores, or None."""
         return None
 
 
 @dataclasses.dataclass(frozen=True)
 class NoPositions(Positions):
-    """None at all: order is seen by causal masks only (Kazemnejad et al. 2023)."""
+    """No positions: order enters by causal masks only (Kazemnejad et al. 2023)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Rope(Positions):
     """Rotary positions (Su et al. 2021), pairing dimension i with i + head_dim / 2 as Llama does.
 
     Attributes:
-      theta: the base of the wavelengths.
+      theta: base of the wavelengths.
     """
 
     theta: float = 10_000.0
@@ -100,9 +100,9 @@ class T5Relative(Positions):
     """T5's relative bias (Raffel et al. 2020, section 2.1): one learned number per head and bucket of distances.
 
     Attributes:
-      buckets: how many; half of them for each side where attention sees both.
-      max_distance: all distances from here on share a bucket.
-      own_tables: a table per layer (umT5) instead of one per stack.
+      buckets: number of buckets; half for each side where attention sees both.
+      max_distance: distance from which on all share a bucket.
+      own_tables: whether each layer has a table (umT5); otherwise one per stack.
     """
 
     buckets: int = 32
@@ -148,7 +148,7 @@ class Learned(Positions):
     """A learned vector for each position, added to the embeddings (GPT-2, BERT).
 
     Attributes:
-      length: how many positions there are.
+      length: number of positions.
     """
 
     length: int
@@ -191,7 +191,7 @@ class Sinusoidal(Positions):
 
 
 def rotate(x_BLHN: jax.Array, rotation: tuple[jax.Array, jax.Array] | None) -> jax.Array:
-    """Queries or keys turned by ``Positions.rotation``; as they are where there is none."""
+    """Queries or keys rotated by ``Positions.rotation``; unchanged without a rotation."""
     if rotation is None:
         return x_BLHN
     import jax.numpy as jnp

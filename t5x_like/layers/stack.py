@@ -1,4 +1,4 @@
-"""Layers on layers, in groups of a repeated pattern; the parameters of repeated layers lie stacked in one array per
+"""Stacks of layers, in groups of a repeated pattern; the parameters of repeated layers are stacked in one array per
 name, whether or not they are scanned.
 
 So a scanned and an unrolled model have the same parameters, initial values, checkpoints and optimizer.
@@ -31,8 +31,8 @@ class Group(Config, where="model.groups"):
     """A pattern of layers, repeated.
 
     Attributes:
-      times: how often.
-      pattern: the layers of one repeat, alike or not.
+      times: number of repeats.
+      pattern: layers of one repeat, alike or not.
     """
 
     times: int
@@ -64,7 +64,7 @@ class Group(Config, where="model.groups"):
     def run(
         self, parts: Module, x_BLD: jax.Array, context: Context, prepared: dict, key: jax.Array | None, cache: Any
     ) -> tuple[jax.Array, Out]:
-        """([B, L, D], what else all layers give: caches and statistics by layer name and stacked over repeats)."""
+        """([B, L, D], further results of all layers: caches and statistics by layer name, stacked over repeats)."""
         import jax
         import jax.numpy as jnp
         from flax import nnx
@@ -105,13 +105,13 @@ class Group(Config, where="model.groups"):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stack(Config, where="model"):
-    """An encoder or a decoder without what is before and after its layers and last norm.
+    """The layers and last norm of an encoder or a decoder.
 
     Attributes:
-      groups: of layers, one after the other; each group is compiled once, however often it is repeated.
-      positions: of all layers without positions of their own, and of the embeddings.
-      final_norm: after the last layer; none where layers end in a norm.
-      final_dropout: after that.
+      groups: groups of layers in order; each is compiled once, whatever its repeats.
+      positions: positions of the embeddings and of all layers without their own.
+      final_norm: norm after the last layer; none where layers end in a norm.
+      final_dropout: rate of dropout after the last norm.
     """
 
     groups: tuple[Group, ...]
@@ -129,7 +129,7 @@ class Stack(Config, where="model"):
         return sum(group.times * len(group.pattern) for group in self.groups)
 
     def layers(self) -> Iterator[tuple[int, Layer]]:
-        """(how often, layer) of all unlike layers."""
+        """(number of repeats, layer) of all unlike layers."""
         for group in self.groups:
             for layer in group.pattern:
                 yield group.times, layer
@@ -162,14 +162,14 @@ class Stack(Config, where="model"):
     def apply(
         self, parts: Module, x_BLD: jax.Array, context: Context, key: jax.Array | None = None, cache: Any = None
     ) -> tuple[jax.Array, Out]:
-        """([B, L, D] after the last norm, what else the layers give, with the updated cache).
+        """([B, L, D] after the last norm, further results of the layers, with the updated cache).
 
         Args:
-          parts: its parameters.
+          parts: parameters of the stack.
           x_BLD: embedded inputs.
-          context: of the call; the stack adds its positions.
-          key: for dropout.
-          cache: see ``start_cache``.
+          context: context of the call; the stack adds its positions.
+          key: random key of dropout.
+          cache: cache of all layers; see ``start_cache``.
         """
         from t5x_like.arrays.keys import maybe_named
         from t5x_like.layers.dropout import dropout
@@ -221,14 +221,14 @@ class Stack(Config, where="model"):
 
 
 def _written(cache: Any, mixers: Any) -> Cache:
-    """The cache of a group with what its mixers have written; what cross-attention sees stays."""
+    """The cache of a group with its mixers' new entries; that of cross-attention is unchanged."""
     if "self" in cache:
         return cache | {"self": mixers}
     return {name: cache[name] | {"self": mixers[name]} for name in cache}
 
 
 def _policy(remat: str) -> Any:
-    """What is kept of a layer for its gradient; everything else is computed again."""
+    """Policy of the activations kept for the gradient; all others are recomputed."""
     import jax
 
     policies = jax.checkpoint_policies

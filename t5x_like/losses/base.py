@@ -1,4 +1,4 @@
-"""The base of losses. Must not know objectives, optimizers or how sums are added and divided."""
+"""The base of losses. Must not know objectives or optimizers, nor how sums are added and divided."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from t5x_like.models.transformer import Batch, Transformer
 
 Sums = dict[str, tuple["jax.Array", "jax.Array"]]  # name: (sum, weight), float32 scalars; the mean is sum / weight
-STATE = "state/"  # before the path of a parameter that is no weight: the sum is its statistic, of its shape
+STATE = "state/"  # prefix of a parameter without gradient: the sum is its statistic, of its shape
 
 
 class Loss(Config, abc.ABC, where="objective.loss"):
-    """What a batch costs; the base of the frozen dataclasses in t5x_like/losses and of a user's own."""
+    """The loss of a batch; the base of the frozen dataclasses in t5x_like/losses and of a user's own."""
 
     def __call__(self, model: Transformer, batch: Batch, key: jax.Array | None) -> Sums:
         """Sums over one batch, or over one micro-batch of it.
 
         Args:
-          model: with its parameters: ``model(batch, key)`` gives activations, ``model.head()`` the projection.
+          model: model with its parameters: ``model(batch, key)`` gives activations, ``model.head()`` the projection.
           batch: arrays by name, with a leading dimension of rows.
-          key: for dropout; None is none.
+          key: random key of dropout; None: no dropout.
 
         Returns:
           ``loss``, whose sum is minimized, and statistics under other names. Sums and weights of all micro-batches and
@@ -38,7 +38,7 @@ class Loss(Config, abc.ABC, where="objective.loss"):
         raise TypeError(f"{type(self).__name__} has no __call__(self, model, batch, key)")
 
     def measured(self) -> Loss:
-        """The loss that evaluation measures: this one without what serves training alone."""
+        """The loss that evaluation measures: this one without terms for training alone."""
         return self
 
 
@@ -47,8 +47,8 @@ def with_layers(sums: Sums, out: Out) -> Sums:
     these, their metrics and their statistics go beside it.
 
     Args:
-      sums: with ``loss``.
-      out: the second result of ``model.run``.
+      sums: sums of the loss, with ``loss``.
+      out: second result of ``model.run``.
     """
     import jax.numpy as jnp
 

@@ -1,4 +1,4 @@
-"""A whole model as configured: stacks of layers and what lies around them. ``families`` has the published ones.
+"""The config of a whole model: stacks of layers, inputs and head. ``families`` has the published ones.
 
 Imports no JAX.
 """
@@ -28,9 +28,9 @@ class Side(Stack):
     """An encoder or a decoder.
 
     Attributes:
-      inputs: what makes a batch's arrays into activations.
-      embedding_norm: of these, with positions added (BERT); none: there is none.
-      embedding_dropout: after that.
+      inputs: front end, from a batch's arrays to activations.
+      embedding_norm: norm of these with positions added (BERT); none: no norm.
+      embedding_dropout: rate of dropout after that.
     """
 
     inputs: Inputs = Tokens()
@@ -57,22 +57,22 @@ class ModelConfig(Config, where="model"):
     """A model.
 
     Attributes:
-      vocab_size: rows of the token table and of the logits, V.
+      vocab_size: rows of the token table, and logits per token, V.
       d_model: width of the residual stream, D.
-      encoder, decoder: its stacks; one may be missing.
-      init: how parameters start.
+      encoder, decoder: sides of the model; one may be missing.
+      init: initial values of parameters.
       embedding_init_std: standard deviation of tables of tokens and positions.
       tied_head: whether logits come from the token table.
-      scale_tied_logits: whether these are divided by sqrt(D) (T5 1.0).
+      scale_tied_logits: whether such logits are divided by sqrt(D) (T5 1.0).
       head_bias: whether logits have a bias.
-      head_transform: before the logits; none: nothing.
-      logits_soft_cap: logits become cap * tanh(logits / cap); 0 is off.
+      head_transform: transform before the logits; none: no transform.
+      logits_soft_cap: cap of the logits, cap * tanh(logits / cap); 0 is off.
       future_heads: transforms for predicting further tokens ahead in training (Gloeckle et al. 2024).
-      dtype: of activations; parameters are float32.
-      attention_backend: what computes attention; auto: kernels where the device has them.
+      dtype: dtype of activations; parameters are float32.
+      attention_backend: backend of attention; auto: kernels where the device has them.
       scan_layers: whether repeated layers are one compiled loop; off compiles each, which a CPU runs faster.
-      remat: what is computed again for gradients instead of kept: ``none``; ``dots``, all but matrix products and
-        attention; ``full``, everything.
+      remat: activations recomputed for gradients instead of kept: ``none``; ``dots``, all but matrix products and
+        attention; ``full``, all.
     """
 
     vocab_size: int
@@ -113,7 +113,7 @@ class ModelConfig(Config, where="model"):
 
     @property
     def sides(self) -> tuple[tuple[str, Side], ...]:
-        """(name, stack) of those that there are."""
+        """(name, side) of the sides that exist."""
         both = (("encoder", self.encoder), ("decoder", self.decoder))
         return tuple((name, side) for name, side in both if side is not None)
 
@@ -136,7 +136,7 @@ class ModelConfig(Config, where="model"):
         return self.tied_head or any(side.inputs.uses_tokens for _, side in self.sides)
 
     def side(self, name: str) -> Side:
-        """The stack of this name, which must be there."""
+        """The side of this name, which must exist."""
         return dict(self.sides)[name]
 
     def arrays(self) -> dict[str, BatchArray]:
@@ -174,10 +174,10 @@ class ModelConfig(Config, where="model"):
             )  # fmt: skip
 
     def check_sizes(self, ways: Mapping[str, int]) -> None:
-        """Raises UserError unless the mesh divides heads and widths, which no parameter's shape shows by itself.
+        """Raises UserError unless the mesh divides heads and widths, which no parameter's shape shows.
 
         Args:
-          ways: logical axis to the number of parts that it is split into.
+          ways: logical axis to the number of its parts on the mesh.
         """
         fields = {"heads": "heads", "kv_heads": "kv_heads", "mlp": "width", "vocab": "vocab_size"}
         sizes = [("vocab", self.vocab_size)]

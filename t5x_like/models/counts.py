@@ -18,7 +18,7 @@ def forward_flops(config: ModelConfig, specs: Tree, encoder_length: int, decoder
     that any implementation needs. Norms, softmax and lookups are left out.
 
     Args:
-      config, specs: of the model.
+      config, specs: config of the model, and specs of its parameters.
       encoder_length, decoder_length: tokens on each side; 0 where the side is missing.
     """
     total = 0.0
@@ -39,6 +39,5 @@ def forward_flops(config: ModelConfig, specs: Tree, encoder_length: int, decoder
 
 
 def train_flops(config: ModelConfig, specs: Tree, encoder_length: int, decoder_length: int) -> float:
-    """Of one example's forward and backward pass: 3 times the forward pass; what remat computes again is not
-    counted."""
+    """FLOPs of one example's forward and backward pass: 3 times the forward pass; recomputation is not counted."""
     return 3.0 * forward_flops(config, specs, encoder_length, decoder_length)

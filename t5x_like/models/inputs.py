@@ -1,4 +1,4 @@
-"""Front ends: from the arrays of a batch to what goes into a stack, [B, L, D]. A new one is a dataclass like these.
+"""Front ends: from the arrays of a batch to the inputs of a stack, [B, L, D]. A new one is a dataclass like these.
 
 Letters: B batch, L places of a row, F features, D model width.
 """
@@ -48,11 +48,11 @@ class Inputs(Config, abc.ABC, where="model.inputs"):
         """[B, L, D] before positions are added.
 
         Args:
-          parts: its own parameters.
+          parts: parameters of the front end.
           batch: arrays by name.
-          side: which of them to read.
-          table: the model's token table, for those that use tokens.
-          dtype: of the result.
+          side: ``encoder`` or ``decoder``, whose arrays are read.
+          table: token table of the model, for front ends that use tokens.
+          dtype: dtype of the result.
         """
         raise TypeError(f"{type(self).__name__} does not say what goes into a stack")
 
@@ -63,7 +63,7 @@ class Tokens(Inputs):
 
     Attributes:
       scaled: whether embeddings are multiplied by sqrt(D) (Vaswani et al. 2017, section 3.4).
-      types: rows of a table of token types, whose vectors are added (BERT); 0: there is none.
+      types: number of token types, whose vectors are added (BERT); 0: no token types.
     """
 
     scaled: bool = False
@@ -102,8 +102,8 @@ class Features(Inputs):
     """Vectors instead of token ids, such as frames of sound or patches of a picture, by one linear map.
 
     Attributes:
-      size: numbers in a vector, F.
-      bias: whether the map has one.
+      size: size of a vector, F.
+      bias: whether the map has a bias.
     """
 
     size: int

@@ -3,12 +3,12 @@
 A batch is a dict of arrays; which are needed follows from the model's front ends, by default:
 
     encoder_tokens, encoder_segments, encoder_positions    [B, S] int32
-    encoder_order                                          [B, S] int32, who sees whom in permutation LM: masks.Ordered
+    encoder_order                                          [B, S] int32, visible pairs in permutation LM: masks.Ordered
     decoder_tokens, decoder_segments, decoder_positions    [B, L] int32
     decoder_prefix                                         [B, L] int32, non-zero in a bidirectional prefix
 
 Segments and positions may be left out: every row is then one example from its first column to its last. Segment 0 is
-padding. The loss's ``targets`` and ``weights`` are not looked at here.
+padding. The loss's ``targets`` and ``weights`` are not read here.
 
 Letters: B batch, L decoder positions, S encoder positions, D model width, V vocabulary.
 """
@@ -38,7 +38,7 @@ Batch = Mapping[str, jax.Array]
 
 
 class Transformer(nnx.Module):
-    """A model's parameters, and what it computes with them once they are merged in."""
+    """A model: its declared parameters, and its computations once arrays are merged in."""
 
     encoder: Any
     decoder: Any
@@ -74,11 +74,11 @@ class Transformer(nnx.Module):
         return self.run(batch, key)[0]
 
     def run(self, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, Out]:
-        """(activations before the logits, what else the layers give: side losses, metrics, statistics by side).
+        """(activations before the logits, further results of the layers: side losses, metrics, statistics by side).
 
         Args:
-          batch: see the module's text.
-          key: for dropout; None is none.
+          batch: arrays by name, as the module's docstring lists them.
+          key: random key of dropout; None: no dropout.
         """
         if not self.config.has_encoder:
             x_BLD, out = self._side("decoder", batch, key, maybe_named(key, "decoder"))
@@ -98,14 +98,14 @@ class Transformer(nnx.Module):
     def decode(
         self, batch: Batch, cache: Cache, offset: jax.Array, segments_BC: jax.Array, prefix_BC: jax.Array | None = None
     ) -> tuple[jax.Array, Cache]:
-        """Activations of the columns from ``offset`` on, and the cache with what their layers keep.
+        """(activations of the columns from ``offset`` on, the updated cache).
 
         Args:
           batch: decoder arrays of these columns only; encoder_segments of all the encoder's columns.
-          cache: from ``start_cache``.
-          offset: the first column; int32 scalar.
-          segments_BC: of all the cache's columns; 0 is padding.
-          prefix_BC: non-zero in a bidirectional prefix; None: there is none.
+          cache: result of ``start_cache``, updated by earlier calls.
+          offset: first column; int32 scalar.
+          segments_BC: segments of all the cache's columns; 0 is padding.
+          prefix_BC: non-zero in a bidirectional prefix; None: no prefix.
         """
         context = dataclasses.replace(
             self._context("decoder", batch), offset=offset, prefix_BS=prefix_BC,
@@ -122,7 +122,7 @@ class Transformer(nnx.Module):
         return decoder.start_cache(self.decoder, batch, columns, memory_BSD, jnp.dtype(self.config.dtype))
 
     def embed(self, side: str, batch: Batch, key: jax.Array | None) -> jax.Array:
-        """What goes into the first layer of a side, [B, L, D]."""
+        """Inputs of the first layer of a side, [B, L, D]."""
         chosen, dtype = self.config.side(side), jnp.dtype(self.config.dtype)
         x = chosen.inputs.apply(getattr(self, f"{side}_inputs"), batch, side, self.token_embedding, dtype)
         parts, norm = getattr(self, f"{side}_positions"), getattr(self, f"{side}_embedding_norm")
@@ -136,8 +136,8 @@ class Transformer(nnx.Module):
         return x_BLD if self.output_transform is None else self.output_transform(x_BLD)
 
     def future(self, x_BLD: jax.Array) -> list[jax.Array]:
-        """What each future head makes of this model's activations: [B, L, D] for the token 2 ahead, 3 ahead, ..., to be
-        projected by the same ``head``."""
+        """Activations of each future head: [B, L, D] for the token 2 ahead, 3 ahead, ..., to be projected by the same
+        ``head``."""
         graphdef, stacked = declare(self.future_transforms)
         return [nnx.merge(graphdef, one)(x_BLD) for one in unstack(stacked, self.config.future_heads)]
 
@@ -156,7 +156,7 @@ class Transformer(nnx.Module):
         self, side: str, batch: Batch, key: jax.Array | None, layers_key: jax.Array | None,
         memory_BSD: jax.Array | None = None,
     ) -> tuple[jax.Array, Out]:
-        """(output of one stack, what else its layers give)."""
+        """(output of one stack, further results of its layers)."""
         context = self._context(side, batch)
         if memory_BSD is not None:
             context = dataclasses.replace(context, memory=(memory_BSD, _segments(batch, side, "encoder")))
@@ -164,7 +164,7 @@ class Transformer(nnx.Module):
         return x, out._replace(statistics={side: out.statistics} if out.statistics else {})
 
     def _context(self, side: str, batch: Batch) -> Context:
-        """What the layers of one side share; the mask of training and of decoding follows from it."""
+        """Values that the layers of one side share; the masks of training and decoding are made of them."""
         c = self.config
         return Context(
             causal=side == "decoder",
@@ -187,7 +187,7 @@ class Transformer(nnx.Module):
 
 
 def _rows_of(batch: Batch, side: str) -> tuple[int, int]:
-    """(rows, places) of one side, of whichever of its arrays there are."""
+    """(rows, columns) of one side, by any of its arrays."""
     array = next(array for name, array in batch.items() if name.startswith(f"{side}_"))
     return array.shape[0], array.shape[1]
 

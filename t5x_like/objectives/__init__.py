@@ -1,6 +1,6 @@
-"""One file per objective: what it asks of the data and how it makes a piece of text into an example.
+"""One file per objective: its demands on the data, and the example that it makes of a piece of text.
 
-The loss on the device is the same for all of them (token cross-entropy with explicit weights) and lies in ops.
+An objective names its loss on the device, by default token cross-entropy with explicit weights (``losses``).
 """
 
 from t5x_like.objectives.autoregressive import Autoregressive

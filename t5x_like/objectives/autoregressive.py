@@ -29,9 +29,10 @@ class Autoregressive(Objective):
     Each document ends in EOS, and attention never crosses from one document to the next.
 
     Attributes:
-      future_tokens: how many tokens beyond the next are predicted too, each by a head of its own and for training alone
-        (Gloeckle et al. 2024); as many as ``model.future_heads``. Targets are shifted on the device, within segments.
-      future_weight: of the mean loss of these heads, beside the loss of the next token. 0.3 is that of DeepSeek-V3
+      future_tokens: number of tokens beyond the next that are predicted too, each by a head of its own and in training
+        only (Gloeckle et al. 2024); equal to the number of ``model.future_heads``. Targets are shifted on the device,
+        within segments.
+      future_weight: weight of the mean loss of these heads, beside the loss of the next token. DeepSeek-V3 has 0.3
         (2024, section 4.2); Gloeckle et al. weigh all heads alike, which is ``future_tokens`` here.
     """
 
@@ -52,7 +53,7 @@ class Autoregressive(Objective):
         require_no_target_length(data, "autoregressive language modelling")
 
     def loss(self, token: TokenLoss) -> Loss:
-        """That of the next token, and of ``future_tokens`` further ones."""
+        """The loss of the next token, with that of ``future_tokens`` further ones."""
         from t5x_like.losses.future_tokens import FutureTokens
 
         return FutureTokens(token, self.future_weight) if self.future_tokens else token

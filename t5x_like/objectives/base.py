@@ -1,4 +1,4 @@
-"""What passes between objectives and batches: one example, and what the pipeline asks of an objective.
+"""The interface of objectives and batches: the example, and the base of objectives.
 
 Lies in this folder, below the objectives, so that the pipeline need not import them. Imports no numpy at run time, so
 that configs load fast.
@@ -24,11 +24,11 @@ class Example:
     """One training example, before it is laid out for a model; its ids are all data, id 0 too.
 
     Attributes:
-      inputs: (inputs,) ids that are read: by an encoder, or as the visible prefix of a decoder that stands alone.
-      targets: (targets,) ids that are predicted; for an encoder without decoder as many as ``inputs``.
+      inputs: (inputs,) ids that are read: by an encoder, or as the visible prefix of a decoder-only model.
+      targets: (targets,) ids that are predicted; for an encoder-only model as many as ``inputs``.
       weights: (targets,) float32 weight of each target in the loss; None: all 1.
-      positions: (inputs,) int32 positions of the inputs of an encoder without decoder; None: counted from 0.
-      order: (inputs,) int32, for the feature ``encoder_order``: who sees whom, as ``objectives.permutation_lm`` says.
+      positions: (inputs,) int32 positions of the inputs of an encoder-only model; None: counted from 0.
+      order: (inputs,) int32 visible pairs, for the feature ``encoder_order``; see ``objectives.permutation_lm``.
     """
 
     inputs: np.ndarray
@@ -39,22 +39,23 @@ class Example:
 
 
 class Objective(Config, abc.ABC, where="objective"):
-    """What makes pieces of text into examples; the base of the frozen dataclasses in t5x_like/objectives.
+    """Makes examples of pieces of text; the base of the frozen dataclasses in t5x_like/objectives.
 
-    As it is here, an objective reads ``data.input_length`` tokens of text, one for one, on a single side. One that is a
-    mixture of others makes no examples: it says what its ``streams`` are.
+    By default an objective reads ``data.input_length`` tokens of text, one for one, on a single side. A mixture of
+    objectives makes no examples: it names its ``streams``.
 
     Attributes:
-      shapes: the model shapes that it can train.
+      shapes: model shapes that it can train.
       joins_documents: whether a piece that crosses the border of two documents is one example (as in T5). Otherwise
         each document ends in EOS, and each document's share of the piece is an example of its own, in a segment of its
         own, so that attention never crosses the border.
-      has_prefix: whether a decoder that stands alone sees ``Example.inputs`` in both directions.
+      has_prefix: whether a decoder-only model sees ``Example.inputs`` in both directions.
       inputs_end_in_eos: whether inputs end in EOS, so that a prompt must too.
-      minimum_length: pieces with fewer tokens cannot be made into an example.
-      needs_position_ids: whether positions are not those of the columns, so that the model must take them from the
-        batch: learned, sinusoidal or rotary.
-      future_tokens, future_weight: tokens beyond the next that a decoder predicts too, and the weight of their loss.
+      minimum_length: least number of tokens of a piece that makes an example.
+      needs_position_ids: whether positions differ from the columns, so that the model must take them from the batch:
+        learned, sinusoidal or rotary.
+      future_tokens, future_weight: number of tokens beyond the next that a decoder predicts too, and the weight of
+        their loss.
     """
 
     shapes: ClassVar[tuple[Shape, ...]] = ()
@@ -68,19 +69,19 @@ class Objective(Config, abc.ABC, where="objective"):
 
     @property
     def added_tokens(self) -> int:
-        """Tokens that an example may have, on its longest side, beyond those of its text. Where documents are not
-        joined, each document's share of a row is an example and needs this room."""
+        """Largest number of tokens that an example has, on its longest side, beyond those of its text. Where documents
+        are not joined, each document's share of a row is an example and needs this room."""
         return 0
 
     def streams(self) -> tuple[tuple[float, Objective], ...]:
-        """(rate, objective) of everything that this is a mixture of; only the proportions of the rates count."""
+        """(rate, objective) of each member of a mixture; only the proportions of the rates count."""
         return ((1.0, self),)
 
     def loss(self, token: Any) -> Any:
-        """The ``losses.Loss`` that is minimized: the cross-entropy of the targets if not said otherwise.
+        """The ``losses.Loss`` to minimize: by default the cross-entropy of the targets.
 
         Args:
-          token: that cross-entropy, a ``losses.TokenLoss`` with the numbers of the run's ``train`` fields.
+          token: this cross-entropy, a ``losses.TokenLoss`` with the values of the run's ``train`` fields.
         """
         return token
 
@@ -89,7 +90,7 @@ class Objective(Config, abc.ABC, where="objective"):
         return ("decoder_prefix",) if self.has_prefix and shape == "decoder-only" else ()
 
     def prompt(self, tokens: list[int], tokenizer: Tokenizer) -> list[int]:
-        """What a model so trained expects where a person gives ``tokens``: with EOS if inputs end in it."""
+        """The prompt that a model trained so expects for the text ``tokens``: with EOS if inputs end in it."""
         return [*tokens, tokenizer.eos_id] if self.inputs_end_in_eos else tokens
 
     def capacity(self, data: DataConfig, shape: Shape) -> tuple[int, ...]:
@@ -101,8 +102,8 @@ class Objective(Config, abc.ABC, where="objective"):
         return data.input_length - self.added_tokens
 
     def lengths(self, piece_length: int, shape: Shape) -> tuple[int, ...]:
-        """Tokens per side (as ``capacity``) that a piece needs at most; depends on nothing else, so packing can
-        plan."""
+        """Largest number of tokens per side (as ``capacity``) of a piece; a function of its length alone, so that rows
+        can be planned."""
         return (piece_length + self.added_tokens,)
 
     def check(self, tokenizer: Tokenizer, data: DataConfig, shape: Shape) -> None:
@@ -110,5 +111,5 @@ class Objective(Config, abc.ABC, where="objective"):
         raise TypeError(f"{type(self).__name__} does not say what suits it")
 
     def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
-        """The example that (length,) ``tokens`` make with the random numbers of ``rng``."""
+        """The example of (length,) ``tokens``, with random numbers of ``rng``."""
         raise TypeError(f"{type(self).__name__} makes no examples; those that it is a mixture of do: streams()")

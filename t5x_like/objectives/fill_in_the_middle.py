@@ -33,10 +33,10 @@ class FillInTheMiddle(Objective):
     A text of a single token stays plain.
 
     Attributes:
-      rate: the chance of a text to be so reordered.
-      spm_rate: of those, the chance of the order SPM.
-      pieces: the pieces of the vocabulary that stand before prefix, suffix and middle.
-      loss_on: all tokens, as in the paper, or of reordered texts only the middle and EOS; of plain ones always all.
+      rate: probability that a text is reordered.
+      spm_rate: probability of the order SPM among reordered texts.
+      pieces: pieces of the vocabulary before prefix, suffix and middle.
+      loss_on: tokens with loss: all, as in the paper, or only middle and EOS of reordered texts; of plain ones all.
     """
 
     rate: float = 0.5
@@ -87,7 +87,7 @@ def fill_in_the_middle(
 ) -> tuple[np.ndarray, int]:
     """Text with its middle moved to the end (Bavarian et al. 2022, sections 3 and 3.1).
 
-    Two cuts, each uniform over all places with both ends, make prefix, middle and suffix, any of which may be empty.
+    Two cuts, each uniform over all places with both ends, make prefix, middle and suffix; any may be empty.
 
     - PSM: PRE prefix SUF suffix MID middle EOS
     - SPM: PRE SUF suffix MID prefix middle EOS (their variant 2, which shares its markers with PSM)
@@ -95,12 +95,12 @@ def fill_in_the_middle(
     Args:
       tokens: (length,) ids; if EOS is the last of them, it stays the last.
       rng: random numbers.
-      spm_rate: the chance of SPM.
+      spm_rate: probability of SPM.
       marker_ids: PRE, SUF, MID.
-      eos_id: ends the middle, so that a model can say that it has met the suffix.
+      eos_id: id that ends the middle: the model's sign that it has met the suffix.
 
     Returns:
-      (length + 3 or 4,) int32 ids, and how many tokens at their end are the middle and EOS.
+      (length + 3 or 4,) int32 ids, and the number of tokens of middle and EOS at their end.
     """
     import numpy as np
 

@@ -1,6 +1,6 @@
 """T5's first baseline: each token is dropped or not by itself, and the decoder writes what was dropped.
 
-Knows ids and lengths. How long inputs and targets are at most is known beforehand.
+Knows ids and lengths. The largest lengths of inputs and targets are known beforehand.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class IidDenoising(Objective):
     thousand that is too little, and the end of its text is left uncorrupted.
 
     Attributes:
-      noise_density: the chance of a token to go to the targets.
+      noise_density: probability that a token goes to the targets.
     """
 
     noise_density: float = 0.15
@@ -102,10 +102,10 @@ def iid_denoising(
 
     Args:
       tokens: (raw_length,) ids.
-      rng: one number is drawn for each token.
-      density: the chance of each token to be corrupted.
-      sentinel_ids: at least as many as ``iid_limits`` says, the first run's first.
-      eos_id: appended to both results.
+      rng: random numbers; one is drawn for each token.
+      density: probability of each token to be corrupted.
+      sentinel_ids: sentinels in the order of their runs, at least the number that ``iid_limits`` gives.
+      eos_id: id appended to both results.
 
     Returns:
       inputs (at most raw_length + 1) and targets (at most as ``iid_limits`` says), int32.

@@ -1,5 +1,5 @@
-"""BERT's pretraining: some tokens are hidden where they stand, one by one or word by word, and the encoder says what
-they were. Knows ids and lengths."""
+"""BERT's pretraining: some tokens are masked in place, one by one or word by word, and the encoder predicts them.
+Knows ids and lengths."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class MaskedLM(Objective):
     """Masked language modelling as in BERT (Devlin et al. 2019, section 3.1), without next-sentence prediction.
 
     Of the chosen tokens 80% are masked, 10% replaced at random and 10% kept; the loss is on all of the chosen ones, by
-    explicit weights, for a kept token cannot be told by its id. Each document ends in EOS, which is never chosen.
+    explicit weights, since a kept token is not recognized by its id. Each document ends in EOS, which is never chosen.
 
     Attributes:
-      mask_rate: the share of tokens chosen.
-      whole_words: the tokens of a word are chosen together, as in BERT's later models.
+      mask_rate: share of tokens chosen.
+      whole_words: whether the tokens of a word are chosen together, as in BERT's later models.
     """
 
     mask_rate: float = 0.15
@@ -75,12 +75,12 @@ def masked_lm(
     Args:
       tokens: (length,) ids.
       rng: random numbers.
-      rate: the share of tokens chosen.
-      vocab_size: random ids lie below it.
-      mask_id: hides a token.
-      special_ids: never chosen, and never put in as a random id (``mask_id`` never is either).
+      rate: share of tokens chosen.
+      vocab_size: upper bound of random ids.
+      mask_id: id of a masked token.
+      special_ids: ids never chosen, and never used as a random id (nor is ``mask_id``).
       word_starts: (vocab_size,) whether an id begins a word: the tokens of a word are then chosen together, and each
-        still hidden, replaced or kept by itself. A word also begins at the start of the text and after a special id.
+        masked, replaced or kept by itself. A word also begins at the start of the text and after a special id.
 
     Returns:
       inputs (int32), targets (int32, the tokens), weights (float32: 1 where chosen, else 0), each (length,).
@@ -106,7 +106,7 @@ def masked_lm(
 
 
 def _in_chosen_words(begins: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
-    """Of (tokens,) places, of which those that ``begins`` marks begin a word, which are in words chosen at random.
+    """(tokens,) bool: tokens of words chosen at random; ``begins`` (tokens,) marks the first token of each word.
 
     Words are taken in a random order. The one that reaches beyond ``rate`` of the tokens is taken with the chance that
     makes the mean number of tokens exact, whatever the lengths of words.

@@ -1,4 +1,4 @@
-"""Mode tokens (Tay et al. 2023, UL2, section 3.1.3): a piece before the inputs that says which denoising is asked for.
+"""Mode tokens (Tay et al. 2023, UL2, section 3.1.3): a piece before the inputs that names the denoiser.
 
 An objective's field ``mode`` names the piece; empty is none.
 """

@@ -1,6 +1,6 @@
 """XLNet's pretraining: tokens are predicted in a random order, each from those before it in that order.
 
-Knows ids and lengths. An order is said by one number for each slot of a sequence, so that a mask can be made of it
+Knows ids and lengths. An order is one number for each slot of a sequence, so that a mask can be made of it
 (``pallas_kernels.masks.Ordered``):
 
     a token of the text that is r-th in the order, from 0:         2 r + 1
@@ -8,8 +8,8 @@ Knows ids and lengths. An order is said by one number for each slot of a sequenc
     padding:                                                       0
 
 A slot with number a sees the slots with number b where 0 < b <= |a|: a token sees itself and those before it, a slot of
-prediction only those before its token, and nothing sees a slot of prediction. The first token in the order has nothing
-to be predicted from, and is not.
+prediction only those before its token, and nothing sees a slot of prediction. The first token in the order is not
+predicted.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PermutationLM(Objective):
     slot, so that one pass of a plain encoder computes both. Each document ends in EOS, a token as any other.
 
     Attributes:
-      predicted: the share of tokens that are predicted (XLNet's 1 / K, K = 6).
+      predicted: share of tokens that are predicted (XLNet's 1 / K, K = 6).
     """
 
     predicted: float = 1 / 6
@@ -52,7 +52,7 @@ class PermutationLM(Objective):
             raise UserError("objective.predicted", str(self.predicted), "a share between 0 and 1", "0.1667")
 
     def extras(self, shape: Shape) -> tuple[str, ...]:
-        """The order, of which the mask is made."""
+        """``encoder_order``, from which the mask is made."""
         return ("encoder_order",)
 
     def piece_length(self, data: DataConfig, shape: Shape) -> int:
@@ -101,12 +101,11 @@ class PermutationLM(Objective):
 
 
 def permutation_order(length: int, queries: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A random order of ``length`` tokens, the last ``queries`` of which are to be predicted (Yang et al. 2019,
-    sections 2.2 and 2.3).
+    """A random order of ``length`` tokens; the last ``queries`` are predicted (Yang et al. 2019, sections 2.2 and 2.3).
 
     Args:
-      length: of the text.
-      queries: from 0 to length - 1, or 0 for an empty text.
+      length: number of tokens of the text.
+      queries: number of predicted tokens, from 0 to length - 1, or 0 for an empty text.
       rng: random numbers.
 
     Returns:

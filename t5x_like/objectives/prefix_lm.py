@@ -28,7 +28,7 @@ class PrefixLM(Objective):
     and rest in one sequence; an encoder-decoder reads the prefix in the encoder and writes the rest in the decoder.
 
     Attributes:
-      mode: a piece of the vocabulary put before each prefix, such as ``[S2S]``; empty: none.
+      mode: piece of the vocabulary put before each prefix, such as ``[S2S]``; empty: none.
     """
 
     mode: str = ""
@@ -75,5 +75,5 @@ class PrefixLM(Objective):
 
 
 def prefix_split(length: int, rng: np.random.Generator) -> int:
-    """How many of ``length`` tokens (2 or more) are the prefix: uniform in [1, length)."""
+    """Length of the prefix of ``length`` tokens (2 or more): uniform in [1, length)."""
     return int(rng.integers(1, length))

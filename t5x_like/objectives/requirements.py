@@ -1,4 +1,4 @@
-"""Checks that several objectives share: what they ask of lengths, shapes and the tokenizer's special ids.
+"""Checks that several objectives share: requirements on lengths, shapes and the tokenizer's special ids.
 
 Knows configs and the tokenizer protocol; computes nothing on tokens.
 """
@@ -38,7 +38,7 @@ def require_special_ids(tokenizer: Tokenizer, others: Mapping[str, int] | None =
 
 
 def require_mask_id(tokenizer: Tokenizer) -> int:
-    """The id that hides a token. Raises ``UserError`` if there is none."""
+    """The id of masked tokens. Raises ``UserError`` if there is none."""
     if tokenizer.mask_id is None:
         raise UserError(
             _TOKENIZER,
@@ -50,7 +50,7 @@ def require_mask_id(tokenizer: Tokenizer) -> int:
 
 
 def require_sentinels(tokenizer: Tokenizer, count: int, reason: str, suggestion: str) -> dict[str, int]:
-    """The first ``count`` sentinels, name to id. Raises ``UserError`` for fewer, with the ``reason`` for so many."""
+    """The first ``count`` sentinels, name to id. Raises ``UserError`` for fewer, with the ``reason``."""
     found = tokenizer.sentinel_ids
     if len(found) < count:
         raise UserError(

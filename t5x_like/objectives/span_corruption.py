@@ -1,6 +1,6 @@
 """T5's pretraining: spans of the text are replaced by sentinels, and the decoder writes the spans.
 
-Knows ids and lengths. How long inputs and targets are is known beforehand, for rows are planned from lengths alone.
+Knows ids and lengths. The lengths of inputs and targets are known beforehand: rows are planned from lengths alone.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class SpanCorruption(Objective):
     A decoder alone reads the corrupted text in both directions, then writes the spans behind it.
 
     Attributes:
-      noise_density: the share of tokens that go to the targets.
-      mean_span_length: tokens per span, in the mean.
-      mode: a piece of the vocabulary put before the inputs, such as ``[NLU]``; empty: none.
+      noise_density: share of tokens that go to the targets.
+      mean_span_length: mean number of tokens per span.
+      mode: piece of the vocabulary put before the inputs, such as ``[NLU]``; empty: none.
     """
 
     noise_density: float = 0.15
@@ -57,7 +57,7 @@ class SpanCorruption(Objective):
             raise UserError("objective.mean_span_length", str(self.mean_span_length), "1.0 or more tokens", "3.0")
 
     def piece_length(self, data: DataConfig, shape: Shape) -> int:
-        """Raw tokens that corrupted fill ``data.input_length``: 568 for 512 with the defaults."""
+        """Raw tokens that fill ``data.input_length`` after corruption: 568 for 512 with the defaults."""
         room = data.input_length - bool(self.mode)
         find = raw_length_within if shape == "decoder-only" else raw_length_for
         return find(room, self.noise_density, self.mean_span_length)
@@ -122,7 +122,7 @@ def span_lengths(raw_length: int, density: float, mean_span_length: float) -> tu
 
 @functools.lru_cache(maxsize=64)
 def raw_length_for(input_length: int, density: float, mean_span_length: float) -> int:
-    """How many raw tokens fill ``input_length`` input tokens after corruption: T5's ``random_spans_helper``.
+    """Number of raw tokens that fill ``input_length`` input tokens after corruption: T5's ``random_spans_helper``.
 
     Every shorter raw length fits too. 512 at (0.15, 3.0) gives 568, whose targets are 114.
 
@@ -142,7 +142,7 @@ def raw_length_for(input_length: int, density: float, mean_span_length: float) -
 
 @functools.lru_cache(maxsize=64)
 def raw_length_within(length: int, density: float, mean_span_length: float) -> int:
-    """How many raw tokens make inputs and targets that fill ``length`` tokens together. Every shorter raw length fits.
+    """Number of raw tokens whose inputs and targets fill ``length`` tokens together. Every shorter raw length fits.
 
     Raises:
       UserError: a ``length`` below 6.
@@ -157,11 +157,11 @@ def raw_length_within(length: int, density: float, mean_span_length: float) -> i
 
 
 def random_segmentation(items: int, segments: int, rng: np.random.Generator) -> np.ndarray:
-    """(segments,) int64: ``items`` cut into ``segments`` non-empty parts, every way of doing so equally likely.
+    """(segments,) int64: ``items`` cut into ``segments`` non-empty parts, uniform over all ways to cut.
 
     Args:
-      items: the sum of the parts.
-      segments: from 1 to ``items``.
+      items: sum of the parts.
+      segments: number of parts, from 1 to ``items``.
     """
     import numpy as np
 
@@ -186,14 +186,14 @@ def span_corruption(
 
     Args:
       tokens: (raw_length,) ids.
-      rng: two draws are taken from it: the cuts of the noise, then of the rest.
-      density: the share of noise tokens.
-      mean_span_length: noise tokens per span, in the mean.
-      sentinel_ids: one for each span, the first span's first.
-      eos_id: appended to both results.
+      rng: random numbers, drawn twice: for the cuts of the noise, then of the rest.
+      density: share of noise tokens.
+      mean_span_length: mean number of noise tokens per span.
+      sentinel_ids: one sentinel for each span, in the order of the spans.
+      eos_id: id appended to both results.
 
     Returns:
-      inputs and targets, int32, of the lengths that ``span_lengths`` tells.
+      inputs and targets, int32, of the lengths that ``span_lengths`` gives.
 
     Raises:
       UserError: fewer sentinels than spans, or fewer than 2 tokens.

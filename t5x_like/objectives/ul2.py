@@ -27,15 +27,15 @@ def _spans(mode: str, *sizes: tuple[float, float]) -> tuple[Denoiser, ...]:
 
 @dataclass(frozen=True)
 class UL2(Objective):
-    """The mixture of denoisers of UL2 (Tay et al. 2023, table 1): R, spans as T5's; S, a prefix LM; X, spans so long or
-    so many that much is to be written. Each begins its inputs with the token of its mode.
+    """The mixture of denoisers of UL2 (Tay et al. 2023, table 1): R, spans as T5's; S, a prefix LM; X, long spans
+    or a high noise density. Each begins its inputs with the token of its mode.
 
     A prompt begins with the mode token too: [S2S] to continue a text, [NLU] and [NLG] to fill sentinels. Half noise in
     spans of 3 takes many sentinels: 128 of them for 512 tokens of an encoder.
 
     Attributes:
-      denoisers: what is mixed.
-      rates: how often each is taken, one for each; empty: all alike.
+      denoisers: members of the mixture.
+      rates: rate of each denoiser; empty: all alike.
     """
 
     denoisers: tuple[Denoiser, ...] = (
@@ -64,7 +64,7 @@ class UL2(Objective):
         return tuple(zip(self.rates or (1.0,) * len(self.denoisers), self.denoisers, strict=True))
 
     def prompt(self, tokens: list[int], tokenizer: Tokenizer) -> list[int]:
-        """As the first denoiser expects whose mode token ``tokens`` begin with; as they are if there is none."""
+        """The prompt of the first denoiser whose mode token begins ``tokens``; unchanged if there is none."""
         for each in self.denoisers:
             if each.mode and tokens[:1] == [tokenizer.find(each.mode)]:
                 return each.prompt(tokens, tokenizer)

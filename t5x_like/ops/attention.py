@@ -63,14 +63,13 @@ def attention(
 
     Args:
       q_BLHN, k_BSKN, v_BSKN: queries, keys, values; K divides H, and head h reads key head h // (H // K).
-      mask: who may attend to whom.
+      mask: allowed pairs of query and key.
       bias: added to the scores, or None.
-      scale: of the scores; 1 for T5, 1 / sqrt(N) for most others.
+      scale: factor of the scores; 1 for T5, 1 / sqrt(N) for most others.
       soft_cap: scores become cap * tanh(scores / cap); 0 is off.
-      dropout_rate: of the attention probabilities, where ``dropout_key`` is given. What is dropped does not depend on
-        the mesh.
-      query_offset: the column of the first query: 0, or the position reached while decoding.
-      backend, interpret: as ``pallas_kernels.attention``.
+      dropout_rate: dropout of the attention probabilities, where ``dropout_key`` is given; the same bits on any mesh.
+      query_offset: column of the first query: 0, or the column reached while decoding.
+      backend, interpret: as for ``pallas_kernels.attention``.
 
     Returns:
       [B, L, H, N] in the dtype of q. A query without any allowed key gives 0.

@@ -55,7 +55,7 @@ class LossSums(NamedTuple):
 
 
 class LossConfig(NamedTuple):
-    """z_loss: times log(Z)^2 (PaLM section 5, T5X). label_smoothing: share of the target spread evenly over the
+    """z_loss: factor of log(Z)^2 (PaLM section 5, T5X). label_smoothing: share of the target spread evenly over the
     vocabulary. chunk: positions whose logits are in memory at a time; 0 is all."""
 
     z_loss: float = 0.0
@@ -73,9 +73,9 @@ def cross_entropy(
 
     Args:
       x_BLD: activations before the projection.
-      head: the projection.
-      targets_BL: int32 in [0, V); anything where the weight is 0.
-      weights_BL: float32; 0 where nothing is to be predicted.
+      head: projection to the vocabulary.
+      targets_BL: int32 in [0, V); any where the weight is 0.
+      weights_BL: float32 weights of the targets; 0 where nothing is predicted.
       config: z-loss, label smoothing, chunk.
 
     Returns:

@@ -1,1 +1,1 @@
-"""What a run will cost, from its config alone: bytes, FLOPs, and what a chip could do. Must not know the train loop."""
+"""Costs of a run from its config alone: bytes, FLOPs, peak arithmetic of a chip. Must not know the train loop."""

@@ -1,4 +1,4 @@
-"""Bytes per device of what a run keeps between steps, from declarations alone. Needs no device."""
+"""Bytes per device of a run's state between steps, from declarations alone. Needs no device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from t5x_like.sharding.rules import RULES, Rules, partition
 
 
 def bytes_per_device(specs: Tree, mesh: Mapping[str, int], rules: Rules = RULES) -> int:
-    """Of arrays declared by ``specs`` on a mesh given by its sizes."""
+    """Bytes per device of arrays declared by ``specs``, on a mesh given by its sizes."""
     return sum(_local_bytes(path, spec, mesh, rules) for path, spec in flatten(specs).items())
 
 

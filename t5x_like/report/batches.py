@@ -37,9 +37,9 @@ class Lengths(NamedTuple):
     """Document lengths of one corpus.
 
     Attributes:
-      name: of the corpus.
-      documents: how many there are.
-      tokens: (documents or fewer,) of each, or of a sample of them.
+      name: name of the corpus.
+      documents: number of documents.
+      tokens: (documents or fewer,) tokens of each document, or of a sample of them.
     """
 
     name: str
@@ -52,7 +52,7 @@ class BatchConsole:
 
     Args:
       colour: ``auto``: on a terminal, unless $NO_COLOR is set or $TERM is ``dumb``.
-      out: where to write; standard output by default.
+      out: stream to write to; standard output by default.
     """
 
     def __init__(self, colour: Colour = "auto", out: TextIO | None = None):
@@ -142,11 +142,11 @@ def plot_lengths(
     """Draws two histograms: of document lengths, one for each corpus, and of how full rows are.
 
     Args:
-      title: of the picture.
-      lengths: of the documents of each corpus.
-      row_tokens: tokens of text that one row takes; several where rows differ.
-      fills: side of the model to the (rows,) shares of its slots that are not padding.
-      picture: the PNG file to write.
+      title: title of the picture.
+      lengths: document lengths of each corpus.
+      row_tokens: tokens of text per row; several where rows differ.
+      fills: side of the model to the (rows,) shares of its columns that are not padding.
+      picture: PNG file to write.
     """
     figure = new_figure(title, 4.4)
     grid = figure.add_gridspec(len(fills), 2, width_ratios=(1.7, 1))

@@ -79,10 +79,10 @@ class Clock:
                 self._paused_at = self._total(RUNNING)
 
     def stepped(self, steps: int = 1, tokens: float = 0.0) -> None:
-        """Tells that so many more steps, of so many tokens in all, are done (their results seen, not only dispatched).
+        """Counts ``steps`` more steps, of ``tokens`` tokens in all, as done (their results read, not only dispatched).
 
-        The first call only marks the start of the measurement: the steps before it, compiled and warmed up in unequal
-        time, do not count in the speed.
+        The first call only marks the start of the measurement: earlier steps include compilation and do not count in
+        the speed.
         """
         self._settle()
         last = self._marks[-1] if self._marks else None
@@ -102,8 +102,8 @@ class Clock:
         return tokens / seconds if seconds > 0 and tokens else None
 
     def seconds_left(self, steps: int) -> float | None:
-        """An estimate for so many more steps: their own time and, in the proportion seen so far, that of pauses for
-        evaluation and checkpoints. The proportion is taken at the last pause, so that it is steady between two."""
+        """Estimated seconds for ``steps`` more steps, with pauses for evaluation and checkpoints in the proportion seen
+        so far. The proportion is taken at the last pause, so that it is steady between two."""
         per_step = self.seconds_per_step()
         if per_step is None or self._baseline is None:
             return None

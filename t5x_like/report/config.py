@@ -14,13 +14,13 @@ class ReportConfig(Config, where="report"):
     """How often a run reports, and where to, besides the console and metrics.jsonl.
 
     Args:
-      every: steps between two rows of metrics, and between two lines on the console.
+      every: steps between two rows of metrics.
       tensorboard: whether to write TensorBoard files to the folder ``tensorboard`` of the run.
-      wandb: the Weights & Biases project to report to; empty is none. Needs the package ``wandb``.
+      wandb: name of the Weights & Biases project to report to; empty is none. Needs the package ``wandb``.
       plots: whether to draw curves.png when the run ends.
-      sample: when the model is made to write something and it is shown, where text is held out.
-      profile: the first and the last step, counted from 1, that ``jax.profiler`` traces into the folder ``profile``
-        of the run; empty is none.
+      sample: times at which the model writes a sample, where text is held out.
+      profile: first and last step, counted from 1, that ``jax.profiler`` traces into the folder ``profile`` of the
+        run; empty is none.
 
     Raises:
       UserError: ``every`` below 1, ``profile`` that is no two steps in order.

@@ -39,11 +39,10 @@ class Opening:
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
-    """Where a run is. None for what is not known (yet). ``statistics`` are further values by name.
+class RunProgress:
+    """Progress of training. None: not known (yet). ``statistics`` are further values by name.
 
-    ``utilization`` is a fraction of what the hardware could do, and ``utilization_of`` says of what: ``MFU`` or
-    ``roofline``.
+    ``utilization`` is a fraction of the hardware's peak, named by ``utilization_of``: ``MFU`` or ``roofline``.
     """
 
     step: int
@@ -61,11 +60,11 @@ class Console:
     """The console of one run; silent in every process but 0. Close it before others write to the terminal.
 
     Args:
-      total_steps: how many updates the run makes.
-      out: where to write; standard output by default.
-      process_index: which process this is.
-      now: seconds from a clock that never goes back; given by tests.
-      live: whether ``out`` is a terminal; found out by default.
+      total_steps: number of updates of the run.
+      out: stream to write to; standard output by default.
+      process_index: index of this process.
+      now: function to seconds of a monotonic clock; given by tests.
+      live: whether ``out`` is a terminal; detected by default.
     """
 
     def __init__(
@@ -92,8 +91,8 @@ class Console:
         }
         self._facts(opening.name, facts)
 
-    def progress(self, progress: Progress) -> None:
-        """Shows where the run is, if the last time is long enough ago or the run is at its end."""
+    def progress(self, progress: RunProgress) -> None:
+        """Shows the progress of the run, if the last line is old enough or the run is at its end."""
         if self._silent:
             return
         if progress.loss is not None and math.isfinite(progress.loss):
@@ -109,7 +108,7 @@ class Console:
         self._print(f"{step:>{width},}/{self._total:,}  {results}", style="bold green", mark="▸ ")
 
     def note(self, message: str) -> None:
-        """A message that stays: a warning, a checkpoint restored, a step skipped."""
+        """Prints a message that stays: a warning, a checkpoint restored, a step skipped."""
         self._print(message, style="yellow" if message.startswith("WARNING") else "")
 
     def summary(self, outcome: str, facts: Mapping[str, str], account: Sequence[Share] = ()) -> None:
@@ -131,7 +130,7 @@ class Console:
 
     # Within
 
-    def _parts(self, progress: Progress) -> list[tuple[int, str]]:
+    def _parts(self, progress: RunProgress) -> list[tuple[int, str]]:
         """(importance, text) in the order shown; a narrow terminal leaves the least important (highest) out."""
         width = len(f"{self._total:,}")
         share = progress.step / self._total if self._total else 1.0

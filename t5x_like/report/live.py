@@ -24,13 +24,13 @@ class LiveLine:
     """Shows how far something is.
 
     Args:
-      out: where to write; standard output by default.
-      now: seconds from a clock that never goes back; given by tests.
-      live: whether ``out`` is a terminal; found out by default.
-      bar: columns that the bar has at least; 0: the bar gives way to what is said.
+      out: stream to write to; standard output by default.
+      now: function to seconds of a monotonic clock; given by tests.
+      live: whether ``out`` is a terminal; detected by default.
+      bar: least columns of the bar; 0: the text has precedence.
 
     Attributes:
-      out: where it writes.
+      out: stream that it writes to.
       rich: the terminal; None elsewhere.
     """
 
@@ -64,8 +64,8 @@ class LiveLine:
         """Shows a line now.
 
         Args:
-          parts: what it says; a narrow terminal leaves the least important out.
-          done, total: for the bar; a ``total`` of 0 is not known.
+          parts: its texts with their importance; a narrow terminal leaves the least important out.
+          done, total: amounts for the bar; a ``total`` of 0 is unknown.
           styles: importance to a style of rich.
         """
         if self.rich is None:
@@ -89,7 +89,7 @@ class LiveLine:
             line.add_column(no_wrap=True)
         line.add_row(*([bar] if width >= 8 else []), *cells)
         if self._live is None:
-            # No thread of its own: it would take time from what it shows.
+            # No thread of its own: it would take time from the work.
             self._live = Live(line, console=self.rich, auto_refresh=False)
             self._live.start()
         self._live.update(line, refresh=True)

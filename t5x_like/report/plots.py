@@ -1,5 +1,5 @@
-"""Curves of one run, or of several laid over one another, drawn from metrics.jsonl. Must not know what a run is beyond
-that.
+"""Curves of one run, or of several laid over one another, drawn from metrics.jsonl. Knows
+metrics only.
 
 Names say what a value is: ``train/loss``; any other ``.../loss`` is held out; a last part of ``learning_rate`` or
 ``tokens_per_second`` is that. Statistics of any other name, such as ``accuracy``, get a panel each.

@@ -22,13 +22,13 @@ class Preparing:
     """Shows the progress that ``prepare`` calls it with, of one corpus after the other. A context: closed at its end.
 
     Args:
-      out: where to write; standard output by default.
-      silent: show nothing: for every process of a job but one.
-      now: seconds from a clock that never goes back; given by tests.
-      live: whether ``out`` is a terminal; found out by default.
+      out: stream to write to; standard output by default.
+      silent: whether to show nothing, in every process of a job but one.
+      now: function to seconds of a monotonic clock; given by tests.
+      live: whether ``out`` is a terminal; detected by default.
 
     Attributes:
-      last: what it was last called with; None at first.
+      last: progress of the last call; None at first.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Preparing:
                 print(f"preparing {progress.name}: {progress.note}", file=self._line.out, flush=True)
         if progress.doing == self._doing and not self._line.is_due():
             return
-        if self._doing == "waiting" != progress.doing:  # what the other process did is no measure of our speed
+        if self._doing == "waiting" != progress.doing:  # another process's work does not count in our speed
             self._line.restart()
         self._doing = progress.doing
         self._line.show(self._parts(progress), progress.done, progress.total)
@@ -82,5 +82,5 @@ class Preparing:
             left = seconds * (progress.total - progress.done) / done
             parts += [(4, f"{done / seconds / 1e6:.1f} MB/s"), (2, f"{duration(left)} left")]
         if progress.resumed and progress.total:
-            parts.append((6, f"(going on from {progress.resumed / progress.total:.0%})"))
+            parts.append((6, f"(resuming from {progress.resumed / progress.total:.0%})"))
         return parts

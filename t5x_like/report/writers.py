@@ -21,7 +21,7 @@ METRICS = "metrics.jsonl"
 
 
 class Writer(Protocol):
-    """Somewhere metrics go."""
+    """A destination of metrics."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -34,7 +34,7 @@ class Jsonl:
     def __init__(self, path: Path, first_step: int, now: Callable[[], float]):
         self._now = now
         if path.exists():
-            # What was logged after the checkpoint is about to be logged again.
+            # Rows after the checkpoint will be logged again.
             kept = [row for row in read_metrics(path) if row["step"] < first_step]
             write_atomically(path, "".join(_line(row) for row in kept))
         self._file = path.open("a", encoding="utf-8")
@@ -87,16 +87,16 @@ class Wandb:
 
 
 class Reporter:
-    """Writes metrics to everywhere the config asks for, from process 0 only; elsewhere every call does nothing.
+    """Writes metrics to all destinations of the config, from process 0 only; in other processes it does nothing.
 
     Args:
-      directory: the run's folder; made if it is not there.
-      config: what to write.
-      first_step: the first step that this process will log. Rows of that step and later, from before the run was
-        resumed, are dropped, as they will be written again; 0 drops all.
-      process_index: which process this is.
-      run_config: the run's configuration as JSON, for Weights & Biases.
-      now: seconds since 1970; given by tests.
+      directory: the run's folder; made if absent.
+      config: destinations and intervals.
+      first_step: first step that this process will log. Earlier rows of that step and later are dropped, as a resumed
+        run writes them again; 0 drops all.
+      process_index: index of this process.
+      run_config: the run's config as JSON, for Weights & Biases.
+      now: function to seconds since 1970; given by tests.
 
     Raises:
       UserError: Weights & Biases is asked for and not installed.
@@ -126,7 +126,7 @@ class Reporter:
         """Writes one row.
 
         Args:
-          step: counted as the caller counts, the same way as ``first_step``.
+          step: step of the values, counted as ``first_step`` is.
           values: numbers by name, such as ``train/loss``, ``held_out/loss``, ``train/learning_rate``.
         """
         row = {name: float(value) for name, value in values.items()}
@@ -153,7 +153,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl, in order; a line cut off by a kill is left out.
 
     Args:
-      path: the file, or the run's folder.
+      path: path of the file or of the run's folder.
 
     Raises:
       UserError: there is no such file.

@@ -17,8 +17,8 @@ class Rule(Config, where="mesh.rules"):
     """Which mesh axes split a logical axis; the table of all is ``rules.RULES``.
 
     Attributes:
-      axis: a logical axis, such as ``embed`` or ``length``, of this package or of a layer of your own.
-      mesh: the mesh axes; none: it is whole on every device.
+      axis: logical axis, such as ``embed`` or ``length``, of this package or of a layer of your own.
+      mesh: mesh axes that split it; none: replicated.
     """
 
     axis: str
@@ -34,7 +34,7 @@ class Rule(Config, where="mesh.rules"):
 class MeshConfig(Config, where="mesh"):
     """Sizes of the named mesh axes; -1 (at most one) means all the devices that remain.
 
-    data: batches are split, parameters are copied. fsdp: batches and parameters are split. tensor: heads, the MLP's
+    data: batches are split, parameters are replicated. fsdp: batches and parameters are split. tensor: heads, the MLP's
     hidden width and the vocabulary are split.
 
     reduce: when gradients are summed over ``data``: once a step, after all layers and micro-batches; or per_layer, in
@@ -57,7 +57,7 @@ class MeshConfig(Config, where="mesh"):
             raise UserError("mesh", f"got -1 more than once: {sizes}", "-1 for one axis at most")
 
     def sizes(self, devices: int) -> dict[str, int]:
-        """Axis name to size for so many devices.
+        """Axis name to size, for ``devices`` devices.
 
         Raises:
           UserError: the sizes do not multiply to the number of devices.

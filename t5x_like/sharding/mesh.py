@@ -52,7 +52,7 @@ class Placement:
         return math.prod(self.sizes.values()) == 1
 
     def sharding(self, axes: Sequence[str | None], shape: Sequence[int], name: str = "") -> NamedSharding:
-        """Where an array with these logical axes lives.
+        """The sharding of an array with these logical axes.
 
         Raises:
           UserError: an unknown axis, two dimensions on one mesh axis, or a size that its mesh axes do not divide.
@@ -112,7 +112,7 @@ def make_placement(
 
 
 def check_replication(path: str, spec: ParamSpec, sharding: NamedSharding, limit_mb: int) -> None:
-    """Raises UserError for a weight over the limit that is whole on every device of a mesh meant to split weights."""
+    """Raises UserError for a weight over the limit that is replicated on a mesh meant to split weights."""
     splitting = {name: size for name, size in sharding.mesh.shape.items() if name != "data" and size > 1}
     megabytes = spec.size * np.dtype(spec.dtype).itemsize / 2**20
     if splitting and megabytes > limit_mb and sharding.is_fully_replicated:

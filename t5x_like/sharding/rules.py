@@ -19,7 +19,7 @@ Rules = tuple[tuple[str, tuple[str, ...]], ...]
 RULES: Rules = (
     # activations
     ("batch", ("data", "fsdp")),
-    ("length", ()),  # places of a row
+    ("length", ()),  # columns of a row
     ("activation", ()),  # the model's width, in activations
     # parameters; heads, mlp and vocab name activations too
     ("embed", ("fsdp",)),  # the model's width, in weights
@@ -33,7 +33,7 @@ RULES: Rules = (
     ("norm", ()),  # scales and biases as wide as the model: small, used everywhere
     ("head_dim", ()),
     ("positions", ()),
-    ("features", ()),  # of inputs that are no tokens
+    ("features", ()),  # of inputs other than tokens
     ("buckets", ()),
 )
 
@@ -55,11 +55,11 @@ def partition(
     """The mesh axes of each dimension.
 
     Args:
-      axes: a logical axis, or None for whole, per dimension.
-      shape: the sizes.
+      axes: logical axis of each dimension; None: not split.
+      shape: size of each dimension.
       mesh: mesh axis name to size.
       rules: logical axis to mesh axes.
-      name: of the array, for errors.
+      name: name of the array, for errors.
 
     Raises:
       UserError: an axis without a rule, two dimensions on one mesh axis, a size that does not divide.

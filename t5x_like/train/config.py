@@ -23,15 +23,15 @@ class TrainConfig(Config, where="train"):
     """How long, how much at a time, and what is minimized.
 
     Attributes:
-      steps: updates in all.
+      steps: number of updates.
       batch_size: rows per update, over all devices and micro-batches.
-      micro_batches: parts that a batch is computed in, one after the other, to save memory.
-      seed: of initial values, order of examples, corruption and dropout.
-      z_loss: times log(Z)^2 is added to the loss, which keeps logits from drifting.
+      micro_batches: number of micro-batches that a batch is computed in, one after the other, to save memory.
+      seed: seed of initial values, order of examples, corruption and dropout.
+      z_loss: factor of log(Z)^2, which is added to the loss and keeps logits from drifting.
       label_smoothing: share of each target spread evenly over the vocabulary.
       logits_chunk: columns whose logits are in memory at a time; 0 is all.
-      evaluate_every: steps between two times that the run's evaluations are made; 0 is only at the end.
-      evaluate_batches: batches that an evaluation on the held-out split takes at most; 0 is the whole split.
+      evaluate_every: steps between two evaluations; 0 evaluates at the end only.
+      evaluate_batches: largest number of batches in a held-out evaluation; 0 is the whole split.
     """
 
     steps: int
@@ -63,9 +63,9 @@ class TrainConfig(Config, where="train"):
 
 @dataclasses.dataclass(frozen=True)
 class Run(Config, where=""):
-    """Everything that decides what a run computes, and where it says so.
+    """All that decides what a run computes and reports.
 
-    ``evaluations`` are made while it trains, each at its own times or as ``train.evaluate_every`` says.
+    ``evaluations`` are made during training, each at its own times or every ``train.evaluate_every`` steps.
     """
 
     name: str
@@ -145,7 +145,7 @@ FREE_TO_CHANGE = (
     "model.dtype",
     "model.*dropout",
     "data.cache",
-    "data.skip",  # checked against the checkpoint when the run goes on
+    "data.skip",  # checked against the checkpoint when the run resumes
     "data.prepare_processes",
     "data.read_threads",
     "data.worker_processes",
@@ -154,7 +154,7 @@ FREE_TO_CHANGE = (
 
 
 def free_to_change(field: str) -> bool:
-    """Whether a run that goes on from a checkpoint may have another value of this dotted field."""
+    """Whether a resumed run may have another value of this dotted field."""
     if field.startswith("data.corpus.") and field.rsplit(".", 1)[1] in ("licence", "origin"):
         return True
     return any(field.startswith(f"{free}.") or fnmatch.fnmatchcase(field, free) for free in FREE_TO_CHANGE)

@@ -24,12 +24,12 @@ class Data:
     """A run's text: tokenized, split, mixed, ordered.
 
     Attributes:
-      tokenizer: of all of it.
-      fingerprint: equal exactly where the tokens of every corpus are.
-      train: what is trained on.
-      held_out: what is measured on; None where the corpus keeps nothing back.
-      caches: the token cache of each corpus, by name; of an endless one, what is held out of it.
-      held_out_split: held-out documents of the first corpus that has some.
+      tokenizer: the vocabulary of all corpora.
+      fingerprint: digest of the tokens of every corpus; equal exactly where they are.
+      train: batches of the training split.
+      held_out: batches of the held-out split; None where nothing is held out.
+      caches: token cache of each corpus, by name; of an endless corpus, that of its held-out documents.
+      held_out_split: held-out documents of the first corpus that has any.
     """
 
     tokenizer: Tokenizer
@@ -41,12 +41,12 @@ class Data:
 
     @classmethod
     def open(cls, run: Run, show: Show | None = None, note: Callable[[str], None] | None = None) -> Data:
-        """Prepares what has not been prepared. Raises UserError as ``prepare`` and ``Batches`` do.
+        """Prepares the corpora that are not prepared. Raises UserError as ``prepare`` and ``Batches`` do.
 
         Args:
           run: the config.
-          show: gets the progress of preparing.
-          note: gets a line when a tokenizer is trained.
+          show: function of the progress of a preparation.
+          note: function of a line of text, called when a tokenizer is trained.
         """
         data = run.data
         config = tokenizer_config(data.corpus, data.cache, note)

@@ -1,4 +1,4 @@
-"""A run's folder: the resolved config, what it was started with, and whether a config may go on from it.
+"""A run's folder: the resolved config, what it was started with, and whether a config may resume it.
 
     config.json        the resolved config, all fields
     code/              copies of the user's own files that define classes of it (core.own_code)
@@ -47,9 +47,9 @@ def load_config(
 
     Args:
       directory: the run's folder.
-      code: files that the user has named, to be run.
-      accept_changed: names of those which may be others than the run was trained with.
-      partial: whether a class whose file may not be run stands as ``Unknown`` instead of being refused.
+      code: the user's files to run, named on the command line.
+      accept_changed: names of files that may differ from those of the training.
+      partial: whether a class whose file may not be run stands as ``Unknown``; else it is refused.
 
     Raises:
       UserError: as ``read_config`` and ``core.own_code.run_code``; or a class whose file may not be run.
@@ -70,16 +70,16 @@ def _read_plain(directory: Path) -> Any:
 
 
 def open_directory(directory: Path, run: Run, accept_changed: Sequence[str] = ()) -> None:
-    """Makes the folder, and checks that a run already there can go on with this config. Writes nothing else.
+    """Makes the folder, and checks that a run already there can resume with this config. Writes nothing else.
 
     Args:
       directory: the run's folder.
       run: the resolved config.
-      accept_changed: names of the user's own files that may be others than before.
+      accept_changed: names of the user's own files that may have changed.
 
     Raises:
       UserError: two files of the user's own have one name; the folder cannot be written, or holds a run whose
-        parameters or batches would differ; nothing in it has been changed then.
+        parameters or batches would differ. The folder is unchanged then.
     """
     own = own_code(run)
     make_writable(directory, "directory")
@@ -101,7 +101,7 @@ def open_directory(directory: Path, run: Run, accept_changed: Sequence[str] = ()
 
 
 def versions() -> dict[str, str]:
-    """What decides numbers: this package, its main dependencies, Python."""
+    """Versions that decide numbers: this package, its main dependencies, Python."""
     return {
         "t5x_like": __version__,
         "python": platform.python_version(),

@@ -27,12 +27,12 @@ def check_batch_size(placement: Placement, batch_size: int, micro_batches: int) 
 
 
 def local_share(placement: Placement, batch_size: int) -> tuple[int, int]:
-    """(index, count): this process holds the index-th of count equal runs of the rows of every batch.
+    """(index, count): this process holds the index-th of ``count`` equal stretches of the rows of every batch.
 
     Where a mesh axis that does not split batches spans processes, several of them hold the same rows.
 
     Raises:
-      UserError: this process's rows are not one run of rows.
+      UserError: this process's rows are not contiguous.
     """
     indices = placement.batch.addressable_devices_indices_map((batch_size,)).values()
     spans = {(s[0].start or 0, s[0].stop if s[0].stop is not None else batch_size) for s in indices if s is not None}
@@ -43,7 +43,7 @@ def local_share(placement: Placement, batch_size: int) -> tuple[int, int]:
 
 
 def to_devices(placement: Placement, local: Mapping[str, np.ndarray], share: tuple[int, int]) -> dict[str, jax.Array]:
-    """The global batch as sharded arrays, of which this process gives its ``local`` rows. Does not wait for copies."""
+    """The global batch as sharded arrays; this process contributes its ``local`` rows. Does not wait for copies."""
     index, count = share
     arrays = {}
     for name, rows in local.items():
@@ -62,8 +62,8 @@ class Feed:
     """Iterates over batches on the devices, one ahead of the step that needs it, and counts what is in them.
 
     Args:
-      placement: where they go.
-      reader: (step, this process's rows) pairs.
+      placement: mesh and rules of the arrays.
+      reader: iterator of (step, this process's rows).
       share: this process's share of each batch.
     """
 

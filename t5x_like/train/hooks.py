@@ -1,4 +1,4 @@
-"""What the loop does beside steps and checkpoints, each when it says: evaluations, samples of text, a profile."""
+"""What the loop does between steps: evaluations, samples of text, a profile; each at its own times."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from t5x_like.train.setup import State
 
 
 class Hook:
-    """Something done between two steps, after the metrics of all steps before have been read.
+    """An action between two steps, after the metrics of all earlier steps have been read.
 
-    The loop asks at the step it starts from too, which is 0 or the step of a checkpoint.
+    The loop also asks at its first step, which is 0 or the step of a checkpoint.
     """
 
     def due(self, step: int, total: int) -> bool:
@@ -40,11 +40,11 @@ class Measure(Hook):
 
     Attributes:
       task: the evaluation.
-      when: when it is due.
-      opened: the run, to be given the parameters of the moment.
-      reporter, console, clock: told of it.
-      made_at: the step whose values are in the metrics already.
-      values: what the last evaluation made here found.
+      when: times of the evaluation.
+      opened: the run, evaluated with the parameters of the step.
+      reporter, console, clock: those of the run.
+      made_at: step whose values are in the metrics already.
+      values: values of the last evaluation made here.
     """
 
     task: Evaluation
@@ -77,13 +77,13 @@ class Measure(Hook):
 
 @dataclasses.dataclass(eq=False)
 class Sample(Hook):
-    """Has the model write, and shows it; what it writes after the last step is kept for the caller to show.
+    """Has the model write text and shows it; the caller shows the text of the last step.
 
     Attributes:
-      when: when it is due.
+      when: times of the samples.
       write: function from the opened run to named lines of text.
-      opened, console, clock: as of ``Measure``.
-      last: what was written after the last step.
+      opened, console, clock: as for ``Measure``.
+      last: text of the last step.
     """
 
     when: Every

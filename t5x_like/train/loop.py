@@ -16,7 +16,7 @@ from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.errors import UserError
 from t5x_like.models.transformer import Batch
 from t5x_like.report.clock import Clock
-from t5x_like.report.console import Console, Progress
+from t5x_like.report.console import Console, RunProgress
 from t5x_like.report.writers import Reporter
 from t5x_like.train.config import Run
 from t5x_like.train.hooks import Hook
@@ -24,7 +24,7 @@ from t5x_like.train.setup import State
 from t5x_like.train.step import Metrics
 from t5x_like.train.stopping import Stop
 
-# What the line of progress shows anyway, or leaves to metrics.jsonl; it shows all else that a loss names.
+# Metrics that the line of progress shows in any case, or leaves to metrics.jsonl; it shows all others.
 USUAL = ("loss", "nll", "z_loss", "accuracy", "gradient_norm", "learning_rate")
 
 
@@ -43,13 +43,13 @@ class NotFinite(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Of one step over the global batch.
+    """Costs of one step over the global batch.
 
     Attributes:
       tokens: tokens that the model reads and predicts.
       flops: floating-point operations.
-      peak_flops: operations a second of all devices together, or None if not known.
-      utilization_of: what that peak is: ``MFU`` or ``roofline``.
+      peak_flops: peak operations per second of all devices together; None if unknown.
+      utilization_of: name of the utilization by that peak: ``MFU`` or ``roofline``.
     """
 
     tokens: int
@@ -60,16 +60,16 @@ class Costs:
 
 @dataclasses.dataclass
 class Loop:
-    """One run's loop over steps, with everything it calls.
+    """A run's loop over steps, with all that it calls.
 
     Attributes:
       run: the config.
       step: function from (state, batch) to (state, metrics), compiled.
-      hooks: what is done between steps, in this order.
+      hooks: actions between steps, in this order.
       checkpoints, reporter, console, clock, stop: the run's own.
       metadata: function from step to checkpoint metadata.
-      data_metrics: function from step to metrics of the batches up to there.
-      costs: of one step.
+      data_metrics: function from step to metrics of the first ``step`` batches.
+      costs: costs of one step.
     """
 
     run: Run
@@ -86,14 +86,14 @@ class Loop:
     _unread: tuple[int, Metrics] | None = None
 
     def __call__(self, state: State, first: int, batches: Iterator[Batch]) -> tuple[State, int]:
-        """(the state, the updates made): all steps from ``first`` on, or those before it was told to stop.
+        """(state, number of updates made) after all steps from ``first`` on, or after those before a stop.
 
         Raises:
           NotFinite: naming the step. The last finite state has been saved.
           UserError: a checkpoint could not be written.
         """
         total, done = self.run.train.steps, first
-        self._call_hooks(state, first)  # among them what a stop prevented
+        self._call_hooks(state, first)  # including those that a stop had prevented
         try:
             while done < total and not self.stop.wanted(done):
                 with self.clock.doing("data"):
@@ -110,7 +110,7 @@ class Loop:
                     self._call_hooks(state, done)
             self._read()
         except NotFinite as error:
-            # The state is that before the bad step; saved ready to go on, should the cause be mended.
+            # The state before the bad step, saved so that the run can resume once the cause is mended.
             self._save(state | {"halted": jnp.zeros_like(state["halted"])}, error.step - 1)
             self.checkpoints.wait()
             raise
@@ -135,7 +135,7 @@ class Loop:
         rate, costs = self.clock.tokens_per_second(), self.costs
         utilization = rate / costs.tokens * costs.flops / costs.peak_flops if rate and costs.peak_flops else None
         self.console.progress(
-            Progress(
+            RunProgress(
                 step,
                 means.get("nll", means["loss"]),
                 rate,
@@ -157,7 +157,7 @@ class Loop:
             self.reporter.log(step, row)
 
     def _save(self, state: State, step: int) -> None:
-        self._read()  # so that no step that was not finite is saved as if it had been made
+        self._read()  # so that a step that was not finite is not saved as made
         with self.clock.doing("checkpoint"):
             self.checkpoints.save(step, state, self.metadata(step))
 

@@ -1,4 +1,4 @@
-"""A trained model with its text, opened to be measured or to write: in the loop, or from a checkpoint alone."""
+"""A trained model with its text, for evaluation and generation: in the loop, or from a checkpoint alone."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class OpenedRun:
     Attributes:
       run: the config.
       setup: its model and loss.
-      placement: its mesh.
-      params: parameters as stored, those that ``Setup.eval_params`` chooses.
-      step: updates made.
-      given_data: the run's text if it is open; else it is opened when it is needed.
-      stop: says whether to stop an evaluation before its end.
+      placement: its mesh and rules.
+      params: stored parameters, chosen by ``Setup.eval_params``.
+      step: number of updates made.
+      given_data: the run's text if it is open; None: it is opened when needed.
+      stop: function that says whether to stop an evaluation before its end.
     """
 
     run: Run
@@ -89,13 +89,13 @@ class OpenedRun:
         check_batch_size(self.placement, self.run.train.batch_size, 1)
         batches = self.data.held_out
         if batches is None:
-            raise UserError("data.corpus.heldout", "is 0: nothing was kept back to measure on", "a share above 0")
+            raise UserError("data.corpus.heldout", "is 0: no text is held out", "a share above 0")
         share = local_share(self.placement, self.run.train.batch_size)
         return (to_devices(self.placement, b, share) for b in batches.heldout_batches(limit or None, *share))
 
     def evaluate(self) -> dict[str, Values | None]:
-        """What each of the run's evaluations finds, by its name; held-out loss over the whole split unless the
-        evaluation itself has a limit."""
+        """Values of each of the run's evaluations, by its name; over the whole held-out split unless the evaluation
+        itself has a limit."""
         train = dataclasses.replace(self.run.train, evaluate_batches=0)
         whole = dataclasses.replace(self, run=dataclasses.replace(self.run, train=train))
         return {task.name: task.run(whole) for task in whole.run.evaluations}
@@ -118,8 +118,8 @@ class OpenedRun:
         return [tokenizer.decode(row) for row in self.write(tokens, sampling, seed)]
 
 
-def prepare_model(run: Run) -> tuple[Placement, Setup]:
-    """The mesh of a run on this machine's devices, and its model, checked against each other.
+def open_model(run: Run) -> tuple[Placement, Setup]:
+    """(mesh of a run on this machine's devices, its model), checked against each other.
 
     Raises:
       UserError: a mesh or kernels that the devices or the model do not fit.
@@ -142,15 +142,15 @@ def open_run(
 
     Args:
       directory: the run's folder.
-      step: which checkpoint; the latest good one if None.
+      step: step of the checkpoint; None: the latest good one.
       assignments: fields to set, such as ``mesh.data=2``.
-      code, accept_changed: as of ``train.directory.load_config``.
+      code, accept_changed: as for ``train.directory.load_config``.
 
     Raises:
       UserError: not a run's folder, own code that may not be run, no good checkpoint, a mesh that does not fit.
     """
     run = override(load_config(directory, code, accept_changed), assignments)
-    placement, setup = prepare_model(run)
+    placement, setup = open_model(run)
     with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
         state, metadata = checkpoints.restore(setup.eval_state(placement), step, partial=True)
     jax.block_until_ready(state)

@@ -1,4 +1,4 @@
-"""Where a run starts from: initial values, or its latest good checkpoint if that is of the same text and order."""
+"""The state that a run starts from: initial values, or its latest good checkpoint, of the same text and order."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from t5x_like.train.setup import Setup, State
 def first_state(
     run: Run, setup: Setup, placement: Placement, data: Data, checkpoints: Checkpoints
 ) -> tuple[State, int]:
-    """(state, updates made): from the latest good checkpoint if there is one, else from initial values.
+    """(state, number of updates made): of the latest good checkpoint if there is one, else initial values.
 
     Raises:
-      UserError: the checkpoint is of other text, order.
+      UserError: the checkpoint is of other text or order.
     """
     if checkpoints.latest() is None:
         return setup.initial_state(placement, run.train.seed), 0
@@ -35,7 +35,7 @@ def first_state(
 
 
 def check(run: Run, data: Data, metadata: Mapping[str, Any]) -> None:
-    """Raises UserError unless the run's batches go on from a checkpoint with this metadata."""
+    """Raises UserError unless the run can resume, with the same batches, from a checkpoint with this metadata."""
     before = metadata["data"]
     if before["fingerprint"] != data.fingerprint:
         raise UserError(
@@ -55,7 +55,7 @@ def check(run: Run, data: Data, metadata: Mapping[str, Any]) -> None:
 
 
 def metadata(run: Run, data: Data, step: int) -> dict[str, Any]:
-    """What a checkpoint after ``step`` updates says of itself."""
+    """Metadata of a checkpoint after ``step`` updates."""
     return {
         "config": to_plain(run),
         "versions": versions(),

@@ -41,9 +41,9 @@ from t5x_like.train.directory import CHECKPOINTS, open_directory, record_start
 from t5x_like.train.feed import Feed, check_batch_size, local_share
 from t5x_like.train.hooks import Hook, Measure, Profile, Sample
 from t5x_like.train.loop import Costs, Loop
-from t5x_like.train.opened import OpenedRun, prepare_model
+from t5x_like.train.opened import OpenedRun, open_model
 from t5x_like.train.resume import first_state, metadata
-from t5x_like.train.sample import sample
+from t5x_like.train.sample import write_sample
 from t5x_like.train.setup import Setup
 from t5x_like.train.step import compile_step
 from t5x_like.train.stopping import Stop
@@ -54,12 +54,12 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-      step: the updates made.
-      complete: whether that is all of them.
-      exit_code: 0 if complete, else as the signal that stopped it asks.
+      step: number of updates made.
+      complete: whether all updates are made.
+      exit_code: 0 if complete, else the code of the signal that stopped it.
       directory: the run's folder.
-      evaluations: what each evaluation found last, by its name.
-      sample: what the model makes of a held-out text; empty where that was not asked of it.
+      evaluations: last values of each evaluation, by its name.
+      sample: named lines of the text that the model wrote last; empty where none was asked for.
     """
 
     step: int
@@ -71,19 +71,19 @@ class Outcome:
 
 
 def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -> Outcome:
-    """Runs, or goes on with, the run in ``directory``; a complete one is left as it is.
+    """Starts or resumes the run in ``directory``; a complete run is left as it is.
 
     Args:
       run: the resolved config.
       directory: the run's folder; made if it is not there.
-      accept_changed: names of the user's own files that may be others than those the run was trained with.
+      accept_changed: names of the user's own files that may differ from those of the training.
 
     Raises:
-      UserError: whatever in config, folder, corpus or checkpoint is wrong, before anything is changed.
+      UserError: a mistake in config, folder, corpus or checkpoint; raised before anything is changed.
     """
     clock = Clock()
     directory = Path(directory)
-    placement, setup = prepare_model(run)
+    placement, setup = open_model(run)
     check_batch_size(placement, run.train.batch_size, run.train.micro_batches)
     setup.abstract_state(placement)  # every parameter has a place on the mesh, or says why not
     open_directory(directory, run, accept_changed)
@@ -94,7 +94,7 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         with clock.doing("setup" if checkpoints.latest() is None else "checkpoint"):
             state, first = first_state(run, setup, placement, data, checkpoints)
         if first:
-            console.note(f"going on from step {first:,}")
+            console.note(f"resuming from step {first:,}")
         tasks = _tasks(run, data, directory, first)
         if first > run.train.steps or (first == run.train.steps and not any(due for _, _, due in tasks)):
             console.note(f"{run.name} is complete: all {run.train.steps:,} steps are made. {directory}")
@@ -141,8 +141,8 @@ def _open_data(run: Run, console: Console) -> Data:
 
 
 def _tasks(run: Run, data: Data, directory: Path, step: int) -> list[tuple[Evaluation, Every, bool]]:
-    """(evaluation, when, whether it's due at ``step``) of all that there is something to measure for; one whose values
-    the metrics have is not due."""
+    """(evaluation, its times, whether it is due at ``step``) of all with data to evaluate; those with values in the
+    metrics are not due."""
     path, found = directory / METRICS, []
     logged = {name for row in (read_metrics(path) if path.is_file() else ()) if row["step"] == step for name in row}
     for task in run.evaluations:
@@ -158,12 +158,12 @@ def _hooks(
     opened: OpenedRun, tasks: list[tuple[Evaluation, Every, bool]], directory: Path, reporter: Reporter,
     console: Console, clock: Clock,
 ) -> list[Hook]:
-    """Everything that the loop does between steps, in this order."""
+    """Actions between steps, in order."""
     run, hooks = opened.run, list[Hook]()
     for task, when, due in tasks:
         hooks.append(Measure(task, when, opened, reporter, console, clock, None if due else opened.step))
     if opened.data.held_out_split is not None and jax.process_count() == 1:
-        hooks.append(Sample(run.report.sample, sample, opened, console, clock))
+        hooks.append(Sample(run.report.sample, write_sample, opened, console, clock))
     if run.report.profile:
         first, last = run.report.profile
         hooks.append(Profile(first, last, directory / "profile"))
@@ -231,7 +231,7 @@ def _data_seen(data: Data, done: int) -> str:
 
 
 def _attention(run: Run) -> str:
-    """What computes it, and why."""
+    """Backend that computes attention, and why."""
     model = run.model
     if model.attention_backend != "auto":
         return f"{model.attention_backend}, as model.attention_backend says"

@@ -1,6 +1,6 @@
-"""What a model makes of a held-out text: masked spans filled in, a text continued, masked words guessed.
+"""Samples of a model on held-out text: spans filled in, a text continued, masked words guessed.
 
-For the eye of whoever trained it; measures nothing.
+For the eye; nothing is measured.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from t5x_like.train.opened import OpenedRun
 OPEN, CLOSE = "[", "]"  # around what the model wrote
 
 
-def sample(opened: OpenedRun, tokens: int = 72) -> dict[str, str]:
+def write_sample(opened: OpenedRun, tokens: int = 72) -> dict[str, str]:
     """Named lines of text: what the model was given, what it made of it, what was there.
 
     Args:
-      opened: the run; its objective says what is asked of the model, and its held-out documents give the passage, the
-        first one with a sentence that fits.
+      opened: the run; its objective decides the task, and the passage is the first in its held-out documents with a
+        sentence that fits.
       tokens: about how long the passage is, at most half of what the model was trained on.
     """
     run, tokenizer, split = opened.run, opened.tokenizer, opened.data.held_out_split

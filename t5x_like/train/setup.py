@@ -1,4 +1,4 @@
-"""A run's model, optimizer and loss without any array, and the state of training, born where it lives.
+"""A run's model, optimizer and loss without arrays, and the state of training, initialized where it is sharded.
 
 ``Setup.bind`` is the one seam between stored and used parameters. Must not know files or batches.
 """
@@ -23,21 +23,21 @@ from t5x_like.sharding.mesh import Placement
 from t5x_like.train.config import Run
 
 # params, optimizer: nested dicts of arrays; step: int32, the number of updates made; halted: whether some update was
-# not finite, after which no other is made, because the loop learns of it one step later.
+# not finite, after which no other is made: the loop reads it one step later.
 State = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setup:
-    """What a step needs besides state and batch, enough to plan, initialize, restore and compile.
+    """What a step needs besides state and batch: enough to plan, initialize, restore and compile.
 
     Attributes:
       structure: the model without its parameters.
       specs: the parameters' declarations.
-      optimizer: makes updates; its ``trained`` paths are differentiated, no others.
-      loss: what is minimized.
-      micro_batches: parts that a batch is computed in.
-      seed: of dropout.
+      optimizer: the optimizer; only its ``trained`` paths are differentiated.
+      loss: the loss to minimize.
+      micro_batches: number of micro-batches of a batch.
+      seed: seed of dropout.
       conversions: functions from parameters to parameters, applied in order by ``bind``.
     """
 
@@ -50,7 +50,7 @@ class Setup:
     conversions: tuple[Callable[[Tree], Tree], ...] = ()
 
     def bind(self, params: Tree) -> Any:
-        """The model with its parameters as they are used: stored ones after all ``conversions`` (a cast, LoRA)."""
+        """The model with its used parameters: the stored ones after all ``conversions`` (a cast, LoRA)."""
         for convert in self.conversions:
             params = convert(params)
         return nnx.merge(self.structure, params)
@@ -60,8 +60,8 @@ class Setup:
         return stacked(self.loss.measured()(model, batch, None))
 
     def eval_params(self, state: State) -> Tree:
-        """The parameters, as stored, that evaluation, sampling and export use: the optimizer's choice if it has one
-        (an average over updates, say). ``state`` is whole, or what ``eval_state`` names."""
+        """Stored parameters for evaluation, sampling and export: the optimizer's choice if it has one (an average over
+        updates, say). ``state`` is whole, or what ``eval_state`` names."""
         choose = getattr(self.optimizer, "eval_params", None)
         if choose is None or "optimizer" not in state:
             return state["params"]

@@ -19,7 +19,7 @@ from t5x_like.sharding.mesh import Placement, current_placement, use
 from t5x_like.sharding.reduction import data_parallel_gradient
 from t5x_like.train.setup import Setup, State
 
-Metrics = dict[str, jax.Array]  # name: [2] float32, (sum, weight); what has no sum has the weight 1
+Metrics = dict[str, jax.Array]  # name: [2] float32, (sum, weight); scalars have the weight 1
 
 
 def train_step(setup: Setup, state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -47,8 +47,8 @@ def train_step(setup: Setup, state: State, batch: Batch) -> tuple[State, Metrics
 def sums_and_gradient(setup: Setup, params: Tree, batch: Batch, key: jax.Array) -> tuple[Sums, Tree]:
     """Sums of the loss over a batch, and the gradient of ``loss`` in the structure of the trained parameters.
 
-    With micro-batches both are added over them, to be divided once, so that the update is that of the undivided batch
-    however unequal their weights are.
+    Both are added over micro-batches and divided once, so that the update equals that of the undivided batch, however
+    unequal the weights are.
     """
     trained, frozen = split(params, setup.optimizer.trained)
 
@@ -73,7 +73,7 @@ def sums_and_gradient(setup: Setup, params: Tree, batch: Batch, key: jax.Array) 
 
 
 def update_state(setup: Setup, params: Tree, sums: Sums) -> Tree:
-    """The parameters with those that are no weights updated once, by the statistics of the whole batch."""
+    """The parameters, those without gradient updated once by the statistics of the whole batch."""
     specs, leaves = flatten(setup.specs), flatten(params)
     for path in (path for path, spec in specs.items() if spec.update is not None):
         update = jax.vmap(specs[path].update) if specs[path].stacked else specs[path].update

@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C and SIGTERM become a flag that the loop reads between steps.
+"""Requests to stop: Ctrl-C and SIGTERM set a flag that the loop reads between steps.
 
 In a job of several processes, all of them stop at the same step.
 """
@@ -25,7 +25,7 @@ class Stop:
     def __enter__(self) -> Stop:
         for number in (signal.SIGINT, signal.SIGTERM):
             if number == signal.SIGTERM and jax.process_count() > 1:
-                continue  # jax's own handler of it tells the other processes
+                continue  # jax's own handler tells the other processes
             self._previous[number] = signal.signal(number, self._catch)
         return self
 
@@ -35,9 +35,9 @@ class Stop:
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice: at once
+            raise KeyboardInterrupt  # asked a second time: stop at once
         if jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)  # the way of which all processes learn
+            os.kill(os.getpid(), signal.SIGTERM)  # jax's handler of SIGTERM tells all processes
         self.signal = number
 
     def wanted(self, step: int) -> bool:

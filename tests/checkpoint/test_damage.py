@@ -210,5 +210,5 @@ def test_a_failed_save_is_told_and_cleared_away(folder):
         str(folder),
     )
     out, err = failed.communicate(timeout=60)
-    assert "step 3 could not be written" in out and "goes on from step 2" in out, out + err[-2000:]
+    assert "step 3 could not be written" in out and "resumes from step 2" in out, out + err[-2000:]
     assert "['1', '2'] [1, 2]" in out and "[1, 2, 4]" in out, out + err[-2000:]

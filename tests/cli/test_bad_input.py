@@ -175,7 +175,7 @@ def test_what_is_not_there(existing, tmp_path, capsys, monkeypatch):
         assert f"{tmp_path}: is not the folder of a run" in message(capsys, *arguments)
     error = message(capsys, "eval", str(existing), "--step", "7")
     assert "there is none of step 7" in error and "step 2" in error
-    assert "is 0: nothing was kept back" in message(capsys, "eval", str(existing))
+    assert "is 0: no text is held out" in message(capsys, "eval", str(existing))
     monkeypatch.setattr("sys.stdin", io.StringIO("\n \n"))
     assert "prompt: is empty" in message(capsys, "generate", str(existing))
     assert "--plot: needs two folders" in message(

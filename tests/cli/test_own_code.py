@@ -183,7 +183,7 @@ def test_the_same_user_goes_on_without_the_file(place, copy):
         shutil.move(place.folder / name, hidden / name)
     try:
         said, ran = place.good("train", "copy", "train.steps=6", "data.worker_processes=1")
-        assert "going on from step 3" in said and set(ran) == set(kept)
+        assert "resuming from step 3" in said and set(ran) == set(kept)
         said, ran = place.good("eval", "copy")
         assert "at step 6" in said and sorted(ran) == kept
         assert place.good("generate", "copy", "a quick", "--max-new-tokens", "3")[1]
@@ -205,7 +205,7 @@ def test_the_same_user_goes_on_without_the_file(place, copy):
 
 def test_the_run_file_again(place, copy):
     said, ran = place.good("train", "own.py", "--directory", "copy", "train.steps=4")
-    assert "going on from step 3" in said and "copy/code/my_objective.py" not in ran
+    assert "resuming from step 3" in said and "copy/code/my_objective.py" not in ran
     before = (place.folder / "splits.py").read_text()
     try:
         (place.folder / "splits.py").write_text(before + "# a remark\n")

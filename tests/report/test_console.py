@@ -9,7 +9,7 @@ import pytest
 
 from t5x_like.core.text import duration, short
 from t5x_like.report.clock import Clock
-from t5x_like.report.console import Console, Opening, Progress
+from t5x_like.report.console import Console, Opening, RunProgress
 
 
 class Time:
@@ -27,7 +27,7 @@ def pipe(total: int = 1000, **options) -> tuple[Console, io.StringIO, Time]:
     return Console(total, out=out, now=time, **options), out, time
 
 
-FULL = Progress(120, 4.3121, 18_234.0, 0.431, "roofline", 3e-3, 130.0, 100)
+FULL = RunProgress(120, 4.3121, 18_234.0, 0.431, "roofline", 3e-3, 130.0, 100)
 
 
 def test_a_plain_line():
@@ -39,13 +39,13 @@ def test_a_plain_line():
 
 def test_statistics_that_a_loss_names_are_shown():
     console, out, _ = pipe()
-    console.progress(Progress(120, 4.3121, statistics={"future_loss": 5.25}))
+    console.progress(RunProgress(120, 4.3121, statistics={"future_loss": 5.25}))
     assert out.getvalue() == "  120/1,000   12%  loss 4.312  future_loss 5.25\n"
 
 
 def test_what_is_not_known_is_left_out():
     console, out, _ = pipe()
-    console.progress(Progress(1))
+    console.progress(RunProgress(1))
     assert out.getvalue() == "    1/1,000    0%\n"
 
 
@@ -55,7 +55,7 @@ def test_plain_lines_come_at_growing_intervals_and_the_last_one_always():
     for step in range(1, 10_001):
         time.seconds += 0.5
         before = len(out.getvalue())
-        console.progress(Progress(step))
+        console.progress(RunProgress(step))
         if len(out.getvalue()) > before:
             shown.append(step)
     gaps = [(b - a) * 0.5 for a, b in zip(shown, shown[1:], strict=False)]
@@ -68,7 +68,7 @@ def test_plain_lines_come_at_growing_intervals_and_the_last_one_always():
 def test_the_loss_is_smoothed_but_one_that_is_not_finite_is_shown():
     console, out, time = pipe()
     for step, loss in enumerate([4.0, 4.0, 8.0, math.nan, 4.0], start=1):
-        console.progress(Progress(step, loss=loss))
+        console.progress(RunProgress(step, loss=loss))
         time.seconds += 60
     shown = [line.split("loss ")[1] for line in out.getvalue().splitlines()]
     assert shown[:2] == ["4.000", "4.000"] and 4 < float(shown[2]) < 8
@@ -115,7 +115,7 @@ def test_a_live_line_fits_its_terminal(columns, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     console, out, time = pipe(live=True)
     for step in range(10, 1001, 10):
-        console.progress(Progress(step, 4.0, 18_234.0, 0.43, "roofline", 3e-3, 100.0, 100))
+        console.progress(RunProgress(step, 4.0, 18_234.0, 0.43, "roofline", 3e-3, 100.0, 100))
         time.seconds += 1
     console.evaluation(1000, {"held_out/loss": 3.0})
     console.close()
@@ -132,7 +132,7 @@ def test_live_lines_are_not_drawn_faster_than_they_are_seen(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     console, out, time = pipe(live=True)
     for step in range(1, 101):
-        console.progress(Progress(step))
+        console.progress(RunProgress(step))
         time.seconds += 0.01
     assert out.getvalue().count("/1,000") <= 12
     console.close()

@@ -44,7 +44,7 @@ def test_what_an_earlier_process_did_is_no_speed():
     shown(Progress(5, 100, 6_000_000, 8_000_000, 6_000_000, "tokenizing", "texts"))
     time.seconds += 1
     shown(Progress(6, 200, 7_000_000, 8_000_000, 6_000_000, "tokenizing", "texts"))
-    assert "1.0 MB/s  1s left  (going on from 75%)" in out.getvalue().splitlines()[1]
+    assert "1.0 MB/s  1s left  (resuming from 75%)" in out.getvalue().splitlines()[1]
 
 
 def test_without_a_known_size():

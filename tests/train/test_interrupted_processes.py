@@ -49,11 +49,11 @@ def test_interrupted_three_times_and_started_again(tmp_path):
         done = saved_steps(folder)[-1]
         assert last < done < STEPS
         if which != signal.SIGKILL:
-            assert f"saved at step {done:,}; to go on: {program()} train {config} --directory {folder}" in out
+            assert f"saved at step {done:,}; to resume: {program()} train {config} --directory {folder}" in out
             assert "tiny_llama: stopped" in out and "Traceback" not in out
             assert sorted(losses(folder)) == list(range(1, done + 1))
         if last:
-            assert f"going on from step {last:,}" in out
+            assert f"resuming from step {last:,}" in out
         last = done
     assert last == 900 and max(losses(folder)) >= 1050  # SIGKILL: back to the last checkpoint, rows beyond are dropped
 
@@ -63,7 +63,7 @@ def test_interrupted_three_times_and_started_again(tmp_path):
     finally:
         process.kill()
     assert process.returncode == 0, out
-    assert f"going on from step {last:,}" in out
+    assert f"resuming from step {last:,}" in out
     assert len((folder / "starts.jsonl").read_text().splitlines()) == 4
     assert sorted(losses(folder)) == list(range(1, STEPS + 1))
     assert rows(folder) == rows(tmp_path / "straight")

@@ -93,13 +93,13 @@ def test_stopped_twice_and_resumed_is_the_straight_run(straight, config, tmp_pat
         out = capsys.readouterr().out
         if code:
             done = saved_steps(folder)[-1]
-            assert f"saved at step {done}; to go on: {program()} train {config} --directory {folder}\n" in out
+            assert f"saved at step {done}; to resume: {program()} train {config} --directory {folder}\n" in out
             assert sorted(losses(folder)) == list(range(1, done + 1))
             assert checkpoint(folder)["step"] == done
             epoch, place = divmod(done, EPOCH)
             assert epoch == (which == signal.SIGINT) and 0.5 < place < EPOCH - 0.5
         else:
-            assert f"going on from step {done}" in out
+            assert f"resuming from step {done}" in out
     assert [fed_in_all[n] for n in range(STEPS)] == wanted_batches
     assert len(saved_steps(folder)) == 3
     assert rows(folder) == rows(straight[0])

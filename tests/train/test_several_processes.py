@@ -47,7 +47,7 @@ def test_two_processes_are_one_and_one_goes_on(tmp_path, monkeypatch, capsys):
         process.kill()
     assert process.returncode == 75, out
     done = saved_steps(folder)[-1]
-    assert done >= 4 and out.count(f"saved at step {done}; to go on: ") == 1, out
+    assert done >= 4 and out.count(f"saved at step {done}; to resume: ") == 1, out
     assert "8 x cpu in 2 processes" in out
     assert len((folder / "starts.jsonl").read_text().splitlines()) == 1
     assert sorted(losses(folder)) == list(range(1, done + 1))

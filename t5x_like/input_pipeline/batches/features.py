@@ -32,9 +32,9 @@ class TokenCount:
     """What a batch holds.
 
     Attributes:
-      tokens: slots that are not padding, on the encoder's and the decoder's side together.
-      loss_tokens: targets with a weight above 0.
-      slots: all slots on both sides.
+      tokens: number of slots that are not padding, on both sides together.
+      loss_tokens: number of targets with a weight above 0.
+      slots: number of all slots on both sides.
     """
 
     tokens: int
@@ -47,7 +47,7 @@ def feature_names(shape: Shape, extras: tuple[str, ...] = ()) -> tuple[str, ...]
 
     Args:
       shape: of the model.
-      extras: as ``Objective.extras`` says.
+      extras: names of further arrays, as of ``Objective.extras``.
     """
     sides = {"encoder-decoder": ("encoder", "decoder"), "decoder-only": ("decoder",), "encoder-only": ("encoder",)}
     names = [f"{side}_{kind}" for side in sides[shape] for kind in ("tokens", "segments", "positions")]

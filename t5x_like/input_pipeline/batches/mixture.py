@@ -82,12 +82,12 @@ class Interleaving:
     """The source, and the number of the draw from it, of every row of every batch.
 
     Args:
-      rates: (n,) steps to (n, sources) shares that add up to 1.
-      constant: whether they are the same at every step.
-      most: draws that each source allows in all; None: no limit. The share of one that is used up goes to the others.
-      names: of the sources, for errors.
+      rates: function from (n,) steps to (n, sources) shares that add up to 1.
+      constant: whether shares are the same at every step.
+      most: largest number of draws of each source; None: no limit. The share of a used-up source goes to the others.
+      names: names of the sources, for errors.
       batch_size: rows per step.
-      seed: of the places of a block's rows.
+      seed: seed of the places of a block's rows.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Interleaving:
         self._block_rows = self._block_steps * batch_size
         self._is_trivial = len(names) == 1 and constant and unlimited
         self._random = ExampleRandom(seed, len(names))
-        self._totals = [np.zeros(len(names), np.int64)]  # draws before each chunk of blocks, as far as known
+        self._totals = [np.zeros(len(names), np.int64)]  # draws before each known chunk of blocks
         self._lock = threading.Lock()
         self._chunk = functools.lru_cache(maxsize=8)(self._plan_chunk)
         self._block = functools.lru_cache(maxsize=8)(self._lay_out)

@@ -1,4 +1,4 @@
-"""In which order examples come, and which random numbers each draws: computed from keys, not stored.
+"""The order of examples, and the random numbers of each: computed from keys, not stored.
 
 A keyed permutation of range(n) needs no memory and no start-up whatever n is, and gives the i-th place at once: that is
 what lets a run jump to any step. Knows indices only, no data.
@@ -13,7 +13,7 @@ import numpy as np
 
 from t5x_like.core.errors import UserError
 
-# Bump when any batch of any run would change; a run goes on only under the rules that it was begun with.
+# Bump when any batch of any run would change; a run resumes only under the rules that it was begun with.
 ORDER_VERSION = 1
 _ROUNDS = 6
 _MULTIPLIER = np.uint64(0xBF58476D1CE4E5B9)  # the mixing constants of SplitMix64
@@ -72,7 +72,7 @@ class ExampleRandom:
     made of its indices; setting that counter takes 1 us, seeding a generator 13.
 
     Args:
-      *key: whole numbers, 0 or more: what the numbers are for, the seed, ...
+      *key: whole numbers, 0 or more: purpose of the numbers, seed, ...
     """
 
     def __init__(self, *key: int):

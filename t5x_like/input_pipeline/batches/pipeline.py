@@ -29,7 +29,7 @@ __all__ = ["Batches", "Seen", "check_vocabulary", "process_rows"]
 
 
 class Seen(NamedTuple):
-    """What a run has taken of one corpus: raw tokens, added EOS counted, and passes over it."""
+    """Amounts of one corpus taken by a run: raw tokens, added EOS counted, and passes over it."""
 
     tokens: int
     epochs: float
@@ -43,14 +43,14 @@ class Batches:
     stream a row is drawn from.
 
     Args:
-      splits: the documents of each corpus, by name.
-      tokenizer: the one they were tokenized with.
-      objective: what makes pieces into examples; may be a mixture of several.
+      splits: documents of each corpus, by name.
+      tokenizer: tokenizer of the documents.
+      objective: objective that makes examples of pieces; may be a mixture of several.
       data: corpora, lengths and packing.
-      shape: of the model that is fed.
+      shape: shape of the model.
       batch_size: rows of a global batch.
-      seed: of order, borders, corruption and places in the batch; 0 or more.
-      shuffle: False: rows in the order of the corpus, without shifted borders.
+      seed: seed of order, borders, corruption and places in the batch; 0 or more.
+      shuffle: whether rows are in a random order with shifted borders; else in the order of the corpus.
 
     Attributes:
       streams: of each corpus in turn, one for each objective.
@@ -152,7 +152,7 @@ class Batches:
         return sum(found.values())
 
     def check(self, steps: int) -> None:
-        """Raises ``UserError`` if the text is used up, by limits of its own, before so many steps."""
+        """Raises ``UserError`` if the text is used up, by its limits, before ``steps`` steps."""
         if steps:
             self._interleaving.drawn(self._data_step(steps - 1) + 1)
 
@@ -223,9 +223,9 @@ class Batches:
         """Reads (step, this process's rows of the global batch), made ahead of time by threads or worker processes.
 
         Args:
-          start_step: the first step; this one number is the whole state.
-          process_index, process_count: the rows are shared out evenly, in order.
-          stop_step: the first step that is not read; None: endless.
+          start_step: first step; this one number is the whole state.
+          process_index, process_count: index and number of processes, which share the rows evenly and in order.
+          stop_step: first step that is not read; None: endless.
 
         Raises:
           UserError: a batch size that the processes do not divide.
@@ -247,8 +247,8 @@ class Batches:
         lacks is filled with rows of segment 0 and weight 0.
 
         Args:
-          limit: at most this many batches.
-          process_index, process_count: as in ``reader``; every process gets the same number of batches.
+          limit: largest number of batches; None: all.
+          process_index, process_count: as for ``reader``; every process gets the same number of batches.
         """
         mine = process_rows(self.batch_size, process_index, process_count)
         counts = [stream.rows.count for stream in self.streams]

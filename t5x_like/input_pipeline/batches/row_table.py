@@ -1,4 +1,4 @@
-"""Which pieces of documents are in which row, worked out once: in memory for a small split, else beside its cache.
+"""The pieces of each row, computed once: in memory for a small split, else in a file beside its cache.
 
 A table on disk is read by memory map, so that 100 million documents cost a run, and each of its worker processes, next
 to no memory. Knows lengths and files; must not know ids, examples or orders.
@@ -25,7 +25,7 @@ from t5x_like.input_pipeline.prepare.token_cache import TokenSplit
 
 # Bump when what a table holds changes, so that older ones are made anew.
 FORMAT_VERSION = 1
-# Splits of up to so many documents have their table in memory (at most about 60 MB, made in 2 s).
+# Largest number of documents of a split whose table is in memory (about 60 MB, made in 2 s).
 _IN_MEMORY = 2**22
 # Documents planned together: the more, the better their pieces fit; in order, so that offsets are read in order.
 _WINDOW = 2**18
@@ -36,9 +36,9 @@ class RowPacking:
     """How pieces share rows.
 
     Attributes:
-      rule: where the next piece goes.
-      sizes: what a piece of a length takes on each side.
-      capacity: what a row holds on each side.
+      rule: choice of the row for the next piece.
+      sizes: function from the length of a piece to its tokens on each side.
+      capacity: tokens of a row on each side.
     """
 
     rule: Rule
@@ -53,8 +53,8 @@ class RowTable:
     Attributes:
       starts: (rows + 1,) uint64, row r holds the pieces from ``starts[r]`` up to ``starts[r + 1]``.
       document, part: (pieces,) unsigned.
-      tokens: tokens in all pieces.
-      left_out: tokens in none.
+      tokens: number of tokens in all pieces.
+      left_out: number of tokens in no piece.
     """
 
     starts: np.ndarray

@@ -18,9 +18,9 @@ class Piece(NamedTuple):
     """A stretch of text that one example, or one for each document in it, is made of.
 
     Attributes:
-      number: which piece of the split it is; what its random numbers are drawn with.
-      part: which part of document ``number`` it is, where pieces are cut from single documents; else 0.
-      texts: the ids, one (length,) int32 array for each document that it touches (or one for all).
+      number: number of the piece in the split, or of its document; key of its random numbers.
+      part: index of the cut of document ``number``, where pieces are cut from single documents; else 0.
+      texts: ids, one (length,) int32 array for each document that it touches (or one for all).
     """
 
     number: int
@@ -32,9 +32,9 @@ class Rows(Protocol):
     """The rows of one split.
 
     Attributes:
-      count: how many there are in every epoch.
-      tokens: of all rows together, added EOS counted.
-      left_out: tokens that are in no row of an epoch, because what is left of a text is too short.
+      count: number of rows in every epoch.
+      tokens: number of tokens of all rows together, added EOS counted.
+      left_out: number of tokens in no row of an epoch, because the rest of a text is too short.
     """
 
     count: int
@@ -63,11 +63,11 @@ class JoinedRows:
     is in exactly one piece, and all but the last are full. A last piece shorter than ``minimum`` is left out.
 
     Args:
-      split: the documents.
+      split: documents.
       length: places per piece.
-      minimum: the shortest last piece that is of use.
-      eos_id: put after each document, and pieces come apart at documents; None: neither.
-      reserved: empty places before each document, where an example has so many tokens more than its text; not where
+      minimum: least length of the last piece.
+      eos_id: id put after each document, where pieces are separated by document; None: neither.
+      reserved: number of empty places before each document, for tokens that an example has beyond its text; not where
         documents are joined.
     """
 

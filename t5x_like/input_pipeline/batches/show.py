@@ -1,7 +1,7 @@
 """A batch as text for people: each row's inputs and targets decoded, and what every stretch of them is.
 
-Knows features and tokenizers; must not know terminals, colours or sources: it says what a stretch of text is, and
-others how that looks.
+Knows features and tokenizers; must not know terminals, colours or sources: it names the role of each stretch of text;
+``report.batches`` shows it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Field(NamedTuple):
 
     Attributes:
       segment: the segment of the row it belongs to, from 1.
-      name: ``inputs``, ``prefix``, ``targets``; ``no loss`` for targets none of which has weight.
+      name: ``inputs``, ``prefix``, ``targets``; ``no loss`` for targets that all have weight 0.
       stretches: what it says.
     """
 

@@ -31,15 +31,15 @@ class Stream:
     """Each epoch takes every row once, in a new order if ``shuffle``; joined rows get new borders each epoch.
 
     Args:
-      name: of the corpus.
-      split: the documents.
-      tokenizer: the one they were tokenized with.
-      objective: what makes pieces into examples.
+      name: name of the corpus.
+      split: its documents.
+      tokenizer: tokenizer of the documents.
+      objective: objective that makes examples of pieces.
       data: lengths and packing.
-      shape: of the model that is fed.
-      capacity: tokens that a row holds on each side.
-      seed: (seed of the run, number of this stream): of order, borders and corruption.
-      shuffle: False: rows in the order of the corpus, without shifted borders.
+      shape: shape of the model.
+      capacity: tokens of a row on each side.
+      seed: (seed of the run, number of this stream): seed of order, borders and corruption.
+      shuffle: whether rows are in a random order with shifted borders; else in the order of the corpus.
 
     Raises:
       UserError: too little text for a single row.
@@ -75,7 +75,7 @@ class Stream:
         self._lock = threading.Lock()
 
     def examples(self, draws: np.ndarray) -> Iterator[list[Example]]:
-        """Yields, for each of ``draws``, the examples of the row that is drawn after so many others."""
+        """Yields the examples of the ``draw``-th row (from 0) for each of ``draws``."""
         epochs, positions = epoch_and_position(draws, self.rows.count)
         rows, shifts = positions.copy(), np.zeros(len(draws), np.int64)
         for epoch in np.unique(epochs):
@@ -93,7 +93,7 @@ class Stream:
     def tokens_drawn(self, draws: int) -> int:
         """Raw tokens, added EOS counted, in the first ``draws`` rows; exact.
 
-        Counting goes on from the last count where it can: at most one epoch of row lengths is added up.
+        Counting resumes from the last count where possible: at most one epoch of row lengths is added up.
         """
         with self._lock:
             start, tokens = self._counted
@@ -109,7 +109,7 @@ class Stream:
             return tokens
 
     def draws_within(self, tokens: int) -> int:
-        """The most rows that can be drawn without exceeding so many raw tokens."""
+        """The largest number of rows that can be drawn within ``tokens`` raw tokens."""
         epoch, left = divmod(tokens, self.rows.tokens)
         draws = epoch * self.rows.count
         order, shift = self._epoch_order(epoch)

@@ -49,9 +49,9 @@ def prepare_with_beam(
     on storage that all of them share. The documents of a Python function are tokenized by this process.
 
     Args:
-      corpus, tokenizer, cache: as of ``prepare``.
-      options: Beam's own, such as ``--runner=FlinkRunner``; none runs on this machine.
-      progress: as of ``prepare``; not called while Beam is at work.
+      corpus, tokenizer, cache: as for ``prepare``.
+      options: options of Beam, such as ``--runner=FlinkRunner``; none runs on this machine.
+      progress: as for ``prepare``; not called while Beam is at work.
 
     Raises:
       UserError: as ``prepare``; or Beam is not installed, or its workers do not share the cache folder.

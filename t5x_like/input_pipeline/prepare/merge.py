@@ -30,8 +30,8 @@ class PartFiles:
     """A finished part.
 
     Attributes:
-      path: of its files, without their suffix.
-      documents: how many it has.
+      path: path of its files, without their suffix.
+      documents: number of its documents.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class Chunk:
     """Some neighbouring documents.
 
     Attributes:
-      part: where they lie.
+      part: part that holds them.
       index: number of the first one among all documents.
       documents: (n,) of type ``DOCUMENT``.
     """
@@ -78,11 +78,11 @@ class Marks:
 
 @dataclass(frozen=True)
 class Survey:
-    """What must be known of all documents that are kept before they can be divided.
+    """Facts of all kept documents that their division needs.
 
     Attributes:
-      least, greatest: of their hashed shares.
-      only: where it is one document, the ``splits.text_hash`` of it.
+      least, greatest: least and greatest hashed share.
+      only: ``splits.text_hash`` of a single document.
     """
 
     least: float
@@ -97,8 +97,8 @@ def mark_copies(parts: Sequence[PartFiles], folder: Path) -> Marks:
     same bits.
 
     Args:
-      parts: in the order of the corpus.
-      folder: for the files, which are removed again.
+      parts: parts in the order of the corpus.
+      folder: folder for the sorted files, which are removed again.
     """
     total = sum(part.documents for part in parts)
     marks = Marks(total)
@@ -175,8 +175,8 @@ class CacheWriter:
     """The files of a token cache, written from front to back into a folder.
 
     Args:
-      folder: an empty one; to be renamed when it is whole.
-      dtype: of the tokens.
+      folder: empty folder, to be renamed when it is whole.
+      dtype: dtype of the tokens.
     """
 
     def __init__(self, folder: Path, dtype: str):

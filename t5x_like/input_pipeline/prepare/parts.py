@@ -58,10 +58,10 @@ class Work:
     """What all parts of a corpus have in common. Goes to other processes.
 
     Attributes:
-      source, filters: as in the corpus.
+      source, filters: those of the corpus.
       tokenizer: the vocabulary, with its path.
-      fingerprint: of the vocabulary that the cache is made for.
-      skip_bad: count documents that cannot be read, instead of raising.
+      fingerprint: digest of the vocabulary of the cache.
+      skip_bad: whether to count documents that cannot be read, instead of raising.
       folder: the work folder.
     """
 
@@ -86,8 +86,8 @@ class Part:
     """Neighbouring units of a source, tokenized together. Goes to other processes.
 
     Attributes:
-      number: 0 for the first part of the corpus.
-      units: what is read, in order.
+      number: index of the part in the corpus, from 0.
+      units: units to read, in order.
       stamp: ``stamp_of`` its files when the work was planned.
     """
 
@@ -113,9 +113,9 @@ class Counts:
     """What became of the documents of a part, or of several: sums over parts in order.
 
     Attributes:
-      documents, tokens, text_bytes: of what was tokenized; UTF-8 bytes.
-      empty: documents of white space only, or of characters only that the tokenizer drops.
-      dropped: by the name of the filter's rule.
+      documents, tokens, text_bytes: numbers of tokenized documents, their tokens and UTF-8 bytes.
+      empty: number of documents of white space only, or only of characters that the tokenizer drops.
+      dropped: number of dropped documents by the filter's rule.
       bad: documents that cannot be read, by the kind of message: ``count``, and ``first``, the first message.
     """
 
@@ -143,14 +143,14 @@ class Counts:
 
 
 class BadDocument(UserError):
-    """A document that cannot be read, in a corpus that shall not skip those."""
+    """A document that cannot be read, in a corpus that does not skip such documents."""
 
 
 class SourceChanged(UserError):
     """What was tokenized is not one state of the source."""
 
 
-# Called now and then with what was done so far of a part: documents, tokens, bytes of the source.
+# Called regularly with the progress of a part: documents, tokens, bytes of the source.
 Report = Callable[[int, int, int], None]
 
 
@@ -173,8 +173,8 @@ def stamp_of(units: Sequence[Unit], files: Mapping[str, File]) -> str:
     """A digest of size and stamp of the files that are read; of all files if a unit is of no single one.
 
     Args:
-      units: what is read.
-      files: of the source, by their addresses.
+      units: units to read.
+      files: files of the source, by their addresses.
     """
     addresses = dict.fromkeys(unit.file for unit in units)
     wanted = addresses if all(address in files for address in addresses) else files
@@ -186,8 +186,8 @@ def read_part(source: Source, part: Part, done: Callable[[int], None] | None = N
     """Yields the documents of a part in order, or the error in place of one that cannot be read.
 
     Args:
-      source, part: what is read.
-      done: called after each unit with its size in bytes.
+      source, part: the source, and the part to read.
+      done: function of a unit's size in bytes, called after each unit.
     """
     for unit in part.units:
         yield from source.read_unit(unit)
@@ -215,10 +215,10 @@ def tokenize_in_processes(work: Work, parts: Sequence[Part], processes: int, tal
     """Tokenizes parts into their files in the work folder, each by one of several processes.
 
     Args:
-      work: what all parts share.
-      parts: the parts, in order.
-      processes: how many at most.
-      tally: told now and then of each part, and at its end.
+      work: values that all parts share.
+      parts: parts in order.
+      processes: largest number of processes.
+      tally: counter of progress, updated regularly for each part, and at its end.
 
     Returns:
       The counts of each part by its number.
@@ -280,13 +280,13 @@ def tokenize_documents(
     """Tokenizes documents into the files of part ``number``, which appear whole.
 
     Args:
-      work: what all parts share.
-      number, identity: of the part.
+      work: values that all parts share.
+      number, identity: number and identity of the part.
       items: its documents in order, and errors in place of those that cannot be read.
-      tokenizer: ``work.open_tokenizer()``.
-      report: called every half second.
-      threads: let the tokenizer use all cores.
-      check: called when all has been read; what it raises leaves the part unfinished.
+      tokenizer: result of ``work.open_tokenizer()``.
+      report: function of the progress, called every half second.
+      threads: whether the tokenizer may use all cores.
+      check: function called when all has been read; if it raises, the part stays unfinished.
 
     Returns:
       What became of them, as the part's JSON file has it too.
@@ -345,7 +345,7 @@ def kept_documents(items: Iterable[str | UserError], work: Work, counts: Counts)
 
 def _require_unchanged(source: Source, part: Part) -> None:
     addresses = dict.fromkeys(unit.file for unit in part.units)
-    if all(map(os.path.isfile, addresses)):  # without a look at the other files, of which there may be a million
+    if all(map(os.path.isfile, addresses)):  # without listing the other files, perhaps a million
         files = {address: list_files((address,), ())[0] for address in addresses}
     else:
         files = {file.address: file for file in source.files()}

@@ -3,7 +3,7 @@
 Knows documents, tokenizers and files; must not know objectives, lengths or batches, so that one cache serves every run
 over the same text and vocabulary. The corpus is cut into parts, which this process or several tokenize into a work
 folder (``parts``), and which are then merged (``merge``). The work folder, ``.NAME.work`` beside the cache, stays where
-a process is killed, and the next one goes on with it; it may be removed by hand at any time.
+a process is killed, and the next one resumes from it; it may be removed by hand at any time.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ from t5x_like.input_pipeline.tokenizers.tokenizer import open_tokenizer
 
 __all__ = ["Progress", "TokenCache", "TokenSplit", "open_cache", "prepare", "prepare_by"]
 
-# A process is started for so many bytes each: to start costs as much as to tokenize one to five million of them. Below
+# Bytes per process started: to start costs as much as to tokenize one to five million of them. Below
 # twice that this process does all by itself, with as many threads as the tokenizer can use.
 _BYTES_PER_PROCESS = 32_000_000
-# Documents of a source that is read by one process are cut into parts of about so many characters.
+# Approximate characters of a part of a source that is read by one process.
 _GENERATED_PART_CHARACTERS = 16_000_000
 
 # Tokenizes the given parts into the work folder, showing how far it is; returns the counts of each part by its number.
@@ -72,11 +72,11 @@ def prepare(
     number of processes nor on how often it was stopped.
 
     Args:
-      corpus: what to tokenize; its own tokenizer is not read.
+      corpus: corpus to tokenize; its own tokenizer is not read.
       tokenizer: the vocabulary, with its path.
-      cache: the cache folder, as ``DataConfig.cache``.
-      progress: called a few times a second while tokenizing; not called where the cache is there already.
-      processes: how many tokenize; 0: one for each core, or this one alone for a small corpus. The documents of a
+      cache: cache folder, as ``DataConfig.cache``.
+      progress: function of the progress, called a few times a second while tokenizing; not called for a finished cache.
+      processes: number of processes that tokenize; 0: one per core, or this one for a small corpus. The documents of a
         Python function are tokenized by this one in any case.
 
     Raises:
@@ -111,7 +111,7 @@ def prepare_by(
                 build = _Build(corpus, tokenizer, opened, files, path, work, tally)
                 with build.work_folder(alone):
                     build.run(tokenize)
-    if work.is_dir():  # of a process that was killed between its last two deeds
+    if work.is_dir():  # left by a process that was killed between publishing the cache and removing its work folder
         with contextlib.suppress(UserError), held_lock(path.with_name(f"{name}.lock")) as alone:
             if alone:
                 shutil.rmtree(work, ignore_errors=True)
@@ -132,12 +132,12 @@ class _Build:
     """A cache that is being made.
 
     Attributes:
-      corpus: what is prepared.
+      corpus: corpus to prepare.
       config, tokenizer: the vocabulary, and the same opened.
-      files: of the source when it began.
-      path: where the cache will be.
+      files: files of the source at the start.
+      path: path of the cache.
       folder: the work folder.
-      tally: shows how far it is.
+      tally: counter that shows the progress.
     """
 
     corpus: Corpus
@@ -174,7 +174,7 @@ class _Build:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def run(self, tokenize: TokenizeParts) -> None:
-        """Makes the cache, as far as it is not made."""
+        """Makes the parts that are not finished, and the cache of all parts."""
         source = self.corpus.source
         work = Work(
             source, self.config, self.tokenizer.fingerprint, self.corpus.filters,
@@ -304,7 +304,7 @@ def _other_documents(work: Work, number: int) -> SourceChanged:
 
 
 def _note_unfinished(work: Path, name: str) -> str:
-    """Says which other states of a corpus have work folders: nobody goes on with them unless that state comes back."""
+    """Says which other states of a corpus have work folders: they are resumed only if that state comes back."""
     pattern = re.compile(rf"\.{re.escape(name)}-[0-9a-f]{{16}}\.work")
     others = sorted(path for path in work.parent.glob(".*.work") if pattern.fullmatch(path.name) and path != work)
     if not others:

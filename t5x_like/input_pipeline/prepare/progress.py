@@ -1,4 +1,4 @@
-"""How far the preparation of a corpus is, for whoever shows it. Knows numbers; must not know how they are shown."""
+"""Progress of the preparation of a corpus. Knows numbers; must not know how they are shown."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Doing = Literal["waiting", "tokenizing", "merging"]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far ``prepare`` is.
+    """Progress of ``prepare``.
 
     Attributes:
-      documents, tokens: tokenized so far.
-      done, total: bytes of the source, about; ``total`` is 0 where it is not known.
-      resumed: bytes of ``done`` that an earlier process had done before it was stopped.
-      doing: what it is about: waiting for another process that prepares the same, tokenizing, merging.
-      name: of the corpus.
-      note: what the user should know before it begins; empty if nothing.
+      documents, tokens: numbers tokenized so far.
+      done, total: approximate bytes of the source; a ``total`` of 0 is unknown.
+      resumed: bytes of ``done`` that an earlier, stopped process had done.
+      doing: current activity: waiting for another process that prepares the same, tokenizing, merging.
+      name: name of the corpus.
+      note: message to the user before it begins; empty: none.
     """
 
     documents: int
@@ -42,9 +42,9 @@ class Tally:
     """What is done of each part, added up and shown a few times a second.
 
     Args:
-      name: of the corpus.
-      show: gets the sums; None shows nothing.
-      note: given with them, as in ``Progress``.
+      name: name of the corpus.
+      show: function of the sums; None shows nothing.
+      note: message given with them, as in ``Progress``.
     """
 
     def __init__(self, name: str, show: Show | None, note: str = ""):
@@ -54,16 +54,16 @@ class Tally:
         self._next = 0.0
 
     def expect(self, total: int) -> None:
-        """There are so many bytes."""
+        """Sets the total to ``total`` bytes."""
         self._total = total
 
     def resume(self, part: int, documents: int, tokens: int, done: int) -> None:
-        """An earlier process has done so much of ``part``."""
+        """Counts what an earlier process has done of ``part``."""
         self._parts[part] = (documents, tokens, done)
         self._resumed += done
 
     def advance(self, part: int, documents: int, tokens: int, done: int) -> None:
-        """So much of ``part`` is done by now."""
+        """Sets what is done of ``part`` so far."""
         self._parts[part] = (documents, tokens, done)
         if time.monotonic() >= self._next:
             self.say("tokenizing")

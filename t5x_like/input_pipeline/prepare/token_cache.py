@@ -33,7 +33,7 @@ class TokenSplit:
     """The documents of one split, as one array of ids. Pickled as the place it was opened from, if it has one.
 
     Attributes:
-      name: ``train`` or ``heldout``.
+      name: name of the split, ``train`` or ``heldout``.
       tokens: (tokens,) uint16 or uint32, the documents end to end, read from disk when touched.
       offsets: (documents + 1,) int64, read likewise; document i is ``tokens[offsets[i] : offsets[i + 1]]``.
       folder: the cache that it was opened from; None for one made in memory.
@@ -67,8 +67,8 @@ class TokenCache:
     """A tokenized corpus on disk.
 
     Attributes:
-      path: its folder.
-      manifest: what ``manifest.json`` holds: corpus, tokenizer fingerprint, what was counted while preparing, and for
+      path: path of its folder.
+      manifest: content of ``manifest.json``: corpus, tokenizer fingerprint, what was counted while preparing, and for
         each split documents, tokens and digests of its files.
     """
 
@@ -109,7 +109,7 @@ class TokenCache:
         return UserError("data.corpus.heldout", got, "two documents or more, or 0", "data.corpus.heldout=0")
 
     def left_out(self) -> list[str]:
-        """What of the corpus is not in the cache, a line for each reason; empty if all of it is."""
+        """Documents of the corpus left out of the cache, a line for each reason; empty if none are."""
         counts = self.manifest["counts"]
         lines = [f"{counts['empty']:,} empty"] if counts["empty"] else []
         lines += [f"{count:,} dropped by {rule}" for rule, count in counts["dropped"].items()]

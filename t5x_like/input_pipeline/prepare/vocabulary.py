@@ -40,8 +40,8 @@ def load_tokenizer(
     """The tokenizer of ``corpus``; a SentencePiece model without a path is trained into the cache at the first call.
 
     Args:
-      corpus: its tokenizer, and the text to train on where there is no model yet.
-      cache: the cache folder, as ``DataConfig.cache``.
+      corpus: corpus with its tokenizer, and the text to train on where there is no model yet.
+      cache: cache folder, as ``DataConfig.cache``.
       progress: called with a line of text when training begins and ends; not called where nothing is trained.
 
     Raises:

@@ -53,7 +53,7 @@ class Unit:
       file: local path or fsspec address; empty where the source has no files.
       start: first byte, record or row group, whichever the format counts.
       stop: one past the last; -1: to the end.
-      size: bytes, about; to balance work.
+      size: approximate bytes, to balance work.
     """
 
     file: str
@@ -69,7 +69,7 @@ class File:
     Attributes:
       address: local path or fsspec address.
       size: bytes on disk, compressed or not.
-      stamp: what changes when the content does, as far as the file system says: a time of change, an ETag.
+      stamp: mark of the file system that changes with the content: a time of change, an ETag.
     """
 
     address: str
@@ -90,8 +90,8 @@ def list_files(paths: Iterable[str], patterns: tuple[str, ...], exclude: tuple[s
 
     Args:
       paths: files, folders or glob patterns; local, or addresses of fsspec.
-      patterns: the names of files that are taken from folders, such as ``*.txt``.
-      exclude: names of folders and files that are passed over below a folder or glob.
+      patterns: name patterns of files that are read from folders, such as ``*.txt``.
+      exclude: names of folders and files that are skipped below a folder or glob.
 
     Raises:
       UserError: a path that does not exist or matches nothing, a link that leads nowhere, a remote one for which a
@@ -134,7 +134,7 @@ def is_compressed(address: str) -> bool:
 
 
 def is_large(size: int) -> bool:
-    """Whether so many bytes are more than one unit."""
+    """Whether ``size`` bytes are more than one unit."""
     return size > UNIT_BYTES
 
 

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Filters(Config, where="data.corpus.filters"):
-    """Which documents are dropped before they are tokenized; how many, and by which rule, the cache's manifest says.
+    """Documents to drop before they are tokenized; the cache's manifest has their number by rule.
 
     Attributes:
-      min_characters, max_characters: of a document; 0 is no limit.
-      min_letters: the least share of characters that are letters or white space.
-      max_repeated_lines: the greatest share of non-empty lines that are copies of an earlier one (Rae et al. 2021,
+      min_characters, max_characters: bounds of a document's characters; 0 is no limit.
+      min_letters: least share of characters that are letters or white space.
+      max_repeated_lines: greatest share of non-empty lines that are copies of an earlier one (Rae et al. 2021,
         Gopher, table A1: 0.3).
-      max_mean_word_length: the greatest mean length of words, in characters (Gopher: 10); 0 is no limit.
+      max_mean_word_length: greatest mean length of words, in characters (Gopher: 10); 0 is no limit.
     """
 
     min_characters: int = 0

@@ -1,4 +1,4 @@
-"""JSON lines: one object per line, of which one field is the text. Also the text of a JSON object found elsewhere."""
+"""JSON lines: one object per line, with the text in one field. Also the text of a JSON object found elsewhere."""
 
 from __future__ import annotations
 

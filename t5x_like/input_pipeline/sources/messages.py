@@ -1,4 +1,4 @@
-"""What is said of files and documents that cannot be read: the same words for every format.
+"""Messages about files and documents that cannot be read, in the same words for every format.
 
 Knows nothing of files and formats but their names.
 """
@@ -62,5 +62,5 @@ def is_named(file: str, paths: tuple[str, ...]) -> bool:
 
 
 def local_path(path: str) -> str:
-    """``path`` with its ``~`` replaced, if it is that of a user there is, and without slashes that say nothing."""
+    """``path`` with its ``~`` replaced, if that user exists, and without superfluous slashes."""
     return str(Path(os.path.expanduser(path)))

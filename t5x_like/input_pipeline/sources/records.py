@@ -25,7 +25,7 @@ from t5x_like.input_pipeline.sources.tf_example import feature_bytes, feature_na
 
 RecordContent = Literal["text", "json", "example"]
 
-# Records read at once from ArrayRecord, where a batch costs a fifth of so many single reads.
+# Records read at once from ArrayRecord, where a batch costs a fifth of as many single reads.
 BATCH_RECORDS = 256
 # A thread reads 1 MB ahead: measured to take half the CPU time of the default, which is 16 threads and 16 MB each.
 _ARRAY_RECORD_OPTIONS = "readahead_buffer_size:1M,max_parallelism:1"

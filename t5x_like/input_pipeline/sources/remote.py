@@ -41,9 +41,9 @@ def list_remote(address: str, wanted: re.Pattern[str], excluded: set[str]) -> li
     """Address, size in bytes and stamp of the files at an address, chained ones (``zip://*.txt::gs://a.zip``) included.
 
     Args:
-      address: a file, a folder or a glob.
-      wanted: the names of files that are taken from a folder.
-      excluded: names of folders and files that are passed over below a folder or glob.
+      address: address of a file, a folder or a glob.
+      wanted: name patterns of files that are read from a folder.
+      excluded: names of folders and files that are skipped below a folder or glob.
 
     Raises:
       UserError: it cannot be listed, or the file system does not tell when a file has changed.
@@ -98,16 +98,16 @@ def _is_passed_over(name: str, path: str, excluded: set[str]) -> bool:
 
 
 def _stamp(system: Any, name: str, listed: dict[str, Any], archive: str) -> str:
-    """What changes with the content of a remote file, for that it is not read; never empty.
+    """A stamp that changes with the content of a remote file, which is not read for it; never empty.
 
     Args:
-      system: the file system.
-      name: the path in it.
-      listed: what its listing says of the file.
-      archive: the stamp of the archive that the file lies in; empty: in none.
+      system: file system of the file.
+      name: path in it.
+      listed: entry of the file in its listing.
+      archive: stamp of the archive that holds the file; empty: no archive.
 
     Raises:
-      UserError: the file system says nothing.
+      UserError: the file system has no such mark.
     """
     own = _told_stamp(listed)
     if not own and not archive:  # of an archive the key is made anew each time it is opened

@@ -1,4 +1,4 @@
-"""What a source of documents is: one frozen dataclass with its reader, in a file of its own beside this one.
+"""The base of sources of documents: each is one frozen dataclass with its reader, in a file beside this one.
 
 Knows files and units; must not know formats or tokens. A source is cut into units that can be read by themselves, by
 different processes; read one after the other they give whole documents as strings in the same order each time, so that
@@ -24,13 +24,13 @@ from t5x_like.input_pipeline.sources.messages import cannot_be_read, empty_file,
 
 
 class Source(Config, abc.ABC, where="data.corpus.source"):
-    """Where documents are: the base of frozen dataclasses. One of a user's own has a method ``read``, and ``digest``
-    where what it reads changes without a change of its fields, its code or its ``files``.
+    """A source of documents: the base of frozen dataclasses. A user's own has a method ``read``, and ``digest`` where
+    its documents change without a change of its fields, its code or its ``files``.
 
     Attributes:
       by_units: whether another process can make it from its fields and read a unit by itself; otherwise all of it is
         read in one process, units in order.
-      emptiness: what a file with some bytes but no documents is called.
+      emptiness: name of a file with some bytes but no documents, for errors.
     """
 
     by_units: ClassVar[bool] = False
@@ -107,7 +107,7 @@ class Source(Config, abc.ABC, where="data.corpus.source"):
         """Yields the documents in a fixed order; empty ones (whitespace only) are passed over.
 
         Args:
-          bad_documents: what to do with a document, or the rest of a file, that cannot be read: ``error`` or ``skip``.
+          bad_documents: treatment of a document, or the rest of a file, that cannot be read: ``error`` or ``skip``.
 
         Raises:
           UserError: no such file, a package that is not installed, not one document in all of it; and, unless that is
@@ -130,7 +130,7 @@ class FileSource(Source):
 
     Attributes:
       paths: files, folders or glob patterns; relative ones start at the current folder.
-      patterns: the names of files that are taken from folders.
+      patterns: name patterns of files that are read from folders.
     """
 
     by_units: ClassVar[bool] = True

@@ -45,8 +45,8 @@ def division_of(heldout: float, least: float, greatest: float) -> Division:
     """The division that holds out ``heldout`` of the documents, but leaves neither side empty.
 
     Args:
-      heldout: the share wanted; 0 holds out nothing.
-      least, greatest: the least and the greatest ``hashed_share`` of all documents.
+      heldout: wanted share of held-out documents; 0 holds out none.
+      least, greatest: least and greatest ``hashed_share`` of all documents.
     """
     if heldout <= 0.0:
         return Division(0.0)
@@ -63,9 +63,9 @@ def documents_of_split(read: ReadAgain, heldout: float, name: SplitName) -> Iter
     A corpus of one document is split by its tail: see ``split_tail``.
 
     Args:
-      read: gives the documents from the start at every call; nearly always called once.
-      heldout: the share that is held out.
-      name: which side to yield.
+      read: function to all documents from the start; nearly always called once.
+      heldout: share of held-out documents.
+      name: name of the split to yield.
     """
     wanted = name == "heldout"
     if heldout <= 0.0:

@@ -1,6 +1,6 @@
 """Text files, also of packages, and the lines of any file: read in blocks, decoded, numbered, from any byte on.
 
-Knows UTF-8 and line ends. What is done to a line is the business of the format.
+Knows UTF-8 and line ends; must not know formats.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class TextFiles(FileSource):
     Attributes:
       paths: files, folders (every ``*.txt`` below them, compressed or not) or glob patterns; relative ones start at the
         current folder.
-      documents: what one document is: a whole file, a non-empty line, or a run of lines between empty lines.
-      exclude: names of folders and files that are passed over wherever they occur below a folder or glob.
+      documents: unit of a document: a whole file, a non-empty line, or a paragraph (lines between empty lines).
+      exclude: names of folders and files that are skipped anywhere below a folder or glob.
     """
 
     paths: tuple[str, ...]
@@ -213,7 +213,7 @@ def _decode_lines(block: bytes) -> list[str | None]:
 
 @lru_cache(maxsize=64)
 def _count_line_ends(file: str, stop: int) -> int:
-    """Line ends in the first ``stop`` bytes; only errors need it, of which one file may have many."""
+    """Number of line ends in the first ``stop`` bytes, for the line numbers of errors."""
     count = 0
     with open_plain(file) as stream:
         while stop > 0 and (chunk := stream.read(min(_BLOCK_BYTES, stop))):
@@ -250,7 +250,7 @@ def _read_paragraphs(unit: Unit) -> Iterator[str | UserError]:
                 elif paragraph or bad >= 0:
                     yield "\n".join(paragraph) if bad < 0 else not_utf8(unit.file, lines.place(bad))
                     paragraph, bad = [], -1
-    except BrokenFile as error:  # the paragraph may go on in what is lost
+    except BrokenFile as error:  # the paragraph may continue in the lost part
         yield broken_file(unit.file, error, f"after {lines.place(lines.count - 1)}")
         return
     if paragraph or bad >= 0:

@@ -20,7 +20,7 @@ def feature_names(example: bytes) -> list[str]:
 
 
 def feature_bytes(example: bytes, name: bytes) -> list[bytes]:
-    """The values of the feature ``name``, of which there may be none.
+    """The values of the feature ``name``, possibly none.
 
     Raises:
       KeyError: no feature of that name.

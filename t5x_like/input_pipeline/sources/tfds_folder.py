@@ -1,6 +1,6 @@
 """TFDS data sets that are prepared on disk: splits and shards as TFDS knows them, records read by ourselves.
 
-TFDS says which records of which files a split is; both its ArrayRecord and its TFRecord files hold ``tf.train.Example``
+TFDS gives the files and records of a split; both its ArrayRecord and its TFRecord files hold ``tf.train.Example``
 messages, which are read here 3 times as fast as by its own decoder, and without TensorFlow. Nothing but units needs
 TFDS to be installed.
 """

@@ -1,4 +1,4 @@
-"""A stretch of an endless source: so many of its documents, as a source of its own.
+"""A window of an endless source: ``count`` of its documents, as a source of their own.
 
 Knows documents and their hashes; must not know tokens.
 """

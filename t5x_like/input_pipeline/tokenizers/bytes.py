@@ -34,7 +34,7 @@ class ByteTokenizer(Tokenizer):
 
     @functools.cached_property
     def word_starts(self) -> np.ndarray:
-        """White space and punctuation begin a word; letters, digits and bytes of longer characters go on with it."""
+        """White space and punctuation begin a word; letters, digits and bytes of longer characters continue it."""
         starts = [begins_word(chr(byte)) if byte < 128 else False for byte in range(256)]
         return np.array([True] * _OFFSET + starts)
 

@@ -1,4 +1,4 @@
-"""What a corpus file says about its vocabulary: one frozen dataclass per kind, each of which opens its tokenizer.
+"""The choice of a corpus's vocabulary: one frozen dataclass per kind, which opens its tokenizer.
 
 Types that go to JSON and back only; imports neither numpy nor any tokenizer before one is opened.
 """
@@ -21,7 +21,7 @@ SentencePieceModel = Literal["bpe", "unigram"]
 
 
 class TokenizerConfig(Config, abc.ABC, where="data.corpus.tokenizer"):
-    """Where a vocabulary is: the base of frozen dataclasses. One of a user's own has a method ``open``.
+    """A vocabulary: the base of frozen dataclasses. One of a user's own has a method ``open``.
 
     Attributes:
       path: its file; empty: none, or not made yet.

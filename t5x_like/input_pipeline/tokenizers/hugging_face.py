@@ -36,12 +36,12 @@ EOS_NAMES = (
 )  # fmt: skip
 MASK_NAMES = ("<mask>", "[MASK]", "<|mask|>", "<MASK>", "<MASK_TOKEN>")
 
-# Longer texts are cut, and not more than so many characters encoded at once, to bound the memory: the library takes
+# Longer texts are cut, and at most this many characters encoded at once, to bound the memory: the library takes
 # about 40 bytes for each.
 _CHUNK = 1_000_000
 _LONGEST = 1_100_000
 _AT_ONCE = 4_000_000
-# Around a border so many characters are encoded whole and in two, to see whether it is a place to cut.
+# Around a border this many characters are encoded whole and in two, to check whether a cut changes ids.
 _AROUND = 100
 
 

@@ -16,7 +16,7 @@ _SENTINEL = re.compile(r"<extra_id_\d+>")
 # Where a text is cut: before a single space or newline between letters or digits, the one place where no pre-tokenizer
 # in use looks at both sides.
 _BORDER = re.compile(r"(?<=\w)[ \n](?=\w)")
-# So many borders are asked about before a text is cut wherever its limit falls.
+# Number of borders checked before a text is cut at its limit.
 _MOST_QUESTIONS = 100
 
 # Chinese characters, each a word as in BERT (google-research/bert, tokenization.py): scripts without spaces.
@@ -44,7 +44,7 @@ def cut_text(text: str, wanted: int, most: int, resume: Callable[[str, int], int
 
     Args:
       text: of any length.
-      wanted: a chunk ends at the first good border after so many characters.
+      wanted: number of characters after which a chunk ends at the first good border.
       most: where there is none up to here, it ends here, and ids differ from those of the uncut text.
       resume: where the next chunk begins if this one ends at a border (the place of a space or newline), such that the
         ids of both, joined, are those of the uncut text; None where there is no such place.

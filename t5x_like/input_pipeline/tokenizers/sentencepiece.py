@@ -33,7 +33,7 @@ SPACE = "\u2581"  # how pieces spell a space
 # that it has at once, its BPE is a third faster on such chunks than on documents of 50,000 characters, and its Unigram
 # adds up scores as float32, so that far into a long text ties fall this way or that.
 _CHUNK = 8_000
-# Where no white space lets a text be cut, it is cut anyway after so many characters.
+# Where no white space lets a text be cut, it is cut anyway after this many characters.
 _LONGEST = 1_000_000
 
 

@@ -1,4 +1,4 @@
-"""How a family's tables of Hugging Face names are written: their name (``{}`` for the layer) to ours."""
+"""Tables of a family's Hugging Face names: their name (``{}`` for the layer) to ours."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Entry:
     """Where one of their tensors lies here.
 
     Attributes:
-      paths: of our parameters, joined along the last dimension where they keep several in one.
-      turned: whether the two dimensions change places: our kernels are [in, out], tables and output head [rows, D].
+      paths: paths of our parameters, joined along the last dimension where they keep several in one.
+      turned: whether the array is transposed: our kernels are [in, out], tables and output head [rows, D].
     """
 
     paths: tuple[str, ...]
@@ -29,9 +29,9 @@ class Family:
     """What Hugging Face calls the parameters of models of one kind.
 
     Attributes:
-      name: of the kind.
-      fits: whether a model is of it.
-      names: their names for its parameters.
+      name: name of the family.
+      fits: function from a model's config to whether it is of the family.
+      names: function from a model's config to its table of names.
     """
 
     name: str

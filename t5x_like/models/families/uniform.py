@@ -1,4 +1,4 @@
-"""Models whose layers are all alike, from a few sizes: what every family here is made of."""
+"""Models whose layers are all alike, from a few sizes: the base of every family here."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Dropout(Config, where="model.dropout"):
     """Rates by place, for a whole model; each family has its own places, and 0 is off.
 
     Attributes:
-      embedding: the sum of embeddings.
-      attention: attention probabilities.
-      residual: the output of each attention and MLP, before it is added.
-      hidden: inside the MLP.
-      final: after the last norm of a stack.
+      embedding: rate for the sum of embeddings.
+      attention: rate for attention probabilities.
+      residual: rate for the output of each attention and MLP, before it is added.
+      hidden: rate inside the MLP.
+      final: rate after the last norm of a stack.
     """
 
     embedding: float = 0.0
@@ -54,13 +54,13 @@ class Uniform(Config, where="model"):
     """The sizes and choices of a model with one kind of layer on each side; a function of a family fills them in.
 
     Attributes:
-      encoder_layers, decoder_layers: how many; 0: the side is missing.
+      encoder_layers, decoder_layers: number of layers; 0: the side is missing.
       d_ff: width of the MLP's hidden layer.
       bias: whether linear maps have biases.
       final_norm: whether the stacks end in a norm; it is the layers' norm.
       embedding_norm: whether the sum of embeddings is normalized, by the layers' norm.
 
-    All others are the fields of the choices that they go to: see ``Attention``, ``FeedForward``, ``Layer``, ``Side``.
+    All others are fields of the choices that receive them: see ``Attention``, ``FeedForward``, ``Layer``, ``Side``.
     """
 
     encoder_layers: int = 0
