@@ -25,8 +25,9 @@ from t5x_like.ops.attention import Full, choose
 from t5x_like.plan.chips import peak_flops
 from t5x_like.report.clock import Clock
 from t5x_like.report.console import Console, Opening
+from t5x_like.report.metrics import METRICS, read_metrics
 from t5x_like.report.preparing import Preparing
-from t5x_like.report.writers import METRICS, Reporter, read_metrics
+from t5x_like.report.writers import Reporter
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
 from t5x_like.train.directory import CHECKPOINTS, open_directory, record_start
