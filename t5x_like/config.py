@@ -47,6 +47,7 @@ from t5x_like.layers.norms import LayerNorm, Norm, RMSNorm
 from t5x_like.layers.positions import Alibi, Learned, NoPositions, Positions, Rope, Sinusoidal, T5Relative
 from t5x_like.layers.stack import Group, Stack
 from t5x_like.losses import FutureTokens, Loss, TokenLoss
+from t5x_like.models.adapters import Adapter
 from t5x_like.models.config import HeadTransform, ModelConfig, Side
 from t5x_like.models.families import (
     Dropout,
@@ -80,12 +81,12 @@ from t5x_like.sharding.config import MeshConfig, Rule
 from t5x_like.train.config import Run, TrainConfig
 
 __all__ = [
-    "UL2", "Adafactor", "AdamW", "Alibi", "ArrayRecord", "Attention", "Autoregressive", "BatchArray", "Bytes",
-    "CheckpointConfig", "Config", "Corpus", "Csv", "DataConfig", "Dropout", "Evaluation", "Every", "Example", "FanIn",
-    "Features", "FeedForward", "FillInTheMiddle", "Filters", "FutureTokens", "Group", "HeadTransform", "HeldOut",
-    "HuggingFaceDataset", "HuggingFaceTokenizer", "IidDenoising", "Init", "Inputs", "Joined", "JsonLines", "Layer",
-    "LayerNorm", "Learned", "Lion", "Loss", "MaskedLM", "MeshConfig", "Mixer", "Mixture", "ModelConfig", "Muon",
-    "NoPositions", "Norm", "Normal", "Objective", "Optax", "OptimizerConfig", "PackageText", "Parquet", "Part",
+    "UL2", "Adafactor", "AdamW", "Adapter", "Alibi", "ArrayRecord", "Attention", "Autoregressive", "BatchArray",
+    "Bytes", "CheckpointConfig", "Config", "Corpus", "Csv", "DataConfig", "Dropout", "Evaluation", "Every", "Example",
+    "FanIn", "Features", "FeedForward", "FillInTheMiddle", "Filters", "FutureTokens", "Group", "HeadTransform",
+    "HeldOut", "HuggingFaceDataset", "HuggingFaceTokenizer", "IidDenoising", "Init", "Inputs", "Joined", "JsonLines",
+    "Layer", "LayerNorm", "Learned", "Lion", "Loss", "MaskedLM", "MeshConfig", "Mixer", "Mixture", "ModelConfig",
+    "Muon", "NoPositions", "Norm", "Normal", "Objective", "Optax", "OptimizerConfig", "PackageText", "Parquet", "Part",
     "PerToken", "PermutationLM", "Positions", "PrefixLM", "Proportional", "PythonGenerator", "RMSNorm", "RateSchedule",
     "ReportConfig", "Rope", "Rule", "Run", "Sampling", "Schedule", "ScheduleFree", "SentencePiece",
     "SentencePieceModel", "Side", "Sinusoidal", "Source", "SpanCorruption", "Stack", "T5Relative", "TextFiles",

@@ -34,7 +34,7 @@ from t5x_like.models import families
 from t5x_like.objectives import Autoregressive, MaskedLM, SpanCorruption
 from t5x_like.optim import AdamW
 from t5x_like.report.config import ReportConfig
-from t5x_like.report.writers import read_metrics
+from t5x_like.report.metrics import read_metrics
 from t5x_like.train.config import Run, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -110,6 +110,7 @@ class Attention(Mixer):
         cache: Cache | None = None,
     ) -> tuple[jax.Array, Out]:
         import jax
+        import jax.numpy as jnp
 
         seen = self.keys_values(parts, x_BLD, prepared)
         if cache is not None:
@@ -117,7 +118,8 @@ class Attention(Mixer):
             seen = {name: write(cache[name], seen[name], context.offset, axis=1) for name in cache}
         positions = self.positions or context.positions
         table = context.position_table if parts.position_bias is None else parts.position_bias
-        bias = None if positions is None else positions.bias(table, self.heads, not context.causal)
+        columns = (context.offset + jnp.arange(x_BLD.shape[1]), jnp.arange(seen["key"].shape[1]))
+        bias = None if positions is None else positions.bias(table, self.heads, not context.causal, columns)
         out = self._attend(parts, x_BLD, seen, context, context.mask(self.window), bias, prepared, key)
         return out, Out(None if cache is None else seen)
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from flax import nnx
 
-from t5x_like.layers.init import Init
-from t5x_like.layers.positions import Positions
+if TYPE_CHECKING:
+    from t5x_like.layers.init import Init
+    from t5x_like.layers.positions import Positions
 
 
 class Module(nnx.Module):

@@ -59,8 +59,15 @@ class Positions(Config, abc.ABC, where="model.positions"):
         """The parameter of ``bias``, or None."""
         return None
 
-    def bias(self, table: Any, heads: int, bidirectional: bool) -> Bias | None:
-        """Bias to be added to attention scores, or None."""
+    def bias(self, table: Any, heads: int, bidirectional: bool, columns: tuple[jax.Array, jax.Array]) -> Bias | None:
+        """Bias to be added to attention scores, or None.
+
+        Args:
+          table: the parameter that ``declare_bias`` declares.
+          heads: of the queries.
+          bidirectional: whether later keys are seen.
+          columns: (of the queries [L], of the keys [S]) int32, for a bias that is given as an array.
+        """
         return None
 
 
@@ -124,7 +131,7 @@ class T5Relative(Positions):
 
         return param((self.buckets, heads), ("buckets", "heads"), init.kernel(width))
 
-    def bias(self, table: Any, heads: int, bidirectional: bool) -> Bias | None:
+    def bias(self, table: Any, heads: int, bidirectional: bool, columns: tuple[jax.Array, jax.Array]) -> Bias | None:
         from t5x_like.ops.attention import T5Relative as Buckets
 
         return Buckets(table[...], bidirectional, self.max_distance)
@@ -134,7 +141,7 @@ class T5Relative(Positions):
 class Alibi(Positions):
     """Scores fall linearly with distance, by a slope for each head (Press et al. 2022)."""
 
-    def bias(self, table: Any, heads: int, bidirectional: bool) -> Bias | None:
+    def bias(self, table: Any, heads: int, bidirectional: bool, columns: tuple[jax.Array, jax.Array]) -> Bias | None:
         import jax.numpy as jnp
 
         from t5x_like.ops.attention import Alibi as Slopes

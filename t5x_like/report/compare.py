@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from t5x_like.core.text import table
-from t5x_like.report.writers import read_metrics
+from t5x_like.report.metrics import read_metrics
 
 
 def compare_metrics(one: Path, other: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t5x_like.core.errors import UserError
-from t5x_like.report.writers import read_metrics
+from t5x_like.report.metrics import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

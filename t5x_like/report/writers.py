@@ -16,8 +16,7 @@ from typing import Any, Protocol
 from t5x_like.core.errors import UserError
 from t5x_like.core.paths import write_atomically
 from t5x_like.report.config import ReportConfig
-
-METRICS = "metrics.jsonl"
+from t5x_like.report.metrics import METRICS, read_metrics
 
 
 class Writer(Protocol):
@@ -147,30 +146,6 @@ class Reporter:
         from t5x_like.report.plots import plot_curves  # matplotlib is heavy: only at the end
 
         return plot_curves(self._directory)
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, in order; a line cut off by a kill is left out.
-
-    Args:
-      path: path of the file or of the run's folder.
-
-    Raises:
-      UserError: there is no such file.
-    """
-    path = Path(path)
-    path = path / METRICS if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(str(path), "there is no such file", "the folder of a run that has begun")
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
 
 
 def _line(row: Mapping[str, Any]) -> str:

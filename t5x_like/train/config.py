@@ -11,6 +11,7 @@ from t5x_like.core.errors import UserError
 from t5x_like.evaluate.heldout import HeldOut
 from t5x_like.evaluate.task import Evaluation
 from t5x_like.input_pipeline.config import DataConfig
+from t5x_like.models.adapters import Adapter
 from t5x_like.models.config import ModelConfig
 from t5x_like.objectives import Objective
 from t5x_like.optim.config import OptimizerConfig
@@ -66,6 +67,7 @@ class Run(Config, where=""):
     """All that decides what a run computes and reports.
 
     ``evaluations`` are made during training, each at its own times or every ``train.evaluate_every`` steps.
+    ``adapters`` have parameters of their own beside the model's, which change those that it computes with.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Run(Config, where=""):
     checkpoint: CheckpointConfig = CheckpointConfig()
     report: ReportConfig = ReportConfig()
     evaluations: tuple[Evaluation, ...] = (HeldOut(),)
+    adapters: tuple[Adapter, ...] = ()
 
     def __post_init__(self):
         if self.model.shape not in self.objective.shapes:

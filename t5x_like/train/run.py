@@ -31,8 +31,9 @@ from t5x_like.plan.chips import peak_flops
 from t5x_like.plan.memory import bytes_per_device
 from t5x_like.report.clock import Clock
 from t5x_like.report.console import Console, Opening
+from t5x_like.report.metrics import METRICS, read_metrics
 from t5x_like.report.preparing import Preparing
-from t5x_like.report.writers import METRICS, Reporter, read_metrics
+from t5x_like.report.writers import Reporter
 from t5x_like.sharding.mesh import Placement
 from t5x_like.sharding.reduction import copying_axes
 from t5x_like.train.config import Run
@@ -252,7 +253,8 @@ def _choice(mixer: Attention, side: Side, causal: bool, rows: int, length: int, 
             for heads in (mixer.heads, mixer.key_heads))  # fmt: skip
     segments = jnp.ones((rows, length), jnp.int32)
     mask = Context(causal, segments, (segments, segments)).mask(mixer.window)
-    bias = positions.bias(None if shape is None else jnp.zeros(shape), mixer.heads, not causal)
+    table, columns = None if shape is None else jnp.zeros(shape), jnp.arange(length)
+    bias = positions.bias(table, mixer.heads, not causal, (columns, columns))
     return choose(q, k, k, mask=mask, bias=bias, soft_cap=mixer.soft_cap or None)
 
 

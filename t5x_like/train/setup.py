@@ -17,6 +17,7 @@ from t5x_like.arrays.keys import named
 from t5x_like.arrays.trees import Tree, map_named
 from t5x_like.layers.param import abstract, initialize
 from t5x_like.losses import Loss, TokenLoss, stacked
+from t5x_like.models.adapters import with_adapters
 from t5x_like.models.transformer import Batch, make_model
 from t5x_like.optim.optimizer import Optimizer, make_optimizer
 from t5x_like.sharding.mesh import Placement
@@ -118,7 +119,9 @@ class Setup:
 def make_setup(run: Run) -> Setup:
     """Model, optimizer and loss of a run. Needs no device."""
     structure, specs = make_model(run.model)
+    specs, conversions = with_adapters(run.adapters, specs)
     train = run.train
     loss = run.objective.loss(TokenLoss(train.z_loss, train.label_smoothing, train.logits_chunk))
-    optimizer = make_optimizer(run.optimizer, specs, train.steps)
-    return Setup(structure, specs, optimizer, loss, train.micro_batches, train.seed)
+    frozen = (*run.optimizer.frozen, *(pattern for adapter in run.adapters for pattern in adapter.frozen))
+    optimizer = make_optimizer(dataclasses.replace(run.optimizer, frozen=frozen), specs, train.steps)
+    return Setup(structure, specs, optimizer, loss, train.micro_batches, train.seed, conversions)

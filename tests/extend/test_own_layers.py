@@ -54,7 +54,7 @@ def assert_scanned_is_unrolled(config):
 
 
 def test_positions(own):
-    chosen = own("positions").RootDistance(length=9)
+    chosen = own("positions").RootDistance()
     config = tiny("llama")
     config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, positions=chosen))
     params = flatten(assert_scanned_is_unrolled(config))

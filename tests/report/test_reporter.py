@@ -12,8 +12,9 @@ import pytest
 
 from t5x_like.core.errors import UserError
 from t5x_like.report.config import ReportConfig
+from t5x_like.report.metrics import read_metrics
 from t5x_like.report.plots import plot_curves, plot_runs, smooth
-from t5x_like.report.writers import Reporter, read_metrics
+from t5x_like.report.writers import Reporter
 
 PLAIN = ReportConfig(tensorboard=False, plots=False)
 

@@ -169,7 +169,7 @@ def test_process_arguments_refuse(change, part):
 
 
 def test_a_run_may_place_axes_elsewhere():
-    """Rules of a run stand in place of the table's, for the parameters, for activations, and for sizes to be divided."""
+    """Rules of a run replace those of the table: for parameters, activations, and sizes to be divided."""
     specs = built(tiny("llama"))[1]
     usual = make_placement(MeshConfig(data=2, fsdp=2, tensor=2))
     own = make_placement(MeshConfig(data=2, fsdp=2, tensor=2, rules=(Rule("mlp", ()), Rule("length", ("tensor",)))))

@@ -12,7 +12,7 @@ from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Bytes, Corpus, Mixture, Part, TextFiles
 from t5x_like.layers.positions import T5Relative
 from t5x_like.objectives import UL2, Autoregressive, PermutationLM, PrefixLM, SpanCorruption
-from t5x_like.report.writers import read_metrics
+from t5x_like.report.metrics import read_metrics
 from t5x_like.train.data import check_skipped
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")

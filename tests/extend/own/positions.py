@@ -14,12 +14,10 @@ from t5x_like.ops.attention import Dense
 
 @dataclasses.dataclass(frozen=True)
 class RootDistance(Positions):
-    length: int = 64  # columns for which the bias is made
-
     def declare_bias(self, heads, width, init):
         return param((heads,), ("heads",), init.kernel(1))
 
-    def bias(self, table, heads, bidirectional):
-        place = jnp.arange(self.length, dtype=jnp.float32)
-        distance = jnp.sqrt(jnp.abs(place[:, None] - place[None]))
+    def bias(self, table, heads, bidirectional, columns):
+        queries_L, keys_S = columns
+        distance = jnp.sqrt(jnp.abs(queries_L[:, None] - keys_S).astype(jnp.float32))
         return Dense(-jax.nn.softplus(table[...])[None, :, None, None] * distance[None, None])

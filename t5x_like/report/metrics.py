@@ -1,0 +1,35 @@
+"""Reading metrics.jsonl, one row of values a line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from t5x_like.core.errors import UserError
+
+METRICS = "metrics.jsonl"
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, in order; a line cut off by a kill is left out.
+
+    Args:
+      path: the file, or the run's folder.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    path = Path(path)
+    path = path / METRICS if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(str(path), "there is no such file", "the folder of a run that has begun")
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
