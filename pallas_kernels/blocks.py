@@ -1,4 +1,4 @@
-"""Sizes of blocks: what each generation of chip is best at, fitted to a call's lengths.
+"""Sizes of blocks: the best of each generation of chip, fitted to a call's lengths.
 
 The TPU table was chosen by what the TPU compiler's own schedule costs (benchmarks/kernels_static.py), not measured on
 chips; what ``tune`` has measured goes before it. Must not know kernels.
@@ -23,9 +23,9 @@ class BlockSizes(NamedTuple):
     """Sizes of the blocks of a kernel, multiples of 128 on TPUs; 0: from the table.
 
     Attributes:
-      queries, keys: of the forward pass.
-      backward_queries, backward_keys: of the backward pass.
-      chip: the generation whose table is read, for compiling where there is none: v4, v5e, v5p, v6e, tpu7x; empty: that
+      queries, keys: sizes of the forward pass.
+      backward_queries, backward_keys: sizes of the backward pass.
+      chip: generation whose table is read, for compiling without a chip: v4, v5e, v5p, v6e, tpu7x; empty: that
         of the default device.
     """
 
@@ -76,13 +76,13 @@ class BackwardSub(NamedTuple):
 
 
 class TpuBlocks(NamedTuple):
-    """What the TPU kernels are built with.
+    """Sizes and options of the TPU kernels.
 
     Attributes:
       queries, keys, forward_sub: of the forward pass.
       backward_queries, backward_keys, backward_sub: of the backward pass.
       sums_by_matmul: whether the forward pass's exponentials are added up by the matrix unit.
-      vmem_bytes: what a kernel may use.
+      vmem_bytes: memory that a kernel may use.
     """
 
     queries: int
@@ -118,7 +118,7 @@ _KINDS = {
 
 
 def chip_name() -> str:
-    """Of the default device: a key of ``TPU``, or what the device calls itself."""
+    """Name of the default device: a key of ``TPU``, or its own ``device_kind``."""
     kind = jax.devices()[0].device_kind
     return str(_KINDS.get(kind, kind))
 
@@ -193,8 +193,8 @@ def tpu_blocks(
     Args:
       asked: sizes to use instead, and the generation.
       queries, keys: lengths.
-      head: the larger size of a head.
-      head_bytes: of one row of a head.
+      head: larger size of a head.
+      head_bytes: bytes of one row of a head.
       reach: max_distance of T5's bias, whose tiles near the diagonal must fit too; 0 without.
 
     Raises:

@@ -119,7 +119,7 @@ class Piece(NamedTuple):
 
 
 def pieces(size: int) -> tuple[Piece, ...]:
-    """A head in at most two pieces, the last of which may reach over the end: 80 is 64 + 16, 112 is 128."""
+    """A head in at most two pieces; the last one may reach over the end: 80 is 64 + 16, 112 is 128."""
     first = max(16, 1 << (size.bit_length() - 1))
     rest = size - first
     if rest <= 0:
@@ -347,7 +347,7 @@ class Plan(NamedTuple):
         return (row < self.shape.L) & (key < self.shape.S)
 
     def cost(self, products: tuple[int, int], arrays) -> pl.CostEstimate:
-        """Of a kernel with so many products of [queries, N] and of [queries, V] for each pair."""
+        """The plan of a kernel with these numbers of products of [queries, N] and of [queries, V] for each pair."""
         pairs = self.pairs * self.shape.H
         return pl.CostEstimate(
             flops=2 * pairs * (products[0] * self.shape.N + products[1] * self.shape.V),
