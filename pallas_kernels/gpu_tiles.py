@@ -347,7 +347,7 @@ class Plan(NamedTuple):
         return (row < self.shape.L) & (key < self.shape.S)
 
     def cost(self, products: tuple[int, int], arrays) -> pl.CostEstimate:
-        """The plan of a kernel with these numbers of products of [queries, N] and of [queries, V] for each pair."""
+        """Cost of a kernel with these numbers of products of [queries, N] and of [queries, V] for each pair."""
         pairs = self.pairs * self.shape.H
         return pl.CostEstimate(
             flops=2 * pairs * (products[0] * self.shape.N + products[1] * self.shape.V),

@@ -244,7 +244,7 @@ class Prefix(Mask):
     """Every query sees the keys of a prefix: prefix LM is ``Causal() | Prefix(...)``, if packed ``& Segments(...)``.
 
     Attributes:
-      key_prefix: [B] length of each example's prefix; or [B, S], non-zero where a key belongs to a prefix, for rows with
+      key_prefix: [B] length of each example's prefix; or [B, S], non-zero where a key belongs to a prefix, for rows of
         several examples.
     """
 
