@@ -58,7 +58,7 @@ def attention(
     Args:
       q_BLHN, k_BSKN, v_BSKV: float32 or bfloat16, all of one dtype; K divides H, and head h reads key head
         h // (H // K).
-      mask: allowed pairs of query and key.
+      mask: who may attend to whom.
       bias: added to the scores, or None.
       scale: of the scores; None: 1 / sqrt(N). An array [L] or [B, L] gives one for each query, as attention that is
         scaled by the logarithm of its length does; the queries are then multiplied by it and rounded to their dtype.
