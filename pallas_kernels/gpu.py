@@ -45,7 +45,7 @@ LARGEST_HEAD = 256
 
 # Launches of the forward kernel, of dq and of dk and dv, by bytes of an element and the larger of a head's two sizes,
 # rounded up; then what a bias, which takes registers, changes in them. Chosen so that no chip spills in bfloat16 with
-# heads of 64 and 128, or little (benchmarks/kernels_gpu.py); nobody has timed them.
+# heads of 64 and 128, or little (benchmarks/kernels_gpu.py); they have not been timed.
 _LAUNCHES = {
     (2, 64): (Launch(128, 64, 4, 3), Launch(64, 64, 4, 3), Launch(64, 64, 4, 3)),
     (2, 128): (Launch(128, 64, 8, 3), Launch(64, 64, 4, 2), Launch(64, 64, 8, 2)),
@@ -62,7 +62,7 @@ _WITH_DENSE_BIAS = {(2, 64): (Launch(128, 64, 8, 3), Launch(64, 32, 4, 3), Launc
 
 
 def refusal(q: Any, k: Any, v: Any, mask: Mask, bias: Bias | None) -> str:
-    """Why the kernels cannot do this, naming the argument and who can; empty if they can."""
+    """Reason why the kernels cannot do this: the argument, and the backend that can; empty if they can."""
     del mask, bias  # all of them are there
     for name, size in (("q and k", q.shape[3]), ("v", v.shape[3])):
         if not 1 <= size <= LARGEST_HEAD:

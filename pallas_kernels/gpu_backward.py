@@ -42,7 +42,7 @@ _ROWS = 16  # of a tile that are folded along the diagonals at a time
 
 
 class Grads(NamedTuple):
-    """What the kernel of the queries writes; None where there is no such bias.
+    """Outputs of the kernel of the queries; None where there is no such bias.
 
     Attributes:
       dq: [B, L, H, N].

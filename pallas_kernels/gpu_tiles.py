@@ -1,8 +1,8 @@
-"""What the GPU kernels of both directions share: the tiles that a program visits, and the scores of one.
+"""Shared by the GPU kernels of both directions: the tiles that a program visits, and the scores of a tile.
 
 A tile is a block of queries times a block of keys. Each block of queries (or of keys) has a list of the tiles that it
 visits: first the easy ones, in which every pair is allowed and a T5 bias is one number, then the hard ones, in which
-each pair is asked. Empty tiles are in no list. Must not know who makes the lists (``gpu_plan``), gradients, or what a
+each pair is tested. Empty tiles are in no list. Must not know who makes the lists (``gpu_plan``), gradients, or what a
 kernel writes.
 
 Letters: B batch, L queries, S keys, H query heads, K key heads, N size of a query or key head, V size of a value head,
@@ -40,12 +40,12 @@ class Launch(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What is known of a call when compiling, besides shapes.
+    """Arguments of a call known when compiling, besides shapes.
 
     Attributes:
-      scale, soft_cap: of the scores; a cap of 0 is none.
-      rate: of dropout.
-      q_offset: the column of the first query; None if it is an array.
+      scale, soft_cap: scale and cap of the scores; a cap of 0 is none.
+      rate: rate of dropout.
+      q_offset: column of the first query; None if it is an array.
       forward, for_queries, for_keys: launches of the three kernels.
       interpret: whether to run in the interpreter.
     """
@@ -65,15 +65,15 @@ class Data(NamedTuple):
     sinks are float32, and in units of log 2 except ``dense``.
 
     Attributes:
-      offset_1: the column of the first query.
+      offset_1: column of the first query.
       visits: [1 or B, 1 or I, P] (or J for I): blocks to visit, the easy ones first; a block may use less than all.
-      counts: [1 or B, I, 2]: how many are easy, how many there are.
-      query_data, key_data: of the mask's ``Slots``.
+      counts: [1 or B, I, 2]: numbers of easy blocks and of all blocks.
+      query_data, key_data: numbers of the mask's ``Slots``.
       words: for each ``Blocks`` mask [J, W, R] int32: bit n of word w says whether the query unit sees unit 32 w + n of
         those in the key block.
-      streams_BH: of dropout.
+      streams_BH: streams of dropout.
       distances_HD: T5 bias by distance. slopes_H: ALiBi. dense: [1 or B, 1 or H, L, S].
-      sinks_H: further scores.
+      sinks_H: scores of the sinks.
     """
 
     offset_1: Any
@@ -196,15 +196,15 @@ class Tile(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What one kernel knows of the call when compiling.
+    """Arguments of one kernel known when compiling.
 
     Attributes:
-      options, shape, launch: of the call.
-      rule: of the mask.
-      tables: the mask's tables of blocks.
+      options, shape, launch: options, sizes and launch of the call.
+      rule: rule of the mask.
+      tables: tables of blocks of the mask.
       reach: (least, greatest) distance at which a T5 bias may still change; None without one.
       kinds: whether there may be (easy, hard) tiles.
-      pairs: how many pairs all tiles have, or may have.
+      pairs: number of pairs that all tiles have, or may have.
       keys_first: whether a tile is [keys, queries].
     """
 
@@ -356,7 +356,7 @@ class Plan(NamedTuple):
         )
 
     def call(self, kernel, grid: tuple[int, ...], out_shape, name: str, cost: pl.CostEstimate, aliases=()):
-        """``pallas_call`` with what all kernels have in common."""
+        """``pallas_call`` with the arguments that all kernels share."""
         return pl.pallas_call(
             kernel, grid=grid, out_shape=out_shape, name=name, cost_estimate=cost, interpret=self.options.interpret,
             input_output_aliases=dict(aliases),
