@@ -141,7 +141,7 @@ class OptimizerConfig(Config, abc.ABC, where="optimizer"):
 
     Args:
       learning_rate: peak of the schedule.
-      weight_decay: factor by which each step, times the learning rate, shrinks a parameter.
+      weight_decay: share of a parameter that each step subtracts, times the learning rate.
       clip_norm: largest norm of the gradients over all trained parameters, which are scaled down to it; 0 is off.
       no_decay: regular expressions, searched in "/"-joined parameter paths, of parameters without weight decay.
       frozen: likewise, of parameters that are not trained: no state is kept for them and their gradient is dropped.
@@ -192,6 +192,6 @@ class OptimizerConfig(Config, abc.ABC, where="optimizer"):
         return change
 
     def eval_params(self, params: Tree, state: Any) -> Tree:
-        """Parameters for evaluation in place of the trained ``params``; ``state`` is the transformation's, as optax has it."""
+        """Parameters for evaluation in place of ``params``; ``state`` is the transformation's, as optax has it."""
         del state
         return params

@@ -128,8 +128,8 @@ class Optimizer:
         return join(new, frozen), new_state, info
 
     def eval_params(self, params: Tree, state: dict[str, Any]) -> Tree:
-        """Parameters for evaluation, sampling and export: the moving average if there is one, else the optimizer's choice
-        (schedule-free's average), else ``params`` themselves; in the dtype of the parameters."""
+        """Parameters for evaluation, sampling and export: the moving average if there is one, else the optimizer's
+        choice (schedule-free's average), else ``params`` themselves; in the dtype of the parameters."""
         trained, frozen = split(params, self.trained)
         with jax.numpy_dtype_promotion("standard"):
             found = state[EMA] if self._config.ema else self._config.eval_params(trained, self._unnamed(state))

@@ -104,7 +104,7 @@ class Run(Config, where=""):
         if self.objective.needs_position_ids and self.model.orders_by_column:
             raise UserError(
                 "model.positions",
-                f"{type(self.objective).__name__} gives each token a position of its own, but some layer goes by "
+                f"{type(self.objective).__name__} gives each token a position of its own, but some layer depends on "
                 "columns",
                 "Learned, Sinusoidal or Rope positions, and no window",
             )
