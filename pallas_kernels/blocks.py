@@ -40,9 +40,9 @@ class ForwardSub(NamedTuple):
     """How a block of the TPU's forward pass is divided (see ``tpu_forward``).
 
     Attributes:
-      keys, queries: of an item.
+      keys, queries: sizes of an item.
       chunk: keys of one matrix product.
-      ahead, lag: by how many items products with keys come before, and with values after, the exponentials.
+      ahead, lag: number of items by which products with keys precede, and with values follow, the exponentials.
       group: items of different queries that take turns.
     """
 
@@ -58,8 +58,8 @@ class BackwardSub(NamedTuple):
     """How a block of the TPU's backward pass is divided (see ``tpu_backward``).
 
     Attributes:
-      keys, queries: of a sub-block.
-      lag: by how many sub-blocks the products with a gradient come after it is made.
+      keys, queries: sizes of a sub-block.
+      lag: number of sub-blocks by which the products with a gradient follow the gradient.
       queries_first: whether sub-blocks of the same queries follow one another, or of the same keys.
       turned: whether dk and dv are accumulated transposed, which fills a matrix unit of 256.
     """
@@ -79,8 +79,8 @@ class TpuBlocks(NamedTuple):
     """Sizes and options of the TPU kernels.
 
     Attributes:
-      queries, keys, forward_sub: of the forward pass.
-      backward_queries, backward_keys, backward_sub: of the backward pass.
+      queries, keys, forward_sub: sizes and division of blocks of the forward pass.
+      backward_queries, backward_keys, backward_sub: the same for the backward pass.
       sums_by_matmul: whether the forward pass's exponentials are added up by the matrix unit.
       vmem_bytes: memory that a kernel may use.
     """

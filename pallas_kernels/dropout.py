@@ -18,7 +18,7 @@ class Dropout:
     """Drops attention probabilities with ``rate`` and divides the rest by 1 - rate.
 
     Attributes:
-      rate: from 0 up to but not 1.
+      rate: share of dropped probabilities, in [0, 1).
       seed: int32 scalar.
       first_row, first_head: the global numbers of this shard's first batch row and query head.
     """

@@ -115,7 +115,7 @@ class Console:
         Args:
           outcome: the headline, such as ``complete`` or ``stopped at step 120``.
           facts: names and values, such as where the plot is.
-          account: where the time went, from `clock.Clock.account`.
+          account: shares of the time, from `clock.Clock.account`.
         """
         self.close()
         self._facts(outcome, facts)

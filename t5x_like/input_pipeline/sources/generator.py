@@ -40,7 +40,7 @@ class PythonGenerator(Source):
     Attributes:
       file: the Python file.
       function: its function's name.
-      version: what changes when the documents do; the file's own content counts too, but not what it reads.
+      version: text to change when the documents change; the file's own content counts too, but not what it reads.
     """
 
     file: str
