@@ -31,7 +31,7 @@ from pallas_kernels.gpu_tiles import (
     Launch,
     Options,
     Plan,
-    Shape,
+    Sizes,
     Tile,
     dot,
     iota,
@@ -97,7 +97,7 @@ def attention(
     Raises:
       ValueError: block sizes that are not powers of 2 from 16.
     """
-    shape = Shape.of(q_BLHN, k_BSKN, v_BSKV)
+    shape = Sizes.of(q_BLHN, k_BSKN, v_BSKV)
     known = not isinstance(q_offset, jax.Array)
     options = Options(
         scale, soft_cap, dropout.rate if dropout else 0.0, int(q_offset) if known else None,
@@ -112,7 +112,7 @@ def attention(
     return _attention(options, q_BLHN, k_BSKN, v_BSKV, mask, bias, sinks, streams_BH, offset)
 
 
-def _launches(shape: Shape, itemsize: int, bias: Bias | None, blocks: BlockSizes) -> tuple[Launch, Launch, Launch]:
+def _launches(shape: Sizes, itemsize: int, bias: Bias | None, blocks: BlockSizes) -> tuple[Launch, Launch, Launch]:
     case = itemsize, next(size for size in (64, 128, 256) if max(shape.N, shape.V) <= size)
     table = _LAUNCHES
     if bias is not None:
@@ -125,7 +125,7 @@ def _launches(shape: Shape, itemsize: int, bias: Bias | None, blocks: BlockSizes
     return forward, for_queries, for_keys
 
 
-def _sized(launch: Launch, shape: Shape, queries: int, keys: int) -> Launch:
+def _sized(launch: Launch, shape: Sizes, queries: int, keys: int) -> Launch:
     """With the sizes asked for, and none larger than the call needs."""
     for name, size in (("queries", queries), ("keys", keys)):
         if size and (size < 16 or size & (size - 1)):
@@ -142,7 +142,7 @@ def _attention(options: Options, q, k, v, mask, bias, sinks, streams_BH, offset)
 
 
 def _forward(options: Options, q, k, v, mask, bias, sinks, streams_BH, offset):
-    shape = Shape.of(q, k, v)
+    shape = Sizes.of(q, k, v)
     place = offset if options.q_offset is None else options.q_offset
     plan, data = prepare(options, shape, options.forward, False, mask, bias, sinks, streams_BH, place)
     out = (

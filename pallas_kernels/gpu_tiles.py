@@ -89,7 +89,7 @@ class Data(NamedTuple):
     sinks_H: Any = None
 
 
-class Shape(NamedTuple):
+class Sizes(NamedTuple):
     """Sizes of a call; see the letters."""
 
     B: int
@@ -101,7 +101,7 @@ class Shape(NamedTuple):
     V: int
 
     @classmethod
-    def of(cls, q_BLHN, k_BSKN, v_BSKV) -> Shape:
+    def of(cls, q_BLHN, k_BSKN, v_BSKV) -> Sizes:
         B, L, H, N = q_BLHN.shape
         return cls(B, L, k_BSKN.shape[1], H, k_BSKN.shape[2], N, v_BSKV.shape[3])
 
@@ -110,7 +110,7 @@ class Shape(NamedTuple):
         return self.H // self.K
 
 
-class Piece(NamedTuple):
+class HeadPart(NamedTuple):
     """A part of a head of a size that is a power of 2, as Triton wants it: its start, its size, how much is there."""
 
     start: int
@@ -118,16 +118,16 @@ class Piece(NamedTuple):
     valid: int
 
 
-def pieces(size: int) -> tuple[Piece, ...]:
+def pieces(size: int) -> tuple[HeadPart, ...]:
     """A head in at most two pieces; the last one may reach over the end: 80 is 64 + 16, 112 is 128."""
     first = max(16, 1 << (size.bit_length() - 1))
     rest = size - first
     if rest <= 0:
-        return (Piece(0, first, size),)
+        return (HeadPart(0, first, size),)
     second = max(16, pl.next_power_of_2(rest))
     if second >= first:
-        return (Piece(0, 2 * first, size),)
-    return Piece(0, first, first), Piece(first, second, rest)
+        return (HeadPart(0, 2 * first, size),)
+    return HeadPart(0, first, first), HeadPart(first, second, rest)
 
 
 def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
@@ -138,12 +138,12 @@ def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     )  # fmt: skip
 
 
-def _place(part: Piece, number: jax.Array):
+def _place(part: HeadPart, number: jax.Array):
     """A slice; with a start that is not static where it reaches over the end, which JAX refuses of static ones."""
     return pl.ds(part.start if part.valid == part.size else number * 0 + part.start, part.size)
 
 
-def load_rows(ref, b, start, size: int, head, length: int, parts: tuple[Piece, ...]) -> list[jax.Array]:
+def load_rows(ref, b, start, size: int, head, length: int, parts: tuple[HeadPart, ...]) -> list[jax.Array]:
     """Rows of one head of [B, length, heads, N], in pieces; 0 beyond the ends. ``length`` 0: no row is beyond."""
     out = []
     for part in parts:
@@ -161,7 +161,7 @@ def load_rows(ref, b, start, size: int, head, length: int, parts: tuple[Piece, .
     return out
 
 
-def store_rows(ref, values: list[jax.Array], b, start, size: int, head, length: int, parts: tuple[Piece, ...]) -> None:
+def store_rows(ref, values: list[jax.Array], b, start, size: int, head, length: int, parts: tuple[HeadPart, ...]) -> None:
     """The reverse of ``load_rows``; in the dtype of what is written."""
     for part, value in zip(parts, values, strict=True):
         mask = None
@@ -209,7 +209,7 @@ class Plan(NamedTuple):
     """
 
     options: Options
-    shape: Shape
+    shape: Sizes
     launch: Launch
     rule: Rule
     tables: tuple[Blocks, ...]
