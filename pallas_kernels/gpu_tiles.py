@@ -161,7 +161,9 @@ def load_rows(ref, b, start, size: int, head, length: int, parts: tuple[HeadPart
     return out
 
 
-def store_rows(ref, values: list[jax.Array], b, start, size: int, head, length: int, parts: tuple[HeadPart, ...]) -> None:
+def store_rows(
+    ref, values: list[jax.Array], b, start, size: int, head, length: int, parts: tuple[HeadPart, ...]
+) -> None:
     """The reverse of ``load_rows``; in the dtype of what is written."""
     for part, value in zip(parts, values, strict=True):
         mask = None
