@@ -77,7 +77,7 @@ class Console:
         self._loss, self._loss_weight = 0.0, 0.0
 
     def opening(self, opening: Opening) -> None:
-        """Says what is about to run."""
+        """Prints the facts of the run at its start."""
         facts = {
             "model": f"{opening.model}, {short(opening.parameters)} parameters ({opening.parameters:,})",
             "devices": opening.devices,

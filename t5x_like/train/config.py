@@ -20,7 +20,7 @@ from t5x_like.sharding.config import MeshConfig
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Config, where="train"):
-    """How long, how much at a time, and what is minimized.
+    """Length of the run, batches, and terms of the loss.
 
     Attributes:
       steps: number of updates.
