@@ -150,7 +150,7 @@ def override(config: T, assignments: Sequence[str]) -> T:
 
 
 def _spelled_out(config: Any, assignment: str) -> list[str]:
-    """One assignment for each field whose name matches a pattern with stars; an assignment without stars is unchanged."""
+    """One assignment for each field whose name matches a pattern with stars; one without stars is unchanged."""
     name, equals, value = assignment.partition("=")
     if "*" not in name or not equals:
         return [assignment]
