@@ -279,7 +279,7 @@ def start_part(spec: str) -> None:
 
 
 def memory(folder: Path, documents: int) -> list[Point]:
-    """Megabytes of a process that has the order of so many documents, packed, and has read batches of it."""
+    """Megabytes of a process that has the order of ``documents`` documents, packed, and has read batches of it."""
     lengths, last = np.random.default_rng(0), 0
     with (folder / "train.offsets").open("wb") as file:
         np.zeros(1, "<i8").tofile(file)

@@ -4,7 +4,7 @@
                                     [--rates 0.02 0.05 0.1] [--target LOSS] [--json FILE]
 
 Each cell, an optimizer with one learning rate and one seed, is a run of its own in a folder of its own; cells that are
-complete are not run again, and one that was stopped goes on. All cells of a call have the same steps, schedule and
+complete are not run again, and one that was stopped resumes. All cells of a call have the same steps, schedule and
 clipping. Prints, and writes, the held-out loss at the end and the steps to the target loss, which is by default the
 highest of the best of each optimizer (mean over seeds): all of them reach that.
 """

@@ -91,7 +91,7 @@ class Compiled:
 
 
 def compile_for(chip: str, function: Callable[..., Any], arguments: Any) -> Compiled:
-    """Compiles ``function(*arguments)``, of which shapes and dtypes are enough, for one chip."""
+    """Compiles ``function(*arguments)``, given shapes and dtypes, for one chip."""
     import jax
 
     place = sharding(chip)

@@ -3,7 +3,7 @@
 
     python launch/local.py --processes 2 --devices 4 -- t5x-like train t5_sotu mesh.fsdp=2
 
-With ``--devices`` every process gets so many virtual CPU devices, to try meshes without accelerators; without it each
+With ``--devices n`` every process gets n virtual CPU devices, to try meshes without accelerators; without it each
 process sees what jax finds. The processes find one another through JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
 JAX_PROCESS_ID. SIGTERM and Ctrl-C reach all of them as SIGTERM, on which they save and exit with code 75. If one fails,
 the others are ended. Standard library only: copy and edit.

@@ -1,4 +1,4 @@
-"""What is added to attention scores: T5's learned relative bias, ALiBi, or a dense array. Must not know kernels.
+"""Biases of attention scores: T5's learned relative bias, ALiBi, or a dense array. Must not know kernels.
 
 The first two depend on the distance key - query only and are never stored densely by a kernel. Bucketing is T5's.
 
@@ -21,14 +21,14 @@ def relative_buckets(distance: jax.Array, bidirectional: bool, buckets: int = 32
     Args:
       distance: key position minus query position, int32 of any shape.
       bidirectional: half of the buckets for each direction; otherwise keys after the query share bucket 0.
-      buckets: how many.
-      max_distance: from here on all distances share the last bucket.
+      buckets: number of buckets.
+      max_distance: distance from which on all share the last bucket.
 
     Returns:
       int32 of the same shape, in [0, buckets).
 
     Raises:
-      ValueError: so few buckets, or so small a distance, that nothing is left for the logarithmic half.
+      ValueError: too few buckets, or too small a distance, for a logarithmic half.
     """
     nearest = buckets // (4 if bidirectional else 2)
     if nearest < 1 or max_distance <= nearest:
@@ -74,7 +74,7 @@ class T5Relative:
 
     @property
     def reach(self) -> int:
-        """From here on all distances on one side have the same bias."""
+        """Distance from which on all distances of one side have the same bias."""
         return self.max_distance
 
     def of_distance(self, distance: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Sizes of blocks: what each generation of chip is best at, fitted to a call's lengths.
+"""Sizes of blocks: the best of each generation of chip, fitted to a call's lengths.
 
 The TPU table was chosen by what the TPU compiler's own schedule costs (benchmarks/kernels_static.py), not measured on
 chips; what ``tune`` has measured goes before it. Must not know kernels.
@@ -23,9 +23,9 @@ class BlockSizes(NamedTuple):
     """Sizes of the blocks of a kernel, multiples of 128 on TPUs; 0: from the table.
 
     Attributes:
-      queries, keys: of the forward pass.
-      backward_queries, backward_keys: of the backward pass.
-      chip: the generation whose table is read, for compiling where there is none: v4, v5e, v5p, v6e, tpu7x; empty: that
+      queries, keys: sizes of the forward pass.
+      backward_queries, backward_keys: sizes of the backward pass.
+      chip: generation whose table is read, for compiling without a chip: v4, v5e, v5p, v6e, tpu7x; empty: that
         of the default device.
     """
 
@@ -40,9 +40,9 @@ class ForwardSub(NamedTuple):
     """How a block of the TPU's forward pass is divided (see ``tpu_forward``).
 
     Attributes:
-      keys, queries: of an item.
+      keys, queries: sizes of an item.
       chunk: keys of one matrix product.
-      ahead, lag: by how many items products with keys come before, and with values after, the exponentials.
+      ahead, lag: number of items by which products with keys precede, and with values follow, the exponentials.
       group: items of different queries that take turns.
     """
 
@@ -58,8 +58,8 @@ class BackwardSub(NamedTuple):
     """How a block of the TPU's backward pass is divided (see ``tpu_backward``).
 
     Attributes:
-      keys, queries: of a sub-block.
-      lag: by how many sub-blocks the products with a gradient come after it is made.
+      keys, queries: sizes of a sub-block.
+      lag: number of sub-blocks by which the products with a gradient follow the gradient.
       queries_first: whether sub-blocks of the same queries follow one another, or of the same keys.
       turned: whether dk and dv are accumulated transposed, which fills a matrix unit of 256.
     """
@@ -76,13 +76,13 @@ class BackwardSub(NamedTuple):
 
 
 class TpuBlocks(NamedTuple):
-    """What the TPU kernels are built with.
+    """Sizes and options of the TPU kernels.
 
     Attributes:
-      queries, keys, forward_sub: of the forward pass.
-      backward_queries, backward_keys, backward_sub: of the backward pass.
+      queries, keys, forward_sub: sizes and division of blocks of the forward pass.
+      backward_queries, backward_keys, backward_sub: the same for the backward pass.
       sums_by_matmul: whether the forward pass's exponentials are added up by the matrix unit.
-      vmem_bytes: what a kernel may use.
+      vmem_bytes: memory that a kernel may use.
     """
 
     queries: int
@@ -118,7 +118,7 @@ _KINDS = {
 
 
 def chip_name() -> str:
-    """Of the default device: a key of ``TPU``, or what the device calls itself."""
+    """Name of the default device: a key of ``TPU``, or its own ``device_kind``."""
     kind = jax.devices()[0].device_kind
     return str(_KINDS.get(kind, kind))
 
@@ -193,8 +193,8 @@ def tpu_blocks(
     Args:
       asked: sizes to use instead, and the generation.
       queries, keys: lengths.
-      head: the larger size of a head.
-      head_bytes: of one row of a head.
+      head: larger size of a head.
+      head_bytes: bytes of one row of a head.
       reach: max_distance of T5's bias, whose tiles near the diagonal must fit too; 0 without.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which attention probabilities are kept: a hash of where they are, not a stream of random numbers.
+"""Dropout of attention probabilities: a hash of their place, not a stream of random numbers.
 
 The bits depend on (seed, batch row, head, query, key) alone: they are the same for any block sizes, on any backend, and
 on any shard that says which rows and heads are its own.
@@ -18,7 +18,7 @@ class Dropout:
     """Drops attention probabilities with ``rate`` and divides the rest by 1 - rate.
 
     Attributes:
-      rate: from 0 up to but not 1.
+      rate: share of dropped probabilities, in [0, 1).
       seed: int32 scalar.
       first_row, first_head: the global numbers of this shard's first batch row and query head.
     """
@@ -57,8 +57,8 @@ def kept(rate: float, stream: jax.Array, query: jax.Array, key: jax.Array) -> ja
     """Whether a probability is kept.
 
     Args:
-      rate: of those dropped.
-      stream: of the batch row and head.
+      rate: share of dropped probabilities.
+      stream: result of ``stream`` for the batch row and head.
       query, key: int32 columns that broadcast against each other. Each is hashed before they meet, so that the work for
         a pair is one more hash.
     """

@@ -31,7 +31,7 @@ from pallas_kernels.gpu_tiles import (
     Launch,
     Options,
     Plan,
-    Shape,
+    Sizes,
     Tile,
     dot,
     iota,
@@ -45,7 +45,7 @@ LARGEST_HEAD = 256
 
 # Launches of the forward kernel, of dq and of dk and dv, by bytes of an element and the larger of a head's two sizes,
 # rounded up; then what a bias, which takes registers, changes in them. Chosen so that no chip spills in bfloat16 with
-# heads of 64 and 128, or little (benchmarks/kernels_gpu.py); nobody has timed them.
+# heads of 64 and 128, or little (benchmarks/kernels_gpu.py); they have not been timed.
 _LAUNCHES = {
     (2, 64): (Launch(128, 64, 4, 3), Launch(64, 64, 4, 3), Launch(64, 64, 4, 3)),
     (2, 128): (Launch(128, 64, 8, 3), Launch(64, 64, 4, 2), Launch(64, 64, 8, 2)),
@@ -62,7 +62,7 @@ _WITH_DENSE_BIAS = {(2, 64): (Launch(128, 64, 8, 3), Launch(64, 32, 4, 3), Launc
 
 
 def refusal(q: Any, k: Any, v: Any, mask: Mask, bias: Bias | None) -> str:
-    """Why the kernels cannot do this, naming the argument and who can; empty if they can."""
+    """Reason why the kernels cannot do this: the argument, and the backend that can; empty if they can."""
     del mask, bias  # all of them are there
     for name, size in (("q and k", q.shape[3]), ("v", v.shape[3])):
         if not 1 <= size <= LARGEST_HEAD:
@@ -97,7 +97,7 @@ def attention(
     Raises:
       ValueError: block sizes that are not powers of 2 from 16.
     """
-    shape = Shape.of(q_BLHN, k_BSKN, v_BSKV)
+    shape = Sizes.of(q_BLHN, k_BSKN, v_BSKV)
     known = not isinstance(q_offset, jax.Array)
     options = Options(
         scale, soft_cap, dropout.rate if dropout else 0.0, int(q_offset) if known else None,
@@ -112,7 +112,7 @@ def attention(
     return _attention(options, q_BLHN, k_BSKN, v_BSKV, mask, bias, sinks, streams_BH, offset)
 
 
-def _launches(shape: Shape, itemsize: int, bias: Bias | None, blocks: BlockSizes) -> tuple[Launch, Launch, Launch]:
+def _launches(shape: Sizes, itemsize: int, bias: Bias | None, blocks: BlockSizes) -> tuple[Launch, Launch, Launch]:
     case = itemsize, next(size for size in (64, 128, 256) if max(shape.N, shape.V) <= size)
     table = _LAUNCHES
     if bias is not None:
@@ -125,7 +125,7 @@ def _launches(shape: Shape, itemsize: int, bias: Bias | None, blocks: BlockSizes
     return forward, for_queries, for_keys
 
 
-def _sized(launch: Launch, shape: Shape, queries: int, keys: int) -> Launch:
+def _sized(launch: Launch, shape: Sizes, queries: int, keys: int) -> Launch:
     """With the sizes asked for, and none larger than the call needs."""
     for name, size in (("queries", queries), ("keys", keys)):
         if size and (size < 16 or size & (size - 1)):
@@ -142,7 +142,7 @@ def _attention(options: Options, q, k, v, mask, bias, sinks, streams_BH, offset)
 
 
 def _forward(options: Options, q, k, v, mask, bias, sinks, streams_BH, offset):
-    shape = Shape.of(q, k, v)
+    shape = Sizes.of(q, k, v)
     place = offset if options.q_offset is None else options.q_offset
     plan, data = prepare(options, shape, options.forward, False, mask, bias, sinks, streams_BH, place)
     out = (

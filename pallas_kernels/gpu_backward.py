@@ -26,7 +26,7 @@ from pallas_kernels.gpu_tiles import (
     Data,
     Options,
     Plan,
-    Shape,
+    Sizes,
     Tile,
     both,
     choose,
@@ -42,7 +42,7 @@ _ROWS = 16  # of a tile that are folded along the diagonals at a time
 
 
 class Grads(NamedTuple):
-    """What the kernel of the queries writes; None where there is no such bias.
+    """Outputs of the kernel of the queries; None where there is no such bias.
 
     Attributes:
       dq: [B, L, H, N].
@@ -63,7 +63,7 @@ def backward(
     options: Options, q, k, v, mask, bias: Bias | None, sinks, streams_BH, q_offset, out, lse_BHL, d_out, d_lse_BHL
 ):  # fmt: skip
     """Gradients of q, k, v, the bias and the sinks."""
-    shape = Shape.of(q, k, v)
+    shape = Sizes.of(q, k, v)
     nothing = lse_BHL == -jnp.inf
     delta_BLH = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
     delta_BHL = jnp.where(nothing, 0.0, delta_BLH.transpose(0, 2, 1) - d_lse_BHL)
@@ -80,7 +80,7 @@ def backward(
     return grads.dq, dk, dv, _bias_gradient(bias, grads, shape), d_sinks
 
 
-def _bias_gradient(bias: Bias | None, grads: Grads, shape: Shape):
+def _bias_gradient(bias: Bias | None, grads: Grads, shape: Sizes):
     """Sums the programs' shares."""
     if isinstance(bias, T5Relative):
         distances_HD, pull = jax.vjp(relative, bias)
@@ -120,7 +120,7 @@ def _queries(plan: Plan, data: Data, q, k, v, saved, bias: Bias | None) -> Grads
     return jax.tree.unflatten(tree, written)
 
 
-def _is_shared(of_bias: tuple[int, ...], shape: Shape) -> bool:
+def _is_shared(of_bias: tuple[int, ...], shape: Sizes) -> bool:
     """Whether several programs have a share in an element of the dense bias."""
     return of_bias[:2] != (shape.B, shape.H)
 

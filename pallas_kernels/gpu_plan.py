@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.biases import Alibi, Bias, Dense, T5Relative
-from pallas_kernels.gpu_tiles import LOG2E, Data, Launch, Options, Plan, Shape
+from pallas_kernels.gpu_tiles import LOG2E, Data, Launch, Options, Plan, Sizes
 from pallas_kernels.masks import Blocks, Mask
 from pallas_kernels.visits import EMPTY, FULL, cut
 
 
 def prepare(
-    options: Options, shape: Shape, launch: Launch, keys_first: bool, mask: Mask, bias: Bias | None,
+    options: Options, shape: Sizes, launch: Launch, keys_first: bool, mask: Mask, bias: Bias | None,
     sinks_H: jax.Array | None, streams_BH: jax.Array | None, q_offset: int | jax.Array,
 ) -> tuple[Plan, Data]:  # fmt: skip
     """A call cut for one kernel: by queries, or with ``keys_first`` by keys."""

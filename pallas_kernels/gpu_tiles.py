@@ -1,8 +1,8 @@
-"""What the GPU kernels of both directions share: the tiles that a program visits, and the scores of one.
+"""Shared by the GPU kernels of both directions: the tiles that a program visits, and the scores of a tile.
 
 A tile is a block of queries times a block of keys. Each block of queries (or of keys) has a list of the tiles that it
 visits: first the easy ones, in which every pair is allowed and a T5 bias is one number, then the hard ones, in which
-each pair is asked. Empty tiles are in no list. Must not know who makes the lists (``gpu_plan``), gradients, or what a
+each pair is tested. Empty tiles are in no list. Must not know who makes the lists (``gpu_plan``), gradients, or what a
 kernel writes.
 
 Letters: B batch, L queries, S keys, H query heads, K key heads, N size of a query or key head, V size of a value head,
@@ -40,12 +40,12 @@ class Launch(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What is known of a call when compiling, besides shapes.
+    """Arguments of a call known when compiling, besides shapes.
 
     Attributes:
-      scale, soft_cap: of the scores; a cap of 0 is none.
-      rate: of dropout.
-      q_offset: the column of the first query; None if it is an array.
+      scale, soft_cap: scale and cap of the scores; a cap of 0 is none.
+      rate: rate of dropout.
+      q_offset: column of the first query; None if it is an array.
       forward, for_queries, for_keys: launches of the three kernels.
       interpret: whether to run in the interpreter.
     """
@@ -65,15 +65,15 @@ class Data(NamedTuple):
     sinks are float32, and in units of log 2 except ``dense``.
 
     Attributes:
-      offset_1: the column of the first query.
+      offset_1: column of the first query.
       visits: [1 or B, 1 or I, P] (or J for I): blocks to visit, the easy ones first; a block may use less than all.
-      counts: [1 or B, I, 2]: how many are easy, how many there are.
-      query_data, key_data: of the mask's ``Slots``.
+      counts: [1 or B, I, 2]: numbers of easy blocks and of all blocks.
+      query_data, key_data: numbers of the mask's ``Slots``.
       words: for each ``Blocks`` mask [J, W, R] int32: bit n of word w says whether the query unit sees unit 32 w + n of
         those in the key block.
-      streams_BH: of dropout.
+      streams_BH: streams of dropout.
       distances_HD: T5 bias by distance. slopes_H: ALiBi. dense: [1 or B, 1 or H, L, S].
-      sinks_H: further scores.
+      sinks_H: scores of the sinks.
     """
 
     offset_1: Any
@@ -89,7 +89,7 @@ class Data(NamedTuple):
     sinks_H: Any = None
 
 
-class Shape(NamedTuple):
+class Sizes(NamedTuple):
     """Sizes of a call; see the letters."""
 
     B: int
@@ -101,7 +101,7 @@ class Shape(NamedTuple):
     V: int
 
     @classmethod
-    def of(cls, q_BLHN, k_BSKN, v_BSKV) -> Shape:
+    def of(cls, q_BLHN, k_BSKN, v_BSKV) -> Sizes:
         B, L, H, N = q_BLHN.shape
         return cls(B, L, k_BSKN.shape[1], H, k_BSKN.shape[2], N, v_BSKV.shape[3])
 
@@ -110,7 +110,7 @@ class Shape(NamedTuple):
         return self.H // self.K
 
 
-class Piece(NamedTuple):
+class HeadPart(NamedTuple):
     """A part of a head of a size that is a power of 2, as Triton wants it: its start, its size, how much is there."""
 
     start: int
@@ -118,16 +118,16 @@ class Piece(NamedTuple):
     valid: int
 
 
-def pieces(size: int) -> tuple[Piece, ...]:
-    """A head in at most two pieces, the last of which may reach over the end: 80 is 64 + 16, 112 is 128."""
+def pieces(size: int) -> tuple[HeadPart, ...]:
+    """A head in at most two pieces; the last one may reach over the end: 80 is 64 + 16, 112 is 128."""
     first = max(16, 1 << (size.bit_length() - 1))
     rest = size - first
     if rest <= 0:
-        return (Piece(0, first, size),)
+        return (HeadPart(0, first, size),)
     second = max(16, pl.next_power_of_2(rest))
     if second >= first:
-        return (Piece(0, 2 * first, size),)
-    return Piece(0, first, first), Piece(first, second, rest)
+        return (HeadPart(0, 2 * first, size),)
+    return HeadPart(0, first, first), HeadPart(first, second, rest)
 
 
 def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
@@ -138,12 +138,12 @@ def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     )  # fmt: skip
 
 
-def _place(part: Piece, number: jax.Array):
+def _place(part: HeadPart, number: jax.Array):
     """A slice; with a start that is not static where it reaches over the end, which JAX refuses of static ones."""
     return pl.ds(part.start if part.valid == part.size else number * 0 + part.start, part.size)
 
 
-def load_rows(ref, b, start, size: int, head, length: int, parts: tuple[Piece, ...]) -> list[jax.Array]:
+def load_rows(ref, b, start, size: int, head, length: int, parts: tuple[HeadPart, ...]) -> list[jax.Array]:
     """Rows of one head of [B, length, heads, N], in pieces; 0 beyond the ends. ``length`` 0: no row is beyond."""
     out = []
     for part in parts:
@@ -161,7 +161,9 @@ def load_rows(ref, b, start, size: int, head, length: int, parts: tuple[Piece, .
     return out
 
 
-def store_rows(ref, values: list[jax.Array], b, start, size: int, head, length: int, parts: tuple[Piece, ...]) -> None:
+def store_rows(
+    ref, values: list[jax.Array], b, start, size: int, head, length: int, parts: tuple[HeadPart, ...]
+) -> None:
     """The reverse of ``load_rows``; in the dtype of what is written."""
     for part, value in zip(parts, values, strict=True):
         mask = None
@@ -196,20 +198,20 @@ class Tile(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What one kernel knows of the call when compiling.
+    """Arguments of one kernel known when compiling.
 
     Attributes:
-      options, shape, launch: of the call.
-      rule: of the mask.
-      tables: the mask's tables of blocks.
+      options, shape, launch: options, sizes and launch of the call.
+      rule: rule of the mask.
+      tables: tables of blocks of the mask.
       reach: (least, greatest) distance at which a T5 bias may still change; None without one.
       kinds: whether there may be (easy, hard) tiles.
-      pairs: how many pairs all tiles have, or may have.
+      pairs: number of pairs that all tiles have, or may have.
       keys_first: whether a tile is [keys, queries].
     """
 
     options: Options
-    shape: Shape
+    shape: Sizes
     launch: Launch
     rule: Rule
     tables: tuple[Blocks, ...]
@@ -347,7 +349,7 @@ class Plan(NamedTuple):
         return (row < self.shape.L) & (key < self.shape.S)
 
     def cost(self, products: tuple[int, int], arrays) -> pl.CostEstimate:
-        """Of a kernel with so many products of [queries, N] and of [queries, V] for each pair."""
+        """Cost of a kernel with these numbers of products of [queries, N] and of [queries, V] for each pair."""
         pairs = self.pairs * self.shape.H
         return pl.CostEstimate(
             flops=2 * pairs * (products[0] * self.shape.N + products[1] * self.shape.V),
@@ -356,7 +358,7 @@ class Plan(NamedTuple):
         )
 
     def call(self, kernel, grid: tuple[int, ...], out_shape, name: str, cost: pl.CostEstimate, aliases=()):
-        """``pallas_call`` with what all kernels have in common."""
+        """``pallas_call`` with the arguments that all kernels share."""
         return pl.pallas_call(
             kernel, grid=grid, out_shape=out_shape, name=name, cost_estimate=cost, interpret=self.options.interpret,
             input_output_aliases=dict(aliases),

@@ -1,7 +1,7 @@
-"""Who may attend to whom, said as objects and never stored as a dense array; join them with ``&`` and ``|``.
+"""Masks: the pairs that may attend, as objects and never as a dense array; join them with ``&`` and ``|``.
 
 A mask tells two things, both as a ``Rule``: of single pairs, whether the query may see the key, and of whole blocks of
-pairs, whether some or all of them may. Kernels pass over blocks of which none may and ask no pair where all may.
+pairs, whether some or all of them may. Kernels skip blocks where no pair may, and test no pair where all may.
 Queries and keys are counted along the sequence as stored; a query's column is its row plus the call's ``q_offset``.
 Must not know kernels.
 
@@ -21,12 +21,12 @@ from jax.core import Tracer
 
 
 class Pairs(NamedTuple):
-    """Queries and keys of which a rule is asked; all arrays broadcast against each other, in any layout.
+    """Queries and keys that a rule is evaluated on; all arrays broadcast against each other, in any layout.
 
     Attributes:
       query, key: int32 columns.
-      query_data, key_data: int32, what the mask's ``Slots`` collected, of these queries and keys.
-      table: gives the entry of a static table of blocks at each pair, by its slot.
+      query_data, key_data: int32 numbers of these queries and keys that the mask's ``Slots`` collected.
+      table: function from a slot to the entry of its static table of blocks at each pair.
     """
 
     query: jax.Array
@@ -45,11 +45,11 @@ class Span(NamedTuple):
 
 
 class Ranges(NamedTuple):
-    """Blocks of pairs of which a rule is asked; broadcast as ``Pairs``.
+    """Blocks of pairs that a rule is evaluated on; broadcast as ``Pairs``.
 
     Attributes:
       query, key: columns of each block.
-      query_data, key_data: spans of what the mask's ``Slots`` collected; None where it is not known yet.
+      query_data, key_data: spans of the numbers that the mask's ``Slots`` collected; None where not known yet.
     """
 
     query: Span
@@ -59,13 +59,13 @@ class Ranges(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What a mask allows.
+    """The pairs that a mask allows.
 
     Attributes:
       pairs: whether each query may see each key.
       blocks: (whether some pair of the block may be allowed, whether all pairs are); the first may be True and the
         second False without need.
-      parts: rules that say the same together, where there are several: a kernel asks those that it must.
+      parts: rules whose conjunction this is, if several: a kernel evaluates only those that matter in a block.
     """
 
     pairs: Callable[[Pairs], Any]
@@ -74,7 +74,7 @@ class Rule(NamedTuple):
 
 
 def both(one: Rule, other: Rule) -> Rule:
-    """What both allow."""
+    """The conjunction of two rules."""
 
     def blocks(r: Ranges):
         (some, all_), (other_some, other_all) = one.blocks(r), other.blocks(r)
@@ -86,7 +86,7 @@ def both(one: Rule, other: Rule) -> Rule:
 
 @dataclasses.dataclass
 class Slots:
-    """Collects what the rules of a mask need of each query and each key.
+    """Collects the numbers of each query and key that the rules of a mask read.
 
     Attributes:
       queries, keys: lengths.
@@ -133,7 +133,7 @@ class Mask:
         return jax.tree.map(lambda _: ("batch", "length"), self)
 
     def rule(self, slots: Slots) -> Rule:
-        """What is allowed, having told ``slots`` which numbers it needs of queries and keys."""
+        """The mask's rule; adds the numbers of queries and keys that it reads to ``slots``."""
         raise TypeError(f"{type(self).__name__} does not say who may attend to whom")
 
     def allowed(self, query_L: jax.Array, key_S: jax.Array) -> jax.Array:
@@ -154,9 +154,9 @@ def dense(rule: Rule, slots: Slots, query_L: jax.Array, key_S: jax.Array, rows: 
     """[1 or B, L, S] booleans for some rows of the queries.
 
     Args:
-      rule, slots: of a mask.
+      rule, slots: rule and slots of a mask.
       query_L, key_S: columns.
-      rows: which of the collected numbers of queries these are.
+      rows: indices of these queries in the collected numbers.
     """
 
     def table(slot: int) -> jax.Array:
@@ -248,8 +248,8 @@ class Prefix(Mask):
     """Every query sees the keys of a prefix: prefix LM is ``Causal() | Prefix(...)``, if packed ``& Segments(...)``.
 
     Attributes:
-      key_prefix: [B], the length of each example's prefix; or [B, S], not 0 where a key belongs to a prefix, for rows
-        that hold several examples.
+      key_prefix: [B] length of each example's prefix; or [B, S], non-zero where a key belongs to a prefix, for rows of
+        several examples.
     """
 
     key_prefix: jax.Array
@@ -275,7 +275,7 @@ class Segments(Mask):
     key_BS: jax.Array
 
     def rule(self, slots):
-        # keys of segment 0 get a number that no query has, so that one comparison says it all
+        # keys of segment 0 get a number that no query has, so that one comparison suffices
         query = slots.of_queries(jnp.maximum(self.query_BL, 0))
         key = slots.of_keys(jnp.where(self.key_BS <= 0, -1, self.key_BS))
 
@@ -350,7 +350,7 @@ class Blocks(Mask):
 
         def blocks(r: Ranges):
             if not all(isinstance(x, (int, np.ndarray)) for x in (r.query.low, r.query.high)):
-                return True, False  # a traced offset: every pair is asked
+                return True, False  # a traced offset: every pair is tested
             rows, columns = table.shape
             q0, q1 = (np.clip(np.asarray(x) // self.size, 0, rows - 1) for x in (r.query.low, r.query.high))
             k0, k1 = (np.clip(np.asarray(x) // self.size, 0, columns - 1) for x in (r.key.low, r.key.high))
@@ -369,11 +369,11 @@ class BigBird(Mask):
     """Blocks near the diagonal, blocks that see and are seen by all, and random ones (Zaheer et al. 2020, section 2).
 
     Attributes:
-      window: blocks about a query's own one, an odd number (3: one to each side).
-      globals: the first so many blocks see all and are seen by all.
-      random: further blocks that each block of queries sees, drawn from those left.
-      seed: of the draw.
-      size: of a block.
+      window: number of blocks around a query's own, odd (3: one to each side).
+      globals: number of first blocks that see all and are seen by all.
+      random: number of further blocks that each block of queries sees, drawn from the rest.
+      seed: seed of the draw.
+      size: size of a block.
     """
 
     window: int = 3

@@ -1,4 +1,4 @@
-"""Attention on TPUs: what the kernels are given and what is made of what they give.
+"""Attention on TPUs: inputs of the kernels, and results made of their outputs.
 
 Arrays are laid out [batch, head, sequence, size] and padded to whole blocks; gradients of arrays that a mask or a bias
 was made of are left to JAX.
@@ -39,7 +39,7 @@ LARGEST_HEAD = 256
 
 
 class Static(NamedTuple):
-    """What a compiled call depends on besides shapes."""
+    """Arguments that a compiled call depends on besides shapes."""
 
     scale: float
     soft_cap: float
@@ -57,7 +57,7 @@ class Traced(NamedTuple):
 
 
 def refusal(q: Any, k: Any, v: Any, bias: Bias | None, blocks: BlockSizes | None) -> str:
-    """Why the kernels cannot do this, naming the argument and who can; empty if they can."""
+    """Reason why the kernels cannot do this: the argument, and the backend that can; empty if they can."""
     head = max(q.shape[3], v.shape[3])
     if head > LARGEST_HEAD:
         return f"q, v: backend 'tpu' has no heads of {head}; allowed: 1 to {LARGEST_HEAD}, or backend='xla'"

@@ -54,10 +54,10 @@ def backward_keys(
       problem: the call; lengths are multiples of its blocks.
       arrays: q, dout [B, H, L, N or V]; k, v [B, K, S, N or V]; lse, delta [B, H, 1, L] float32.
       extra: operands of mask and bias.
-      scalars: of the call.
-      sub: of a sub-block.
+      scalars: scalars of the call.
+      sub: division of a block into sub-blocks.
       with_dq: whether dq of a head fits into VMEM.
-      bias_gradient: whether it is wanted.
+      bias_gradient: whether the gradient of the bias is wanted.
 
     Returns:
       dk, dv: [B, H, S, N or V]: of each query head; in float32 where several share a key head and are yet to be added.

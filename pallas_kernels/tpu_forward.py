@@ -51,8 +51,8 @@ def forward(
       problem: the call; lengths are multiples of its blocks.
       q_BHLN, k_BKSN, v_BKSV: padded.
       extra: operands of mask, bias and sinks.
-      scalars: of the call.
-      sub: how a block is divided.
+      scalars: scalars of the call.
+      sub: division of a block.
     """
     B, H, L, N = q_BHLN.shape
     V = v_BKSV.shape[3]

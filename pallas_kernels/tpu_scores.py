@@ -1,4 +1,4 @@
-"""What the TPU kernels share: their operands, and the scores of a block with mask, bias and dropout applied.
+"""Shared by the TPU kernels: their operands, and the scores of a block with mask, bias and dropout applied.
 
 Blocks of scores are held transposed, [keys, queries]: maxima, sums, log-sum-exps and everything else that belongs to a
 query is then one row of lanes, which costs a sixteenth of a column and is stored without padding. All exponentials have
@@ -43,10 +43,10 @@ class Operand(NamedTuple):
     """An input or output of a kernel.
 
     Attributes:
-      array: or its shape and dtype.
+      array: the array, or its shape and dtype.
       block: sizes of a block, None where one element is dropped; None: the whole, in scalar memory.
       index: (b, h, query block, key block) -> block.
-      once: whether it stays for so long that a second buffer would be a waste.
+      once: whether one buffer suffices, because it rarely changes.
     """
 
     array: Any
@@ -57,18 +57,18 @@ class Operand(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """Everything about a call that a kernel's code depends on.
+    """The arguments of a call that a kernel's code depends on.
 
     Attributes:
       blocks: the mask in blocks.
-      scale, soft_cap: of the scores; a cap of 0 is off.
-      bias: its kind and, for T5's, the bank's tiles; arrays are operands.
-      near, reach: for T5's bias.
-      dropout_rate: 0 is off.
+      scale, soft_cap: scale and cap of the scores; a cap of 0 is off.
+      bias: kind of the bias and, for T5's, the bank's tiles; arrays are operands.
+      near, reach: blocks near the diagonal, and reach, of T5's bias.
+      dropout_rate: rate of dropout; 0 is off.
       sums_by_matmul: whether the matrix unit adds up the exponentials of the forward pass.
       heads, key_heads: H and K.
       interpret: as for ``pallas_call``.
-      vmem_bytes: what a kernel may use; 0 is the compiler's own limit.
+      vmem_bytes: memory that a kernel may use; 0 is the compiler's own limit.
     """
 
     blocks: BlockMask
@@ -162,10 +162,10 @@ class Case(NamedTuple):
     """A kind of block that code is made for.
 
     Attributes:
-      partial: whether pairs must be asked.
-      corner: what is known of its sub-blocks.
+      partial: whether pairs must be tested.
+      corner: its known sub-blocks.
       bias: "" (none, or a constant), "far" (a constant), "t5", "alibi" or "dense".
-      tile: number of a near block's tile.
+      tile: index of a near block's tile.
     """
 
     partial: bool
@@ -178,7 +178,7 @@ class Case(NamedTuple):
         return self.corner is None or bool(_sub_blocks(self.corner.possible, ks, qs).any())
 
     def asks(self, ks: slice, qs: slice) -> bool:
-        """Whether pairs of a sub-block must be asked."""
+        """Whether pairs of a sub-block must be tested."""
         return self.partial and not (self.corner is not None and _sub_blocks(self.corner.whole, ks, qs).all())
 
 
@@ -220,7 +220,7 @@ class Columns:
     """Lazily makes what pairs of a sub-block are compared by; each is made once where it is used several times.
 
     Args:
-      problem, refs, visit: of the kernel.
+      problem, refs, visit: arguments of the kernel.
     """
 
     def __init__(self, problem: Problem, refs: Refs, visit: Visit):
@@ -301,9 +301,9 @@ def scores(product: jax.Array, columns: Columns, ks: slice, qs: slice, case: Cas
 
     Args:
       product: [height, width] float32.
-      columns: of the block.
-      ks, qs: where the sub-block lies in the block.
-      case: what kind of block it is.
+      columns: columns of the block.
+      ks, qs: place of the sub-block in the block.
+      case: kind of the block.
       with_slope: whether the soft cap's derivative is wanted.
     """
     problem, refs = columns.problem, columns.refs

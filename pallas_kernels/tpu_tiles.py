@@ -28,7 +28,7 @@ class Near:
     ``count`` such offsets, ``step`` apart. It is filled once for a head, and its gradient folded once.
 
     Attributes:
-      count, step: of the offsets.
+      count, step: number and spacing of the offsets.
       first: local offset (key block's start minus query block's, without q_offset) of the first tile; int or traced.
     """
 

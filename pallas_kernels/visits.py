@@ -1,4 +1,4 @@
-"""Which blocks of pairs a kernel visits, in which order, and what it must do there.
+"""The blocks of pairs that a kernel visits, in order, and its work in each.
 
 Where mask and offset are known when compiling, so are the visits (numpy); where a mask reads arrays (segments,
 prefixes) they are found at run time from the least and greatest number in each block: one pass over [B, T] integers.
@@ -22,10 +22,10 @@ EMPTY, PARTIAL, FULL = 0, 1, 2  # what a block is: no pair allowed, some, all
 
 
 class Corner(NamedTuple):
-    """What is known when compiling of the sub-blocks of blocks that a mask's positions cut, as causal masks do.
+    """Sub-blocks, known when compiling, of blocks that a mask cuts by position, as causal masks do.
 
     Attributes:
-      there: [R, C], which blocks are so.
+      there: [R, C], whether a block is cut so.
       possible: [queries, keys] of sub-blocks: False where no such block has an allowed pair.
       whole: where every such block allows all pairs.
     """
@@ -39,12 +39,12 @@ class BlockMask(NamedTuple):
     """A mask cut into blocks.
 
     Attributes:
-      rule, slots: of the mask and of the end of the keys.
+      rule, slots: rule and slots of the mask and of the end of the keys.
       possible: [R, C] numpy, False where a block is empty whatever the data.
       kinds: [B, R, C] int32 of EMPTY, PARTIAL, FULL; numpy where it is known when compiling.
       query_block, key_block: sizes.
-      corner: what is known of cut blocks, if that spares work.
-      rest: what must be asked in the other blocks.
+      corner: sub-blocks of cut blocks, if they spare work.
+      rest: rule to evaluate in the other blocks.
     """
 
     rule: Rule
@@ -69,7 +69,7 @@ class BlockMask(NamedTuple):
 
     @property
     def partial_beside_corners(self) -> bool:
-        """Whether there may be blocks that need the mask and of which no sub-block is known."""
+        """Whether there may be blocks that need the mask and have no known sub-blocks."""
         if self.corner is None:
             return PARTIAL in self.kinds_there
         partial = self.kinds == PARTIAL if self.static else self.possible[None]
@@ -83,11 +83,11 @@ def cut(
     """The mask in blocks; the last ones may reach over the end, where no key is allowed and queries see what they like.
 
     Args:
-      mask: who may attend to whom.
+      mask: allowed pairs of query and key.
       queries, keys: lengths.
       q_offset: column of the first query.
       query_block, key_block: sizes of blocks.
-      sub: (queries, keys) of the sub-blocks of which corners are made; None: there are no corners.
+      sub: (queries, keys) of the sub-blocks of corners; None: no corners.
     """
     slots = Slots(queries, keys, q_offset)
     rule = mask.rule(slots)
@@ -167,7 +167,7 @@ class Visits(NamedTuple):
 
     Attributes:
       packed: [B, P]; after an example's last one come visits that do nothing.
-      count: of the longest list: an int, or int32 found at run time.
+      count: length of the longest list: an int, or int32 found at run time.
       possible: query and key blocks that may be visited, in order.
     """
 
@@ -195,7 +195,7 @@ def plan(blocks: BlockMask, by: str) -> Visits:
 
     Args:
       blocks: the mask.
-      by: ``query``: all keys of a query block after one another; ``key``: the other way round.
+      by: order of visits. ``query``: all keys of a query block in turn; ``key``: the other way round.
 
     Raises:
       ValueError: more blocks than can be numbered.
@@ -231,7 +231,7 @@ def plan(blocks: BlockMask, by: str) -> Visits:
         told.append((xp.asarray(blocks.corner.there)[query, key], CUT))
     flags = sum(xp.where(is_so, np.int32(flag), np.int32(0)) for is_so, flag in told)
     packed = pack(query, key, flags)
-    # the rest repeats the blocks of the last visit, so that nothing is fetched, and does nothing
+    # the rest repeats the blocks of the last visit, so that nothing is fetched or computed
     final = xp.take_along_axis(packed, count_B[:, None] - 1, axis=1)
     packed = xp.where(there, packed, final & ~(2**_FLAGS - 1)).astype(np.int32)
     count = count_B.max()

@@ -38,7 +38,7 @@ GROUPS = (1, 2, 4)  # each group of chunks is a piece of compiled code
 
 
 class Fixed(NamedTuple):
-    """What is known when compiling: see ``attention``; ``offset`` is None where it is traced."""
+    """Arguments known when compiling, see ``attention``; ``offset`` is None where it is traced."""
 
     scale: float
     soft_cap: float
@@ -51,10 +51,10 @@ class Piece(NamedTuple):
 
     Attributes:
       first: row of the first query.
-      chunk: queries of a chunk.
+      chunk: number of queries of a chunk.
       starts: first key that each chunk reads.
-      width: keys that each reads.
-      masked: whether there are pairs that may not attend.
+      width: number of keys that each reads.
+      masked: whether some pairs may not attend.
     """
 
     first: int
@@ -102,7 +102,7 @@ def attention(
     """See ``pallas_kernels.attention``.
 
     Args:
-      chunk: queries worked on at a time; 0: as it is fast on a CPU.
+      chunk: number of queries per chunk; 0: the size that is fast on a CPU.
 
     Returns:
       [B, L, H, V] in the dtype of q, and the log-sum-exp, [B, H, L] float32.
@@ -247,7 +247,7 @@ def _bias(given: Given, at: At, bias: Bias) -> jax.Array:
 
 
 def _bias_backward(given: Given, at: At, dbias, ds_BHCW):
-    """``dbias`` with what this chunk adds."""
+    """``dbias`` with the contribution of this chunk."""
     if given.bias is None:
         return None
     shape = jax.eval_shape(lambda bias: _bias(given, at, bias), given.bias).shape
@@ -262,7 +262,7 @@ def _bias_backward(given: Given, at: At, dbias, ds_BHCW):
 
 
 def _dropped(given: Given, at: At, x_BHCW):
-    """What of probabilities, or of their gradients, dropout lets through."""
+    """Probabilities, or their gradients, after dropout."""
     drop, (query_C, key_W) = given.dropout, _columns(given, at)
     assert drop is not None
     row_B = drop.first_row + jnp.arange(x_BHCW.shape[0], dtype=jnp.int32)

@@ -49,7 +49,8 @@ def test_links_and_commands_of_the_documents():
 
     commands = set(parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr]
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    for document in ("README.md", "CONTRIBUTING.md", "pallas_kernels/README.md"):
+    documents = ("README.md", "AGENTS.md", "CONTRIBUTING.md", "benchmarks/README.md", "pallas_kernels/README.md")
+    for document in (*documents, "docs/data.md", "docs/own_code.md", "docs/optimizers.md", "docs/glossary.md"):
         text = (ROOT / document).read_text()
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
             there = ((ROOT / document).parent / link).exists()

@@ -120,7 +120,7 @@ class Checkpoints:
         arrays = flatten(state)
         dispatched = digests.dispatch(arrays)
         self.wait()
-        self._set_aside([s for s in self.steps() if s >= step], "belongs to a future that this run has left")
+        self._set_aside([s for s in self.steps() if s >= step], "is not of the resumed run")
         found = digests.fetch(dispatched)
         described = {
             path: {"shape": list(a.shape), "dtype": str(a.dtype), "digest": found[path]} for path, a in arrays.items()

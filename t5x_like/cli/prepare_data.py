@@ -1,4 +1,4 @@
-"""``t5x-like prepare``: the token caches of a run's corpora, made now, and what is in them."""
+"""``t5x-like prepare``: makes the token caches of a run's corpora, and prints their contents."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def from_plain(kind: type[T], plain: Any, where: str = "") -> T:
 
 
 def read_json(text: str, where: str = "") -> Any:
-    """Plain values. Raises UserError for what is not JSON."""
+    """Plain values of JSON text. Raises UserError for any other text."""
     try:
         return json.loads(text)
     except ValueError as error:
@@ -150,7 +150,7 @@ def override(config: T, assignments: Sequence[str]) -> T:
 
 
 def _spelled_out(config: Any, assignment: str) -> list[str]:
-    """One assignment for each field whose name a pattern with stars matches; any other as it is."""
+    """One assignment for each field whose name matches a pattern with stars; one without stars is unchanged."""
     name, equals, value = assignment.partition("=")
     if "*" not in name or not equals:
         return [assignment]

@@ -106,7 +106,7 @@ def accept(plain: Any, config: Any, accepted: Sequence[str]) -> None:
 
 
 def _run_given(path: Path, entry: dict, accepted: Sequence[str]) -> Code:
-    """Runs a file that the user named; it and what it loads must be what the config says, or accepted."""
+    """Runs a file that the user named; it and the files that it loads must be those of the config, or accepted."""
     wanted, may_change = _files(entry), {Path(name).name for name in accepted}
 
     def check(file: Path, digest: str) -> None:

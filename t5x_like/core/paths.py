@@ -1,4 +1,4 @@
-"""Files written whole or not at all. Knows nothing of what is in them."""
+"""Files written whole or not at all. Knows nothing of their contents."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def is_left_behind(name: str) -> bool:
         os.kill(int(match[1]), 0)
     except ProcessLookupError:
         return True
-    except OSError:  # it is somebody else's, and alive
+    except OSError:  # another user's process, alive
         return False
     return False
 
@@ -82,7 +82,7 @@ def publish(folder: Path, final: Path) -> bool:
     """Renames a finished folder, whose files have been closed durably, to its final name.
 
     Returns:
-      False where somebody else's folder of that name was there first; then ``folder`` is left as it is.
+      False where another process's folder of that name was first; then ``folder`` is left as it is.
     """
     folder.chmod(0o755)
     _sync(folder)

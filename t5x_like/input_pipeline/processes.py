@@ -39,10 +39,11 @@ class Worker:
     """A process that calls one function, again and again.
 
     Args:
-      function: of a task and of a function ``report``, whose arguments come as answers; pickled, as tasks and results.
+      function: function of a task and of ``report``, a function whose arguments come as answers; pickled, as tasks and
+        results are.
 
     Attributes:
-      connection: for ``multiprocessing.connection.wait``: ready when there is an answer.
+      connection: object for ``multiprocessing.connection.wait``, ready when there is an answer.
     """
 
     def __init__(self, function: Callable[[Any, Report], Any]):

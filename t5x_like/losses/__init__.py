@@ -1,4 +1,4 @@
-"""One file per loss: what is computed on the device from a model and a batch, as {name: (sum, weight)}.
+"""One file per loss: a function on the device from a model and a batch to {name: (sum, weight)}.
 
 An objective names its loss. A loss is a frozen dataclass; modules here import JAX only when a loss is called.
 """

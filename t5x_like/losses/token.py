@@ -22,7 +22,7 @@ class TokenLoss(Loss):
       z_loss: factor of log(Z)^2, which is added to the loss and keeps logits from drifting (PaLM, section 5).
       label_smoothing: share of each target that is spread evenly over the vocabulary.
       chunk: positions whose logits are in memory at a time; 0 is all.
-      statistics: what is reported beside ``loss``: ``nll`` (-log p of the target), ``z_loss``, ``accuracy``.
+      statistics: names of values reported beside ``loss``: ``nll`` (-log p of the target), ``z_loss``, ``accuracy``.
     """
 
     z_loss: float = 0.0

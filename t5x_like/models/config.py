@@ -149,7 +149,7 @@ class ModelConfig(Config, where="model"):
 
     @property
     def orders_by_column(self) -> bool:
-        """Whether some layer goes by columns instead of the positions that a batch gives."""
+        """Whether some layer depends on columns instead of the positions of the batch."""
         return any(
             layer.mixer.by_column or not (layer.mixer.positions or side.positions).reads_positions
             for _, side in self.sides for _, layer in side.layers()

@@ -1,4 +1,4 @@
-"""T5's first baseline: each token is dropped or not by itself, and the decoder writes what was dropped.
+"""T5's first baseline: each token is dropped independently, and the decoder writes the dropped ones.
 
 Knows ids and lengths. The largest lengths of inputs and targets are known beforehand.
 """
@@ -94,7 +94,7 @@ def iid_denoising(
     sentinel_ids: Sequence[int] | np.ndarray,
     eos_id: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each token is corrupted or not by itself; each run of corrupted tokens becomes one sentinel (T5, section
+    """Each token is corrupted independently; each run of corrupted tokens becomes one sentinel (T5, section
     3.1.4).
 
     In about one text of a thousand more tokens are drawn than ``iid_limits`` has room for; from the first that does not

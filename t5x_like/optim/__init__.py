@@ -1,4 +1,4 @@
-"""Optimizers on optax, learning-rate schedules, and the patterns that say which parameter gets what.
+"""Optimizers on optax, learning-rate schedules, and patterns of parameters.
 
 Each shipped optimizer is one file with its dataclass and its arithmetic; `config` has the fields that all share. None
 of them imports jax or optax before a run is set up. `optimizer` is what runs. Knows parameters by their declarations

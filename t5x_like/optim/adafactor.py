@@ -31,9 +31,9 @@ class Adafactor(OptimizerConfig):
     Args:
       decay_exponent: the second moment decays by 1 - (step + 1) ** -decay_exponent.
       clip_threshold: the root mean square of each parameter's update, before the learning rate, is clipped to this.
-      eps1: added to squared gradients.
-      eps2: the least size a parameter counts with.
-      min_dim_factored: the second moment is kept as a row and a column where two dimensions are at least this.
+      eps1: constant added to squared gradients.
+      eps2: least size of a parameter for its step.
+      min_dim_factored: least size of two dimensions whose second moment is kept as a row and a column.
       multiply_by_parameter_scale: whether updates are proportional to max(root mean square of the parameter, eps2).
     """
 

@@ -21,7 +21,7 @@ class AdamW(OptimizerConfig):
     Args:
       b1: decay of the mean of gradients.
       b2: decay of the mean of squared gradients.
-      eps: added to the root of the mean square.
+      eps: constant added to the root of the mean square.
     """
 
     weight_decay: float = 0.1

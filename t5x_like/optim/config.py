@@ -1,4 +1,4 @@
-"""What a user chooses about optimization, whichever the optimizer: learning rate, schedule, decay, clipping, patterns.
+"""Choices that all optimizers share: learning rate, schedule, decay, clipping, patterns.
 
 Plain frozen dataclasses that load without jax, because ``--help`` reads them. Must not know any one optimizer.
 """
@@ -53,7 +53,7 @@ def _check_duration(where: str, duration: int | float) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule(Config, where="optimizer.schedule"):
-    """How the learning rate moves from update to update; `schedules` has the formulas. Steps count from 0.
+    """The learning rate as a function of the step, counted from 0; `schedules` has the formulas.
 
     Every kind can begin with ``warmup`` steps that rise linearly to the peak.
 
@@ -107,8 +107,8 @@ class Joined(Config, where="optimizer.schedule"):
     """Schedules one after the other; each counts its steps from its own start, and its length is its share of the run.
 
     Args:
-      schedules: two or more.
-      until: where each but the last ends: a whole number of steps from the start of the run, or a share of the run.
+      schedules: two or more schedules, in order.
+      until: end of each but the last: a whole number of steps from the start of the run, or a share of the run.
     """
 
     schedules: tuple[Schedule, ...]
@@ -140,14 +140,14 @@ class OptimizerConfig(Config, abc.ABC, where="optimizer"):
     """The fields that every optimizer has. An optimizer is a subclass with one method, `transformation`.
 
     Args:
-      learning_rate: the peak of the schedule.
-      weight_decay: each step takes ``learning_rate * weight_decay`` times the parameter away.
-      clip_norm: gradients are scaled down so that their norm over all trained parameters is at most this; 0 is off.
+      learning_rate: peak of the schedule.
+      weight_decay: share of a parameter that each step subtracts, times the learning rate.
+      clip_norm: largest norm of the gradients over all trained parameters, which are scaled down to it; 0 is off.
       no_decay: regular expressions, searched in "/"-joined parameter paths, of parameters without weight decay.
       frozen: likewise, of parameters that are not trained: no state is kept for them and their gradient is dropped.
       rates: pairs of such an expression and a factor by which the learning rate of its parameters is multiplied; the
         factors of all expressions found in a path multiply.
-      schedule: how the learning rate moves.
+      schedule: schedule of the learning rate.
       ema: decay of a moving average of the parameters, which evaluation, sampling and export then use; 0 is off. The
         decay at step t is at most (1 + t) / (10 + t), so that short runs are not averages of their initial values.
     """
@@ -192,6 +192,6 @@ class OptimizerConfig(Config, abc.ABC, where="optimizer"):
         return change
 
     def eval_params(self, params: Tree, state: Any) -> Tree:
-        """What is evaluated instead of the trained ``params``; ``state`` is the transformation's, as optax has it."""
+        """Parameters for evaluation in place of ``params``; ``state`` is the transformation's, as optax has it."""
         del state
         return params

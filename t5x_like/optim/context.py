@@ -1,4 +1,4 @@
-"""What a config's ``transformation`` is given: declarations of the trained parameters, their rates and their decay.
+"""The argument of a config's ``transformation``: declarations of the trained parameters, their rates and decay.
 
 Must not know any one optimizer.
 """
@@ -22,10 +22,10 @@ class Context:
 
     Attributes:
       specs: nested dict of the declarations (`ParamSpec`) of the trained parameters.
-      learning_rate: int32 step, counting from 0, to the float32 learning rate.
-      weight_decay: parameter path to its weight decay; 0 where there is none.
+      learning_rate: function from int32 step, counted from 0, to the float32 learning rate.
+      weight_decay: parameter path to its weight decay; 0 is none.
       factors: parameter path to the factor of its learning rate.
-      complete: whether weight decay and factors have been put to use, by `descend` or `finish`.
+      complete: whether `descend` or `finish` has applied weight decay and factors.
     """
 
     specs: Tree

@@ -1,4 +1,4 @@
-"""Which parameters a tuple of regular expressions means. Knows paths only; must not know what is done with them."""
+"""Parameters by regular expressions. Knows paths only; must not know their use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def matching(where: str, patterns: Iterable[str], paths: Collection[str], option
     """The paths in which any of the patterns is found (``re.search``; anchor with ^ and $ to match whole paths).
 
     Args:
-      where: the config field the patterns come from, for errors.
+      where: config field of the patterns, for errors.
       patterns: regular expressions.
       paths: "/"-joined paths of parameters.
       optional: patterns that may match nothing.

@@ -30,8 +30,8 @@ EMA = "params_ema"  # the moving average of the parameters in the state
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one parameter gets: whether its weights decay, whether it is frozen, the factor of its learning rate, and
-    the bytes of state kept for it."""
+    """Treatment of one parameter: whether it decays, whether it is frozen, the factor of its learning rate, and the
+    bytes of its state."""
 
     path: str
     shape: tuple[int, ...]
@@ -128,8 +128,8 @@ class Optimizer:
         return join(new, frozen), new_state, info
 
     def eval_params(self, params: Tree, state: dict[str, Any]) -> Tree:
-        """What evaluation, sampling and export use: the moving average if there is one, else what the optimizer says
-        (schedule-free's average), else ``params`` themselves; in the dtype of the parameters."""
+        """Parameters for evaluation, sampling and export: the moving average if there is one, else the optimizer's
+        choice (schedule-free's average), else ``params`` themselves; in the dtype of the parameters."""
         trained, frozen = split(params, self.trained)
         with jax.numpy_dtype_promotion("standard"):
             found = state[EMA] if self._config.ema else self._config.eval_params(trained, self._unnamed(state))
@@ -138,7 +138,7 @@ class Optimizer:
         return join(jax.tree.map(lambda p, e: e.astype(p.dtype), trained, found), frozen)
 
     def table(self) -> list[Row]:
-        """Who gets what, in the order of the declarations."""
+        """Treatment of each parameter, in the order of the declarations."""
         sizes = dict.fromkeys(self._specs, 0)
         for name, leaf in self._state.items():
             if (owner := self._owner_path(name)) is not None:
@@ -179,9 +179,9 @@ def make_optimizer(config: OptimizerConfig, specs: Tree, total_steps: int) -> Op
     """The optimizer of a run.
 
     Args:
-      config: which, and its numbers.
-      specs: the declarations of all parameters, a nested dict of `ParamSpec`.
-      total_steps: how many updates the run makes, which schedules that end need.
+      config: config of the optimizer.
+      specs: declarations of all parameters, a nested dict of `ParamSpec`.
+      total_steps: number of updates of the run, for schedules with an end.
 
     Raises:
       UserError: a schedule that does not fit into the run; a pattern that matches no parameter or freezes all of them;

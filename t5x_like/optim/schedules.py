@@ -26,8 +26,8 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> Callable[[jax.Ar
     """The learning rate as a function of the step.
 
     Args:
-      config: any optimizer's config; its ``learning_rate`` is the peak, its ``schedule`` the shape.
-      total_steps: how many updates the run makes.
+      config: config of any optimizer, with ``learning_rate``, the peak, and ``schedule``, the shape.
+      total_steps: number of updates of the run.
 
     Returns:
       A function from an int32 step of any shape, counting from 0, to float32 learning rates of that shape; usable

@@ -78,7 +78,7 @@ class Console:
         self._loss, self._loss_weight = 0.0, 0.0
 
     def opening(self, opening: Opening) -> None:
-        """Says what is about to run."""
+        """Prints the facts of the run at its start."""
         facts = {
             "model": f"{opening.model}, {short(opening.parameters)} parameters ({opening.parameters:,})",
             "devices": opening.devices,
@@ -117,7 +117,7 @@ class Console:
         Args:
           outcome: the headline, such as ``complete`` or ``stopped at step 120``.
           facts: names and values, such as where the plot is.
-          account: where the time went, from `clock.Clock.account`.
+          account: shares of the time, from `clock.Clock.account`.
         """
         self.close()
         self._facts(outcome, facts)

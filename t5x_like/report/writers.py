@@ -28,7 +28,7 @@ class Writer(Protocol):
 
 
 class Jsonl:
-    """One JSON object a line: ``step``, ``time`` (seconds since 1970), then the values; null for what is not finite."""
+    """One JSON object a line: ``step``, ``time`` (seconds since 1970), then the values; null for those not finite."""
 
     def __init__(self, path: Path, first_step: int, now: Callable[[], float]):
         self._now = now

@@ -1,4 +1,4 @@
-"""Joining the processes of a job into one JAX world. Knows environment variables, not what is computed."""
+"""Joining the processes of a job into one JAX world. Knows environment variables; must not know the computation."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from t5x_like.sharding.config import MeshConfig
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Config, where="train"):
-    """How long, how much at a time, and what is minimized.
+    """Length of the run, batches, and terms of the loss.
 
     Attributes:
       steps: number of updates.
@@ -107,7 +107,7 @@ class Run(Config, where=""):
         if self.objective.needs_position_ids and self.model.orders_by_column:
             raise UserError(
                 "model.positions",
-                f"{type(self.objective).__name__} gives each token a position of its own, but some layer goes by "
+                f"{type(self.objective).__name__} gives each token a position of its own, but some layer depends on "
                 "columns",
                 "Learned, Sinusoidal or Rope positions, and no window",
             )

@@ -1,4 +1,4 @@
-"""A run's folder: the resolved config, what it was started with, and whether a config may resume it.
+"""A run's folder: the resolved config, a log of its starts, and whether a config may resume it.
 
     config.json        the resolved config, all fields
     code/              copies of the user's own files that define classes of it (core.own_code)

@@ -1,4 +1,4 @@
-"""From rows on the host to arrays on the devices. Knows batches as dicts of arrays, not what is in them."""
+"""From rows on the host to arrays on the devices. Knows batches as dicts of arrays; must not know their content."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def to_devices(placement: Placement, local: Mapping[str, np.ndarray], share: tup
 
 
 class Feed:
-    """Iterates over batches on the devices, one ahead of the step that needs it, and counts what is in them.
+    """Iterates over batches on the devices, one ahead of the step that needs it, and counts their tokens.
 
     Args:
       placement: mesh and rules of the arrays.

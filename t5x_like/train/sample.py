@@ -23,7 +23,7 @@ OPEN, CLOSE = "[", "]"  # around what the model wrote
 
 
 def write_sample(opened: OpenedRun, tokens: int = 72) -> dict[str, str]:
-    """Named lines of text: what the model was given, what it made of it, what was there.
+    """Named lines of text: the input of the model, its output, the original.
 
     Args:
       opened: the run; its objective decides the task, and the passage is the first in its held-out documents with a

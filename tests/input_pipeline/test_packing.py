@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.batches.packing import Rule, plan
+from t5x_like.input_pipeline.batches.packing import Fit, plan
 
-RULES = get_args(Rule)
+RULES = get_args(Fit)
 
 
 def bins(lengths, sizes, capacity, rule):

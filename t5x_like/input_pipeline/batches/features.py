@@ -46,7 +46,7 @@ def feature_names(shape: Shape, extras: tuple[str, ...] = ()) -> tuple[str, ...]
     """Names of the arrays of a batch for a model of ``shape``, in the order of the module's docstring.
 
     Args:
-      shape: of the model.
+      shape: shape of the model.
       extras: names of further arrays, as of ``Objective.extras``.
     """
     sides = {"encoder-decoder": ("encoder", "decoder"), "decoder-only": ("decoder",), "encoder-only": ("encoder",)}
@@ -65,7 +65,7 @@ def make_batch(
 
     Args:
       rows: the examples of each row; they must fit.
-      shape: of the model.
+      shape: shape of the model.
       capacity: (encoder length, decoder length), or (length,).
       pad_id: fills what is left, and starts each decoder segment.
       extras: further arrays, as ``Objective.extras`` says: ``decoder_prefix``, ``encoder_order`` or none.
@@ -136,7 +136,7 @@ class _Side:
       slots: (tokens,) places in the array of all rows end to end.
       positions: (tokens,) counted from 0 in each example.
       lengths: (examples,).
-      firsts: which of the tokens are the first of their example.
+      firsts: whether each token is the first of its example.
     """
 
     batch: Batch

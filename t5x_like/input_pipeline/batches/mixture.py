@@ -31,7 +31,7 @@ def shares(corpus: Corpus | Mixture, tokens: Mapping[str, int]) -> tuple[Rates, 
 
     Args:
       corpus: nested as it may be; in each mixture the parts' rates are brought to a sum of 1.
-      tokens: of the training text of each corpus by name, for ``Proportional``.
+      tokens: number of training tokens of each corpus by name, for ``Proportional``.
 
     Returns:
       a function from (n,) steps to (n, corpora) shares, in the order of ``config.corpora``; and whether it is constant.

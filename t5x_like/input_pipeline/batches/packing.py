@@ -15,7 +15,7 @@ import numpy as np
 
 from t5x_like.core.errors import UserError
 
-Rule = Literal["first_fit", "best_fit"]
+Fit = Literal["first_fit", "best_fit"]
 
 
 @dataclass
@@ -27,14 +27,14 @@ class _Bins:
 
 
 def plan(
-    lengths: np.ndarray, sizes: Callable[[int], tuple[int, ...]], capacity: tuple[int, ...], rule: Rule = "best_fit"
+    lengths: np.ndarray, sizes: Callable[[int], tuple[int, ...]], capacity: tuple[int, ...], rule: Fit = "best_fit"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Puts pieces into bins so that no bin overflows on any side; the longest are placed first.
 
     Args:
       lengths: (pieces,) whole numbers above 0.
-      sizes: what a piece of a length takes on each side.
-      capacity: what a bin holds on each side.
+      sizes: function from the length of a piece to its tokens on each side.
+      capacity: tokens of a bin on each side.
       rule: the first bin made that has room, or the bin in which the least room is left.
 
     Returns:
@@ -74,7 +74,7 @@ def plan(
     return np.concatenate(members), np.concatenate([[0], np.cumsum(np.concatenate(bin_sizes))])
 
 
-def _fill(counts: np.ndarray, sizes: np.ndarray, limits: np.ndarray, rule: Rule) -> list[_Bins]:
+def _fill(counts: np.ndarray, sizes: np.ndarray, limits: np.ndarray, rule: Fit) -> list[_Bins]:
     """The bins of (classes,) ``counts`` pieces of (classes, sides) ``sizes``."""
     closed: list[_Bins] = []  # no piece that is left fits
     open_bins: list[_Bins] = []

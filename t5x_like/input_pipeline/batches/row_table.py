@@ -19,7 +19,7 @@ import numpy as np
 
 from t5x_like.core.errors import UserError
 from t5x_like.core.paths import write_atomically
-from t5x_like.input_pipeline.batches.packing import Rule, plan
+from t5x_like.input_pipeline.batches.packing import Fit, plan
 from t5x_like.input_pipeline.disk import HashedFile, held_lock, map_array, publish, room_in
 from t5x_like.input_pipeline.prepare.token_cache import TokenSplit
 
@@ -41,7 +41,7 @@ class RowPacking:
       capacity: tokens of a row on each side.
     """
 
-    rule: Rule
+    rule: Fit
     sizes: Callable[[int], tuple[int, ...]]
     capacity: tuple[int, ...]
 
@@ -74,7 +74,7 @@ def row_table(
       length: tokens per piece at most.
       minimum: a last piece of a document that is shorter is left out.
       with_eos: whether each document has one token more than the split says.
-      packing: which pieces share a row; None: each has its own.
+      packing: packing of pieces in rows; None: one piece per row.
 
     Raises:
       UserError: the table of a large split cannot be written.

@@ -49,7 +49,7 @@ class Rows(Protocol):
         """What is in row ``row``.
 
         Args:
-          row: in range(count).
+          row: index of the row, in range(count).
           shift: moves all borders where documents are joined, so that they differ between epochs.
         """
         ...
@@ -138,7 +138,7 @@ class DocumentRows:
     Borders, and what shares a row, are the same in every epoch: what shares a row changes nothing in the loss.
 
     Args as of ``JoinedRows``; of each document a last piece shorter than ``minimum`` is left out.
-      packing: which pieces share a row; None: one piece a row.
+      packing: packing of pieces in rows; None: one piece per row.
     """
 
     def __init__(

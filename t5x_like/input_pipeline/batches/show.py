@@ -43,7 +43,7 @@ class Field(NamedTuple):
     Attributes:
       segment: the segment of the row it belongs to, from 1.
       name: ``inputs``, ``prefix``, ``targets``; ``no loss`` for targets that all have weight 0.
-      stretches: what it says.
+      stretches: stretches of text of the line.
     """
 
     segment: int

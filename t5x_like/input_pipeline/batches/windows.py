@@ -38,10 +38,10 @@ class Windows:
       corpus: the corpus; has a ``window``.
       tokenizer: the vocabulary, with its path.
       make: (splits, seed) to the batches of one window.
-      data: of the run.
-      identity: what decides how many batches a window gives: objective, shape, batch size.
-      seed: of the run.
-      show: gets the progress of preparing; not of what is prepared ahead.
+      data: data config of the run.
+      identity: values that decide the number of batches of a window: objective, shape, batch size.
+      seed: seed of the run.
+      show: function of the progress of preparation; not called for windows prepared ahead.
 
     Raises:
       UserError: a window of less than a batch.

@@ -106,7 +106,7 @@ def prepare_by(
         tally = Tally(corpus.name, progress, _note_unfinished(work, corpus.name))
         with held_lock(path.with_name(f"{name}.lock"), lambda: tally.say("waiting")) as alone:
             if not (path / "manifest.json").is_file():
-                if path.exists():  # a rename brings the folder whole: somebody has been in it
+                if path.exists():  # a folder appears whole, by a rename: it was changed since
                     open_cache(path)
                 build = _Build(corpus, tokenizer, opened, files, path, work, tally)
                 with build.work_folder(alone):

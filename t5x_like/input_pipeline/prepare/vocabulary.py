@@ -42,7 +42,7 @@ def load_tokenizer(
     Args:
       corpus: corpus with its tokenizer, and the text to train on where there is no model yet.
       cache: cache folder, as ``DataConfig.cache``.
-      progress: called with a line of text when training begins and ends; not called where nothing is trained.
+      progress: function of a line of text, called when training begins and ends.
 
     Raises:
       UserError: from ``open_tokenizer``, ``train_sentencepiece`` and ``read_documents``.
@@ -71,7 +71,7 @@ def trained_model_path(
     Args:
       corpus: the texts and the options.
       cache: the cache folder, as ``DataConfig.cache``.
-      progress: called with a line of text when training begins and ends.
+      progress: function of a line of text, called when training begins and ends.
 
     Raises:
       UserError: from ``train_sentencepiece`` and ``read_documents``.

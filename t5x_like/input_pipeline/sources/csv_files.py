@@ -21,7 +21,7 @@ class Csv(FileSource):
     Attributes:
       paths: files, folders (every ``*.csv`` and ``*.tsv`` below them, compressed or not) or glob patterns.
       field: the column that holds the text.
-      delimiter: what separates columns; empty: a tab in files named ``*.tsv``, else a comma.
+      delimiter: separator of columns; empty: a tab in files named ``*.tsv``, else a comma.
     """
 
     paths: tuple[str, ...]

@@ -1,6 +1,6 @@
 """Documents from a function of a Python file: run only where the user chose that file.
 
-Must not run a file because a ``config.json`` names it: who opens a folder of results runs nobody's code.
+Must not run a file because a ``config.json`` names it: opening a folder of results runs no code.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class PythonGenerator(Source):
     Attributes:
       file: the Python file.
       function: its function's name.
-      version: what changes when the documents do; the file's own content counts too, but not what it reads.
+      version: text to change when the documents change; the file's own content counts too, but not what it reads.
     """
 
     file: str

@@ -31,7 +31,7 @@ class HuggingFaceDataset(Source):
 
     Attributes:
       directory: the folder that ``save_to_disk`` wrote.
-      split: which one, where it holds several; empty: the only one.
+      split: name of the split; empty: the only one.
       field: the column that holds the text.
     """
 

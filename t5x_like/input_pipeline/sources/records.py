@@ -37,7 +37,7 @@ class ArrayRecord(FileSource):
 
     Attributes:
       paths: files, folders (every ``*.array_record*`` and ``*.arrayrecord`` below them) or glob patterns.
-      content: what a record is: UTF-8 text, a JSON object, or a serialized ``tf.train.Example``.
+      content: kind of a record: UTF-8 text, a JSON object, or a serialized ``tf.train.Example``.
       field: the key of the object or feature of the example that holds the text.
     """
 

@@ -1,4 +1,4 @@
-"""A window of an endless source: ``count`` of its documents, as a source of their own.
+"""A window of an endless source: n of its documents, as a source of their own.
 
 Knows documents and their hashes; must not know tokens.
 """
@@ -24,11 +24,11 @@ class Window(Source):
     what it held before by whoever makes it again.
 
     Attributes:
-      source: what is read.
-      number: of the window.
-      documents: of each window, empty ones and those that cannot be read included.
-      heldout: the share of documents that is held out, by a hash of their text.
-      side: which split.
+      source: source that is read.
+      number: number of the window, from 0.
+      documents: number of documents per window, empty and unreadable ones included.
+      heldout: share of held-out documents, chosen by a hash of their text.
+      side: name of the split.
     """
 
     source: Source

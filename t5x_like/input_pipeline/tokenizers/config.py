@@ -44,7 +44,7 @@ class SentencePiece(TokenizerConfig):
       vocab_size: ids in all: 3 special ones, the sentinels, ``<mask>``, newline, the symbols, 256 bytes and the learned
         pieces. With ``path`` it is what the file must hold (sentinels included), or 0 for whatever it holds.
       model: the algorithm that learns the pieces (read only when training).
-      sentinels: how many ``<extra_id_i>`` markers the vocabulary has.
+      sentinels: number of ``<extra_id_i>`` markers of the vocabulary.
       symbols: further pieces that no text is cut into otherwise, such as the mode tokens ``[NLU]``, ``[NLG]``,
         ``[S2S]`` of UL2; with ``path`` they must be in the file.
       path: a model file to use; empty: one is trained on the training part of the corpus, once, into the cache.
@@ -100,7 +100,7 @@ class HuggingFaceTokenizer(TokenizerConfig):
       path: the file.
       pad, eos, mask: the pieces for padding, the end of a text and a hidden token; empty: found among the usual names.
         A vocabulary without padding (GPT-2's) pads with its EOS: what is padding is told by segments, never by ids.
-      sentinels: how many ``<extra_id_i>`` markers; those that the file does not hold come after its last id.
+      sentinels: number of ``<extra_id_i>`` markers; those that the file does not hold come after its last id.
       vocab_size: ids in all, sentinels included, that the file must have; 0: whatever it has.
     """
 

@@ -43,9 +43,9 @@ def cut_text(text: str, wanted: int, most: int, resume: Callable[[str, int], int
     """``text`` in chunks of about ``wanted`` characters and never more than ``most``.
 
     Args:
-      text: of any length.
+      text: text of any length.
       wanted: number of characters after which a chunk ends at the first good border.
-      most: where there is none up to here, it ends here, and ids differ from those of the uncut text.
+      most: largest number of characters of a chunk without a good border; ids then differ from those of the uncut text.
       resume: where the next chunk begins if this one ends at a border (the place of a space or newline), such that the
         ids of both, joined, are those of the uncut text; None where there is no such place.
     """
@@ -90,8 +90,8 @@ def encode_documents(
     """The ids of each text; those longer than ``longest`` characters are cut for it, and no special id is among them.
 
     Args:
-      texts: of any length.
-      longest: what ``encode`` takes whole.
+      texts: texts of any length.
+      longest: largest number of characters that ``encode`` takes whole.
       cut: the chunks of a longer text.
       encode: ids of each of several texts.
       is_special: (vocab_size,) bool: ids that are not to come out.

@@ -84,7 +84,7 @@ class Sample:
     """Passes texts on, and keeps the beginning of what it passed.
 
     Attributes:
-      texts: at most ``characters`` of them, from the first on.
+      texts: the first texts, together at most ``characters`` characters.
     """
 
     def __init__(self, texts: Iterable[str], characters: int = 1_000_000):

@@ -135,7 +135,7 @@ def uniform(**fields: Any) -> ModelConfig:
 
 
 def of_size(sizes: dict[str, dict[str, int]], size: str) -> dict[str, int]:
-    """The sizes of this name. Raises UserError for a name that there is not."""
+    """The sizes of this name. Raises UserError for an unknown name."""
     if size not in sizes:
         raise UserError("size", f"got {size!r}", ", ".join(sizes), nearest(size, sizes))
     return sizes[size]
