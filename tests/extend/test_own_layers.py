@@ -14,12 +14,19 @@ import pytest
 from flax import nnx
 from tiny_models import compiled, first, random_batch, random_params, relative_error, tiny
 
+from t5x_like.arrays.keys import named
 from t5x_like.arrays.trees import flatten
+from t5x_like.config import AdamW, MeshConfig, TokenLoss
 from t5x_like.convert.hugging_face import from_hugging_face, to_hugging_face
 from t5x_like.core.loading import load_module
+from t5x_like.layers.param import initialize
 from t5x_like.layers.stack import Group
 from t5x_like.models.counts import forward_flops
 from t5x_like.models.transformer import make_model
+from t5x_like.optim.optimizer import make_optimizer
+from t5x_like.sharding.mesh import make_placement
+from t5x_like.train.setup import Setup
+from t5x_like.train.step import compile_step
 
 OWN = Path(__file__).parent / "own"
 
@@ -125,6 +132,16 @@ def test_a_front_end_for_vectors_instead_of_tokens(own):
     np.testing.assert_array_equal(logits(vectors), one)
     vectors[0, 3] += 1.0
     assert relative_error(logits(vectors)[0], one[0]) > 1e-3
+
+    setup = Setup(structure, specs, make_optimizer(AdamW(), specs, 10), TokenLoss())
+    placement = make_placement(MeshConfig(), jax.devices()[:1])
+    with jax.debug_nans(True):
+        state, metrics = compile_step(setup, placement)(
+            setup.initial_state(placement, 0), {"encoder_pairs": jnp.asarray(vectors), **batch}
+        )
+    start = initialize(specs, named(jax.random.key(0), "params"))["encoder_inputs"]["projection"]["kernel"]
+    moved = np.abs(np.asarray(state["params"]["encoder_inputs"]["projection"]["kernel"]) - np.asarray(start))
+    assert float(metrics["loss"][0]) > 0 and float(metrics["finite"][0]) == 1 and (moved > 0).mean() > 0.9
 
 
 def test_a_family_with_names_of_its_own(own):

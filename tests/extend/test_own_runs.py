@@ -6,12 +6,25 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from tiny_runs import assert_same_bits, checkpoint, losses, quick_compiling, rows, text_folder  # noqa: F401
+from tiny_runs import (
+    CLI,
+    ROOT,
+    assert_close,
+    assert_same_bits,
+    checkpoint,
+    environment,
+    losses,
+    quick_compiling,  # noqa: F401
+    rows,
+    text_folder,
+)
 
 from t5x_like.arrays.trees import flatten, unflatten
 from t5x_like.cli.main import main
@@ -211,3 +224,19 @@ def test_micro_batches_give_the_same_statistics_of_a_router(folder):
         assert "decoder/layers/feed_forward/inner/bias" not in flatten(gradient)
     np.testing.assert_array_equal(*found)
     assert found[0].sum(axis=-1).tolist() == [72, 72]
+
+
+@pytest.mark.slow
+def test_a_launcher_of_two_processes(folder):
+    """Two processes of 4 devices train what one of 8 does."""
+    bring(folder, "launcher")
+    (folder / "run.py").write_text('from t5x_like.config import code\n\nrun = code("base.py").tiny\n')
+    command = [*CLI, "train", "run.py", "train.steps=2", "data.corpus.heldout=0", "--directory", "two"]
+    done = subprocess.run(
+        [sys.executable, "launcher.py", *command], capture_output=True, text=True, timeout=240, cwd=folder,
+        env=environment(4, PYTHONPATH=str(ROOT), JAX_DISABLE_MOST_OPTIMIZATIONS="1"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "8 x cpu in 2 processes" in done.stdout
+    good("train", "run.py", "train.steps=2", "data.corpus.heldout=0", "--directory", "one")
+    assert_close(checkpoint(folder / "two"), checkpoint(folder / "one"))

@@ -2,51 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
+import shutil
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from tiny_models import built, compiled, tiny
+from tiny_runs import quick_compiling, tiny_run  # noqa: F401
 
+from t5x_like.core.loading import load_module
 from t5x_like.decode.generate import generate
 from t5x_like.decode.sample import Sampling
-from t5x_like.decode.state import reorder, step
+from t5x_like.train.opened import open_run
+from t5x_like.train.run import train
 
 V, PROMPTS = 12, [[5, 9, 3], [2]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Beam:
-    """The most likely of ``width`` continuations kept at each token; a row that has ended keeps its likelihood."""
-
-    width: int
-    max_new_tokens: int
-
-    def __call__(self, model, logits_BV, state, eos_id, key):
-        B, V = logits_BV.shape
-        scores_BK, picked_BK = jax.lax.top_k(jax.nn.log_softmax(logits_BV), self.width)
-        rows_B1 = jnp.arange(B)[:, None]
-        state = reorder(state, jnp.repeat(jnp.arange(B), self.width))
-        out_BKN = picked_BK[..., None]
-        for _ in range(self.max_new_tokens - 1):
-            logits, state = step(model, state, out_BKN[..., -1].reshape(-1, 1))
-            log_p_BKV = jax.nn.log_softmax(logits[:, 0]).reshape(B, self.width, V)
-            only_eos_V = jnp.where(jnp.arange(V) == eos_id, 0.0, -jnp.inf)
-            log_p_BKV = jnp.where(jnp.any(out_BKN == eos_id, -1)[..., None], only_eos_V, log_p_BKV)
-            totals = (scores_BK[..., None] + log_p_BKV).reshape(B, -1)
-            scores_BK, picked_BK = jax.lax.top_k(totals, self.width)
-            parents_BK = picked_BK // V
-            state = reorder(state, (rows_B1 * self.width + parents_BK).reshape(-1))
-            out_BKN = jnp.concatenate([out_BKN[rows_B1, parents_BK], (picked_BK % V)[..., None]], axis=-1)
-        return out_BKN[:, 0]
+@pytest.fixture
+def Beam(tmp_path):
+    """The class, from a file in a folder outside the package."""
+    return load_module(Path(shutil.copy(Path(__file__).parent / "own" / "beam.py", tmp_path))).Beam
 
 
 @pytest.mark.parametrize("family", ["llama", "t5_1_1"])
-def test_a_beam_as_wide_as_the_vocabulary_finds_the_likeliest_pair(family):
+def test_a_beam_as_wide_as_the_vocabulary_finds_the_likeliest_pair(family, Beam):
     config = tiny(family, vocab_size=V, **(dict(encoder_layers=1) if family == "t5_1_1" else {}))
     structure, _, params = built(config)
 
@@ -69,3 +52,12 @@ def test_a_beam_as_wide_as_the_vocabulary_finds_the_likeliest_pair(family):
         wanted.append([token for token in pairs[int(np.argmax(scores))] if token])
     assert write(Beam(V, 2)) == wanted
     assert write(Beam(1, 5)) == write(Sampling(5))  # a single beam is greedy
+
+
+@pytest.mark.usefixtures("quick_compiling")
+def test_a_trained_run_writes_by_it(Beam, tmp_path):
+    train(tiny_run("llama", "train.steps=2"), tmp_path / "run")
+    opened = open_run(tmp_path / "run")
+    prompts = ["a quick", "dog"]
+    assert opened.generate(prompts, Beam(1, 4)) == opened.generate(prompts, Sampling(4))
+    assert len(opened.generate(prompts, Beam(3, 4))) == 2
