@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.paths import write_atomically
 from t5x_like.report.config import ReportConfig
 
@@ -158,10 +158,8 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     Raises:
       UserError: there is no such file.
     """
-    path = Path(path)
-    path = path / METRICS if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(str(path), "there is no such file", "the folder of a run that has begun")
+    path = Path(path) / METRICS if Path(path).is_dir() else Path(path)
+    refuse(not path.is_file(), str(path), "there is no such file", "the folder of a run that has begun")
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
