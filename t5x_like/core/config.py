@@ -30,7 +30,7 @@ from t5x_like.core.structure import (
 
 __all__ = [
     "CODE_KEY", "TYPE_KEY", "Config", "Unknown", "Unlimited", "choices", "describe_type", "diff", "flatten",
-    "from_json", "from_plain", "override", "read_json", "structure", "to_json", "to_plain", "unknown_in",
+    "from_json", "override", "read_json", "structure", "to_json", "to_plain", "unknown_in",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -60,12 +60,7 @@ def from_json(kind: type[T], text: str, where: str = "") -> T:
     Raises:
       UserError: the text is not JSON, a field is unknown, missing or of the wrong type.
     """
-    return from_plain(kind, read_json(text, where), where)
-
-
-def from_plain(kind: type[T], plain: Any, where: str = "") -> T:
-    """``from_json`` of what ``read_json`` gave."""
-    return structure(kind, plain, where)
+    return structure(kind, read_json(text, where), where)
 
 
 def read_json(text: str, where: str = "") -> Any:

@@ -40,6 +40,12 @@ def require(condition: bool, where: str, got: object, allowed: str, suggestion: 
         raise UserError(where, f"got {got}", allowed, suggestion)
 
 
+def refuse(wrong: bool, where: str, got: str, allowed: str = "", suggestion: str = "") -> None:
+    """Raises UserError, made of the other arguments, where something is wrong."""
+    if wrong:
+        raise UserError(where, got, allowed, suggestion)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name most like ``name``, as ``did you mean 'x'?``, or an empty string if none is alike."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

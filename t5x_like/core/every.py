@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from t5x_like.core.config import Config
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +23,10 @@ class Every(Config, where="when"):
     end: bool = True
 
     def __post_init__(self):
-        if self.steps < 0:
-            raise UserError("Every.steps", f"got {self.steps}", "0 (never) or more")
-        if not 0.0 <= self.share <= 1.0:
-            raise UserError("Every.share", f"got {self.share}", "0 (never) to 1")
-        if self.steps and self.share:
-            raise UserError("Every.share", f"got {self.share} beside steps={self.steps}", "one of the two")
+        require(self.steps >= 0, "Every.steps", self.steps, "0 (never) or more")
+        require(0.0 <= self.share <= 1.0, "Every.share", self.share, "0 (never) to 1")
+        both = f"{self.share} beside steps={self.steps}"
+        require(not (self.steps and self.share), "Every.share", both, "one of the two")
 
     def due(self, step: int, total: int) -> bool:
         """Whether it is time after update ``step`` of ``total``; never before the first."""

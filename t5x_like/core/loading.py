@@ -11,18 +11,15 @@ import dataclasses
 import hashlib
 import importlib.machinery
 import importlib.util
-import json
-import os
 import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from t5x_like.core.errors import UserError, nearest
+from t5x_like.core.errors import UserError, nearest, refuse
 
 T = TypeVar("T")
-INHERITED = "T5X_LIKE_CODE"  # environment variable: files that the process which started this one has run
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -98,16 +95,16 @@ def load_module(
         raise UserError(str(path), f"cannot be read: {error.strerror}", "a Python file") from None
     if check is not None:
         check(path, code.sha256)
+    refuse(path.suffix != ".py", str(path), "is not a Python file", "a file ending in .py")
     name = f"t5x_like_file_{path.stem}_{hashlib.sha256(f'{path} {code.sha256}'.encode()).hexdigest()[:12]}"
     if name in sys.modules and not again:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path, loader=_Loader(name, str(path)))
-    if spec is None or spec.loader is None or path.suffix != ".py":
-        raise UserError(str(path), "is not a Python file", "a file ending in .py")
-    module = importlib.util.module_from_spec(spec)
+    loader = _Loader(name, str(path))
+    module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(name, loader, origin=str(path)))
+    module.__file__ = str(path)
     sys.modules[name], _RUN[name] = module, code  # dataclasses defined in the file look their module up
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
@@ -168,18 +165,6 @@ def own_object(path: str, sha256: str, kept: bool, name: str) -> Any:
     return object.__new__(getattr(load_module(Path(path), check, kept, again=False), name))
 
 
-def code_environment() -> dict[str, str]:
-    """For the environment of a process that this one starts: it may run the files that this one has run."""
-    return {INHERITED: json.dumps([[str(code.path), code.kept, code.plain()] for code in _RUN.values()])}
-
-
-def run_inherited(entry: dict[str, Any]) -> None:
-    """Runs the file that ``entry`` of a config's JSON names, if the process that started this one has run it."""
-    for path, kept, plain in json.loads(os.environ.get(INHERITED, "[]")):
-        if plain == entry and loaded(entry) is None:
-            load_module(Path(path), kept=kept, again=False)
-
-
 def loaded(entry: dict[str, Any]) -> Code | None:
     """The file, already run, that ``entry`` of a config's JSON names."""
     return next((code for code in _RUN.values() if code.plain() == entry), None)
@@ -213,7 +198,6 @@ def load_run(name: str, run_type: type[T]) -> T:
     function = getattr(load_module(path), "run", None)
     if not callable(function):
         raise UserError(str(path), "has no function run()", f"a function run() that returns a {run_type.__name__}")
-    run = function()
-    if not isinstance(run, run_type):
-        raise UserError(str(path), f"run() returned a {type(run).__name__}", f"a {run_type.__name__}")
-    return run
+    if isinstance(run := function(), run_type):
+        return run
+    raise UserError(str(path), f"run() returned a {type(run).__name__}", f"a {run_type.__name__}")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from t5x_like.core.config import CODE_KEY, TYPE_KEY, Unknown, to_plain, unknown_in
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.loading import Code, code_of, code_of_module, is_shipped, load_module, loaded
 from t5x_like.core.paths import write_atomically
 
@@ -44,13 +44,10 @@ def own_code(config: Any) -> dict[str, Code]:
 def check_loadable(config: Any) -> None:
     """Raises UserError for a class that a run's folder cannot keep: one of a module imported by name."""
     for kind in _classes(config):
-        if not is_shipped(kind) and code_of(kind) is None:
-            raise UserError(
-                kind.__name__,
-                f"is defined in the module {kind.__module__!r}, imported by name, which the run's folder cannot keep",
-                "a class of the run file, or of a file that it loads by path",
-                f'mine = code("{kind.__module__.split(".")[-1]}.py"), of t5x_like.config',
-            )
+        got = f"is defined in the module {kind.__module__!r}, imported by name, which the run's folder cannot keep"
+        refuse(not is_shipped(kind) and code_of(kind) is None, kind.__name__, got,
+               "a class of the run file, or of a file that it loads by path",
+               f'mine = code("{kind.__module__.split(".")[-1]}.py"), of t5x_like.config')
 
 
 def keep_code(config: Any, directory: Path) -> None:
@@ -78,8 +75,7 @@ def run_code(plain: Any, directory: Path, given: Sequence[str] = (), accepted: S
     """
     refused: dict[str, str] = {}
     by_name = {Path(path).name: Path(path) for path in given}
-    entries = [dict_[CODE_KEY] for dict_ in _own(plain)]
-    for entry in entries:
+    for entry in list(_own(plain)):
         name = entry["file"]
         if name in by_name:
             code = _run_given(by_name[name], entry, accepted)
@@ -98,9 +94,11 @@ def require_code(config: Any, refused: dict[str, str]) -> None:
 
 def accept(plain: Any, config: Any, accepted: Sequence[str]) -> None:
     """Gives an older config's JSON the digests of ``config`` for files that the user accepts as changed."""
-    now = {entry["file"]: entry for entry in (dict_[CODE_KEY] for dict_ in _own(to_plain(config)))}
-    for entry in (dict_[CODE_KEY] for dict_ in _own(plain)):
-        if (other := now.get(entry["file"])) and _changed(entry, other) <= {Path(path).name for path in accepted}:
+    now = {entry["file"]: entry for entry in _own(to_plain(config))}
+    for entry in list(_own(plain)):
+        other = now.get(entry["file"], entry)
+        changed = {name for name, _ in _files(entry).items() ^ _files(other).items()}
+        if other is not entry and changed <= {Path(path).name for path in accepted}:
             entry.clear()
             entry |= other
 
@@ -110,14 +108,10 @@ def _run_given(path: Path, entry: dict, accepted: Sequence[str]) -> Code:
     wanted, may_change = _files(entry), {Path(name).name for name in accepted}
 
     def check(file: Path, digest: str) -> None:
-        if wanted.get(file.name) != digest and file.name not in may_change:
-            raise UserError(
-                str(file),
-                f"is not the file that the run was trained with: its sha256 is {digest}, that of the run's "
-                f"{wanted.get(file.name, 'nothing: the run had no file of that name')}",
-                "the same file",
-                f"--accept-changed {file.name}, once you have seen what changed",
-            )
+        before = wanted.get(file.name, "nothing: the run had no file of that name")
+        refuse(before != digest and file.name not in may_change, str(file),
+               f"is not the file that the run was trained with: its sha256 is {digest}, that of the run's {before}",
+               "the same file", f"--accept-changed {file.name}, once you have seen what changed")
 
     return code_of_module(load_module(path, check, again=False))
 
@@ -162,10 +156,9 @@ def trusted() -> set[str]:
     path = list_of_digests()
     if not path.is_file():
         return set()
-    status = path.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise UserError(str(path), "can be written by others", "a file of yours alone", f"chmod 600 {path}")
-    found = set()
+    status, found = path.stat(), set()
+    refuse(status.st_uid != os.getuid() or bool(status.st_mode & 0o022), str(path), "can be written by others",
+           "a file of yours alone", f"chmod 600 {path}")
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             found.add(json.loads(line)["sha256"])
@@ -194,7 +187,7 @@ def trust(files: Any) -> None:
 
 
 def _own(plain: Any) -> Iterator[dict]:
-    """Every dict of a config's JSON that is of a class in a user's own file.
+    """What a config's JSON says of the file of each class in a user's own one.
 
     Raises:
       UserError: what it says of the file is not a plain name and digests.
@@ -205,15 +198,10 @@ def _own(plain: Any) -> Iterator[dict]:
     if isinstance(plain, dict):
         if TYPE_KEY in plain and CODE_KEY in plain:
             entry = plain[CODE_KEY]
-            files = _files(entry) if isinstance(entry, dict) else {}
-            fits = bool(files) and all(
-                isinstance(name, str) and re.fullmatch(r"\w[\w.-]*\.py", name)
-                and isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest)
-                for name, digest in files.items()
-            )  # fmt: skip
-            if not fits:
-                raise UserError(f"{plain[TYPE_KEY]}.code", f"got {entry!r}", "the names of Python files, with digests")
-            yield plain
+            files = _files(entry) if isinstance(entry, dict) else {None: None}
+            wrong = [f for f in files.items() if not re.fullmatch(r"\w[\w.-]*\.py [0-9a-f]{64}", "{} {}".format(*f))]
+            refuse(bool(wrong), f"{plain[TYPE_KEY]}.code", f"got {entry!r}", "the names of Python files, with digests")
+            yield entry
         for name, each in plain.items():
             if name != CODE_KEY:
                 yield from _own(each)
@@ -222,11 +210,6 @@ def _own(plain: Any) -> Iterator[dict]:
 def _files(entry: dict) -> dict[Any, Any]:
     loads = entry.get("loads", {})
     return {entry.get("file"): entry.get("sha256")} | (loads if isinstance(loads, dict) else {None: None})
-
-
-def _changed(one: dict, other: dict) -> set[str]:
-    left, right = _files(one), _files(other)
-    return {name for name in left.keys() | right.keys() if left.get(name) != right.get(name)}
 
 
 def _classes(value: Any) -> dict[type, None]:

@@ -16,8 +16,8 @@ import types
 import typing
 from typing import Annotated, Any, ClassVar, Literal
 
-from t5x_like.core.errors import UserError, nearest
-from t5x_like.core.loading import code_of, is_shipped, own_object, run_inherited
+from t5x_like.core.errors import UserError, nearest, refuse
+from t5x_like.core.loading import code_of, is_shipped, own_object
 
 TYPE_KEY = "type"  # names the class in the JSON of a dataclass
 CODE_KEY = "code"  # names the user's own file that defines it, with its digest
@@ -38,12 +38,8 @@ class Unknown:
 
     def refusal(self, reason: str = "has not been run") -> UserError:
         code = self.plain[CODE_KEY]
-        return UserError(
-            self.where,
-            f"{self.plain[TYPE_KEY]} is defined in {code['file']} (sha256 {code['sha256']}), which {reason}",
-            "the file, given once more by one who has read it",
-            f"--code {code['file']}",
-        )
+        got = f"{self.plain[TYPE_KEY]} is defined in {code['file']} (sha256 {code['sha256']}), which {reason}"
+        return UserError(self.where, got, "the file, given once more by one who has read it", f"--code {code['file']}")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -85,8 +81,7 @@ class Config:
         super().__init_subclass__(**arguments)
         if where is not None:
             cls._where = where
-        own = cls.__dict__.get("__post_init__")
-        if own is None:
+        if (own := cls.__dict__.get("__post_init__")) is None:
             return
 
         @functools.wraps(own)
@@ -101,8 +96,7 @@ class Config:
         check_fields(self)
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # worker processes run a file of the user's own by its path
-        code = code_of(type(self))
-        if code is None:
+        if (code := code_of(type(self))) is None:
             return super().__reduce_ex__(protocol)
         return own_object, (str(code.path), code.sha256, code.kept, type(self).__name__), vars(self)
 
@@ -114,16 +108,15 @@ def check_fields(config: Config) -> None:
       UserError: a value that does not fit, naming field, value, what is allowed.
     """
     kind, where = type(config), type(config)._where
-    if not _is_declared(kind):
-        raise UserError(kind.__name__, "is no dataclass", f"@dataclass(frozen=True) above class {kind.__name__}")
-    prefix = f"{kind.__name__ if where is None else where}." if where != "" else ""
+    name = kind.__name__
+    refuse(not _is_declared(kind), name, "is no dataclass", f"@dataclass(frozen=True) above class {name}")
+    prefix = f"{name if where is None else where}." if where != "" else ""
     hints = type_hints(kind)
     for field in dataclasses.fields(config):  # type: ignore[arg-type]  # its subclasses are
         if field.init:
             value = getattr(config, field.name)
             fitted = structure(hints[field.name], value, prefix + field.name, text=False)
-            if fitted is not value:
-                object.__setattr__(config, field.name, fitted)
+            object.__setattr__(config, field.name, fitted)
 
 
 def choices(*kinds: type) -> list[type]:
@@ -131,7 +124,7 @@ def choices(*kinds: type) -> list[type]:
     subclasses."""
     found: dict[type, None] = {}
     for kind in kinds:
-        if _is_declared(kind) and not _is_base(kind):
+        if _is_declared(kind) and not (abc.ABC in kind.__bases__ or inspect.isabstract(kind)):
             found[kind] = None
         if kind.__module__ != "builtins":
             found |= dict.fromkeys(choices(*kind.__subclasses__()))
@@ -141,11 +134,6 @@ def choices(*kinds: type) -> list[type]:
 def _is_declared(kind: type) -> bool:
     """Whether it is a dataclass by its own declaration, and not by that of its base."""
     return "__dataclass_fields__" in vars(kind)
-
-
-def _is_base(kind: type) -> bool:
-    """Whether the class is a base to derive from, not a choice itself."""
-    return abc.ABC in kind.__bases__ or inspect.isabstract(kind)
 
 
 def describe_type(hint: Any) -> str:
@@ -252,7 +240,7 @@ def _structure_union(hint: Any, args: tuple, value: Any, where: str, text: bool)
     for kind in choices(*classes):  # of two classes of one name the shipped one, else the one defined last
         if not (kind.__name__ in known and is_shipped(known[kind.__name__])):
             known[kind.__name__] = kind
-    name = None
+    name = value
     if text and isinstance(value, str | dict):
         alone = classes[0].__name__ if hint in classes and dataclasses.is_dataclass(hint) else None
         name = value if isinstance(value, str) else value.get(TYPE_KEY, alone)
@@ -264,14 +252,12 @@ def _structure_union(hint: Any, args: tuple, value: Any, where: str, text: bool)
                 return structure(a, value, where, text)
             except UserError:
                 continue
-    shown = value if name is None else name
     allowed = f"the fields of {hint.__name__}" if hint in classes and len(known) == 1 else describe_type(hint)
-    raise UserError(where, f"got {shown!r}", allowed, nearest(str(shown), known))
+    raise UserError(where, f"got {name!r}", allowed, nearest(str(name), known))
 
 
 def _structure_own(classes: list[type], value: dict, where: str) -> Any:
     """Of a class in a user's own file, if that file has been run."""
-    run_inherited(value[CODE_KEY])
     for kind in reversed(choices(*classes)):
         code = code_of(kind)
         if kind.__name__ == value.get(TYPE_KEY) and code is not None and code.plain() == value[CODE_KEY]:
@@ -280,17 +266,12 @@ def _structure_own(classes: list[type], value: dict, where: str) -> Any:
 
 
 def _structure_dataclass(kind: type, value: dict, where: str) -> Any:
-    hints = type_hints(kind)
-    known = [f.name for f in dataclasses.fields(kind) if f.init]
-    prefix = f"{where}." if where else ""
+    hints, init = type_hints(kind), [f for f in dataclasses.fields(kind) if f.init]
+    known, prefix = [f.name for f in init], f"{where}." if where else ""
     if unknown := [k for k in value if k not in known and k not in (TYPE_KEY, CODE_KEY)]:
         raise UserError(prefix + unknown[0], "no such field", ", ".join(known), nearest(unknown[0], known))
-    missing = [
-        f.name
-        for f in dataclasses.fields(kind)
-        if f.init and f.name not in value and f.default is f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
+    needed = [f.name for f in init if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in value]:
         raise UserError(prefix + missing[0], "is missing and has no default", describe_type(hints[missing[0]]))
     fields = {k: structure(hints[k], v, prefix + k) for k, v in value.items() if k in known}
     if not any(map(unknown_in, fields.values())):
@@ -310,6 +291,5 @@ def type_hints(kind: type) -> dict[str, Any]:
     except NameError as error:
         raise UserError(kind.__name__, f"{error}, in its type hints", "names defined at the top of its file") from None
     for name in (TYPE_KEY, CODE_KEY):
-        if name in hints:
-            raise UserError(f"{kind.__name__}.{name}", "is a name that the config's JSON uses itself", "another name")
+        refuse(name in hints, f"{kind.__name__}.{name}", "is a name that the config's JSON uses itself", "another name")
     return hints

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     import jax
     import optax
 
-    from t5x_like.optim.context import Context
-
 
 @dataclasses.dataclass(frozen=True)
 class Adafactor(OptimizerConfig):
@@ -46,15 +44,14 @@ class Adafactor(OptimizerConfig):
     min_dim_factored: int = 128
     multiply_by_parameter_scale: bool = True
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.bounded(decay_exponent="[0, 1]", clip_threshold="[0, inf)", eps1="[0, inf)", eps2="[0, inf)")
-        self.bounded(min_dim_factored="[1, inf)")
+    intervals = {"decay_exponent": "[0, 1]", "min_dim_factored": "[1, inf)"} | dict.fromkeys(
+        ("clip_threshold", "eps1", "eps2"), "[0, inf)"
+    )  # fmt: skip
 
-    def transformation(self, context: Context) -> optax.GradientTransformation:
+    def transformation(self, context):
         return context.descend(scale_by_adafactor(self, context.specs))
 
-    def to_check(self, change: Tree, state: Any) -> Tree:
+    def to_check(self, change, state):
         return state[0]["size"] if self.clip_threshold else change  # means over all of each update
 
 
@@ -73,14 +70,10 @@ def scale_by_adafactor(config: Adafactor, specs: Tree) -> optax.GradientTransfor
     def init(params):
         kept: dict[str, dict] = {"row": {}, "column": {}, "full": {}}
         for path, dimensions in factored.items():
-            shape = specs[path].shape
-            if dimensions is None:
-                kept["full"][path] = jnp.zeros(shape, jnp.float32)
-            else:
-                kept["row"][path], kept["column"][path] = (
-                    jnp.zeros([1 if d == gone else n for d, n in enumerate(shape)], jnp.float32)
-                    for gone in reversed(dimensions)
-                )
+            gone = {"full": None} if dimensions is None else {"row": dimensions[1], "column": dimensions[0]}
+            for name, mean in gone.items():
+                shape = [1 if d == mean else n for d, n in enumerate(specs[path].shape)]
+                kept[name][path] = jnp.zeros(shape, jnp.float32)
         trees = {name: unflatten(leaves) for name, leaves in kept.items()}
         return {"count": jnp.zeros((), jnp.int32), "size": jnp.zeros((), jnp.float32), **trees}
 
@@ -109,10 +102,9 @@ def scale_by_adafactor(config: Adafactor, specs: Tree) -> optax.GradientTransfor
 def factored_dimensions(config: Adafactor, spec: ParamSpec) -> tuple[int, int] | None:
     """The dimensions that make the rows and the columns of the matrix to factor: the second largest and the largest of
     one layer, the later of two equals counting as larger. None if fewer than two are ``min_dim_factored`` or more."""
-    dimensions = sorted(range(int(spec.stacked), len(spec.shape)), key=lambda d: (spec.shape[d], d))
-    if len(dimensions) < 2 or spec.shape[dimensions[-2]] < config.min_dim_factored:
-        return None
-    return dimensions[-2], dimensions[-1]
+    *_, rows, columns = 0, 0, *sorted(range(int(spec.stacked), len(spec.shape)), key=lambda d: (spec.shape[d], d))
+    few = len(spec.shape) - spec.stacked < 2 or spec.shape[rows] < config.min_dim_factored
+    return None if few else (rows, columns)
 
 
 def _direction(

@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
 
 from t5x_like.optim.config import OptimizerConfig
-
-if TYPE_CHECKING:
-    import optax
-
-    from t5x_like.arrays.trees import Tree
-    from t5x_like.optim.context import Context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +22,12 @@ class AdamW(OptimizerConfig):
     b2: float = 0.95
     eps: float = 1e-8
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.bounded(b1="[0, 0.999999]", b2="[0, 0.999999]", eps="[0, inf)")
+    intervals = {"b1": "[0, 0.999999]", "b2": "[0, 0.999999]", "eps": "[0, inf)"}
 
-    def transformation(self, context: Context) -> optax.GradientTransformation:
+    def transformation(self, context):
         import optax
 
         return context.descend(optax.scale_by_adam(self.b1, self.b2, self.eps))
 
-    def to_check(self, change: Tree, state: Any) -> Tree:
+    def to_check(self, change, state):
         return change if self.eps < 1e-30 else {}  # the only division is by at least eps

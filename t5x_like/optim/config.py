@@ -8,9 +8,10 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import refuse, require
 
 if TYPE_CHECKING:
     import optax
@@ -31,12 +32,11 @@ nothing: a model without biases is no mistake."""
 def within(where: str, value: float, interval: str) -> None:
     """Raises UserError naming ``where`` unless ``value`` lies in an interval such as ``[0, 1)``; NaN lies in none."""
     least, most = (float(end) for end in interval[1:-1].split(","))
-    number = isinstance(value, int | float)
-    above = number and (value > least if interval[0] == "(" else value >= least)
-    if not above or not (value < most if interval[-1] == ")" else value <= most):
-        lower = f"a number above {least:g}" if interval[0] == "(" else f"a number of {least:g} or more"
-        upper = f"{'below' if interval[-1] == ')' else 'at most'} {most:g}"
-        raise UserError(where, f"got {value}", f"{lower}, {'finite' if most == math.inf else upper}")
+    above, below = interval[0] == "(", interval[-1] == ")"
+    lower = f"a number above {least:g}" if above else f"a number of {least:g} or more"
+    upper = "finite" if most == math.inf else f"{'below' if below else 'at most'} {most:g}"
+    fits = (value > least if above else value >= least) and (value < most if below else value <= most)
+    require(fits, where, value, f"{lower}, {upper}")
 
 
 def in_steps(duration: int | float, total_steps: int) -> int:
@@ -46,9 +46,8 @@ def in_steps(duration: int | float, total_steps: int) -> int:
 
 def _check_duration(where: str, duration: int | float) -> None:
     if isinstance(duration, int):
-        within(where, duration, "[0, inf)")
-    elif not 0 <= duration < 1:
-        raise UserError(where, f"got {duration}", "a whole number of steps, or a share of the run from 0 to below 1")
+        return within(where, duration, "[0, inf)")
+    require(0 <= duration < 1, where, duration, "a whole number of steps, or a share of the run from 0 to below 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +78,11 @@ class Schedule(Config, where="optimizer.schedule"):
     def __post_init__(self):
         where = "optimizer.schedule"
         _check_duration(f"{where}.warmup", self.warmup)
-        within(f"{where}.hold", self.hold, "[0, inf)")
-        within(f"{where}.end", self.end, "[0, 1]")
-        within(f"{where}.decay", self.decay, "(0, 1]")
-        within(f"{where}.peak", self.peak, "(0, inf)")
-        if self.hold and self.kind != "rsqrt":
-            raise UserError(f"{where}.hold", f"{self.hold} with kind {self.kind!r}, which does not hold",
-                            "0", f"{where}.kind=rsqrt, or leave hold out")
+        for name, interval in {"hold": "[0, inf)", "end": "[0, 1]", "decay": "(0, 1]", "peak": "(0, inf)"}.items():
+            within(f"{where}.{name}", getattr(self, name), interval)
+        refuse(bool(self.hold) and self.kind != "rsqrt", f"{where}.hold",
+               f"{self.hold} with kind {self.kind!r}, which does not hold", "0",
+               f"{where}.kind=rsqrt, or leave hold out")
 
     def decay_steps(self, total_steps: int) -> int:
         """Length of the decay of ``wsd``."""
@@ -95,11 +92,11 @@ class Schedule(Config, where="optimizer.schedule"):
         """Raises UserError, naming the field, where the warm-up leaves no room in ``total_steps`` updates."""
         warmup, wsd = in_steps(self.warmup, total_steps), self.kind == "wsd"
         stable = total_steps - (self.decay_steps(total_steps) if wsd else 0)
-        if self.kind in ("linear", "cosine", "wsd") and warmup > max(0, stable - (not wsd)):
-            raise UserError(f"{where}.warmup", f"{warmup} steps of warm-up leave no room in {total_steps} steps",
-                            f"at most the {stable} steps before the decay begins" if wsd
-                            else f"fewer than the {stable} steps before the decay ends",
-                            f"{where}.warmup={max(0, stable // 10)}, or more train.steps")
+        refuse(self.kind in ("linear", "cosine", "wsd") and warmup > max(0, stable - (not wsd)), f"{where}.warmup",
+               f"{warmup} steps of warm-up leave no room in {total_steps} steps",
+               f"{'at most' if wsd else 'fewer than'} the {stable} steps before the decay "
+               f"{'begins' if wsd else 'ends'}",
+               f"{where}.warmup={max(0, stable // 10)}, or more train.steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +112,9 @@ class Joined(Config, where="optimizer.schedule"):
     until: tuple[int | float, ...]
 
     def __post_init__(self):
-        if len(self.schedules) < 2 or len(self.until) != len(self.schedules) - 1:
-            raise UserError("optimizer.schedule.until", f"{len(self.until)} ends of {len(self.schedules)} schedules",
-                            "two schedules or more, and an end of each but the last")
+        refuse(len(self.schedules) < 2 or len(self.until) != len(self.schedules) - 1, "optimizer.schedule.until",
+               f"{len(self.until)} ends of {len(self.schedules)} schedules",
+               "two schedules or more, and an end of each but the last")
         for end in self.until:
             _check_duration("optimizer.schedule.until", end)
 
@@ -128,9 +125,9 @@ class Joined(Config, where="optimizer.schedule"):
     def check(self, total_steps: int) -> None:
         """Raises UserError where the ends do not rise within ``total_steps``, or as ``Schedule.check``."""
         bounds = self.bounds(total_steps)
-        if any(left >= right for left, right in zip(bounds, bounds[1:], strict=False)):
-            raise UserError("optimizer.schedule.until", f"steps {', '.join(map(str, bounds[1:-1]))} of {total_steps}",
-                            f"rising steps between 0 and {total_steps}")
+        refuse(list(bounds) != sorted(set(bounds)), "optimizer.schedule.until",
+               f"steps {', '.join(map(str, bounds[1:-1]))} of {total_steps}",
+               f"rising steps between 0 and {total_steps}")
         for number, schedule in enumerate(self.schedules):
             schedule.check(bounds[number + 1] - bounds[number], f"optimizer.schedule.schedules.{number}")
 
@@ -161,17 +158,14 @@ class OptimizerConfig(Config, abc.ABC, where="optimizer"):
     schedule: Schedule | Joined = Schedule()
     ema: float = 0.0
 
-    def __post_init__(self):
-        self.bounded(learning_rate="[0, inf)", weight_decay="[0, inf)", clip_norm="[0, inf)", ema="[0, 1)")
-        for pattern, factor in self.rates:
-            within("optimizer.rates", factor, "(0, inf)")
-            if not isinstance(pattern, str):
-                raise UserError("optimizer.rates", f"got {pattern!r}", "pairs of a regular expression and a factor")
+    intervals: ClassVar[Mapping[str, str]] = {}  # of the numbers of a subclass: ``{"b1": "[0, 1)"}``
 
-    def bounded(self, **intervals: str) -> None:
-        """Raises UserError for a field outside its interval: ``self.bounded(b1="[0, 1)")``."""
-        for name, interval in intervals.items():
+    def __post_init__(self):
+        all_have = dict.fromkeys(("learning_rate", "weight_decay", "clip_norm"), "[0, inf)") | {"ema": "[0, 1)"}
+        for name, interval in (all_have | self.intervals).items():
             within(f"optimizer.{name}", getattr(self, name), interval)
+        for _, factor in self.rates:
+            within("optimizer.rates", factor, "(0, inf)")
 
     def check(self, total_steps: int) -> None:
         """Raises UserError for what makes no sense in a run of ``total_steps`` updates."""

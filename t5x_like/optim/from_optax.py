@@ -6,17 +6,11 @@ import dataclasses
 import functools
 import inspect
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-from t5x_like.core.errors import UserError, nearest
+from t5x_like.core.errors import UserError, nearest, require
 from t5x_like.optim.config import OptimizerConfig
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import optax
-
-    from t5x_like.optim.context import Context
 
 GIVEN = ("learning_rate", "weight_decay")  # by fields of the config
 
@@ -46,7 +40,7 @@ class Optax(OptimizerConfig):
                 raise UserError("optimizer.arguments", f"{self.name} takes no {name!r} here", ", ".join(allowed),
                                 f"optimizer.{name}" if name in GIVEN else nearest(name, allowed))
 
-    def transformation(self, context: Context) -> optax.GradientTransformation:
+    def transformation(self, context):
         import optax
 
         function, arguments = self._function(), self._arguments()
@@ -72,22 +66,19 @@ class Optax(OptimizerConfig):
 
         known = {name: getattr(optax, name) for name in dir(optax)}
         known |= {f"contrib.{name}": getattr(optax.contrib, name) for name in dir(optax.contrib)}
-        functions = {n: f for n, f in known.items() if inspect.isfunction(f) or isinstance(f, functools.partial)}
-        known = {n: f for n, f in functions.items() if not n.split(".")[-1].startswith("_")}
-        if self.name not in known:
-            raise UserError("optimizer.name", f"got {self.name!r}", "a function of optax, or contrib.NAME",
-                            nearest(self.name, known) or nearest(f"contrib.{self.name}", known))
-        if "schedule_free" in self.name:  # what it evaluates are not its parameters
-            raise UserError("optimizer.name", f"got {self.name!r}", "an optimizer whose parameters are evaluated",
-                            "optimizer=ScheduleFree")
+        known = {name: found for name, found in known.items() if not name.split(".")[-1].startswith("_")
+                 and (inspect.isfunction(found) or isinstance(found, functools.partial))}  # fmt: skip
+        require(self.name in known, "optimizer.name", repr(self.name), "a function of optax, or contrib.NAME",
+                nearest(self.name, known) or nearest(f"contrib.{self.name}", known))
+        require("schedule_free" not in self.name, "optimizer.name", repr(self.name),
+                "an optimizer whose parameters are evaluated", "optimizer=ScheduleFree")
         return known[self.name]
 
     def _arguments(self) -> dict[str, Any]:
         found = {}
         for argument in self.arguments:
             name, equals, text = argument.partition("=")
-            if not equals:
-                raise UserError("optimizer.arguments", f"got {argument!r}", "name=value")
+            require(bool(equals), "optimizer.arguments", repr(argument), "name=value")
             try:
                 found[name.strip()] = json.loads(text)
             except ValueError:

@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
 
 from t5x_like.optim.config import OptimizerConfig
-
-if TYPE_CHECKING:
-    import optax
-
-    from t5x_like.arrays.trees import Tree
-    from t5x_like.optim.context import Context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +22,12 @@ class Lion(OptimizerConfig):
     b1: float = 0.9
     b2: float = 0.99
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.bounded(b1="[0, 1)", b2="[0, 1)")
+    intervals = {"b1": "[0, 1)", "b2": "[0, 1)"}
 
-    def transformation(self, context: Context) -> optax.GradientTransformation:
+    def transformation(self, context):
         import optax
 
         return context.descend(optax.scale_by_lion(self.b1, self.b2))
 
-    def to_check(self, change: Tree, state: Any) -> Tree:
+    def to_check(self, change, state):
         return {}  # signs and parameters

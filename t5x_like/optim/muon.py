@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from t5x_like.arrays.spec import ParamSpec
 from t5x_like.arrays.trees import flatten, map_named
 from t5x_like.optim.adafactor import root_mean_square
 from t5x_like.optim.config import OptimizerConfig
-
-if TYPE_CHECKING:
-    import optax
-
-    from t5x_like.optim.context import Context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,35 +42,24 @@ class Muon(OptimizerConfig):
     eps: float = 1e-8
     least_scale: float = 1e-3
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.bounded(beta="[0, 0.999999]", b1="[0, 0.999999]", b2="[0, 0.999999]", iterations="[1, 100]")
-        self.bounded(eps="[0, inf)", least_scale="[0, inf)", adam_factor="(0, inf)")
+    intervals = dict.fromkeys(("beta", "b1", "b2"), "[0, 0.999999]") | {
+        "iterations": "[1, 100]", "eps": "[0, inf)", "least_scale": "[0, inf)", "adam_factor": "(0, inf)"
+    }  # fmt: skip
 
-    def transformation(self, context: Context) -> optax.GradientTransformation:
+    def transformation(self, context):
         import jax
+        import jax.numpy as jnp
         import optax
 
         number = optax.contrib.MuonDimensionNumbers(-2, -1)
         # As many as there are arrays: optax leaves a gap for each parameter that is no matrix.
         numbers = lambda updates: jax.tree.map(lambda _: number, updates)  # noqa: E731
-        direction = optax.partition(
-            {
-                "matrix": optax.contrib.scale_by_muon(
-                    beta=self.beta, ns_steps=self.iterations, weight_dimension_numbers=numbers
-                ),
-                "rest": optax.scale_by_adam(self.b1, self.b2, self.eps),
-            },
-            map_named(lambda _, spec: "matrix" if is_matrix(spec) else "rest", context.specs),
-        )
-        rest = {path: self.adam_factor for path, spec in flatten(context.specs).items() if not is_matrix(spec)}
-        return context.descend(optax.chain(direction, optax.stateless(self._sizes(context))), rest)
+        muon = optax.contrib.scale_by_muon(beta=self.beta, ns_steps=self.iterations, weight_dimension_numbers=numbers)
+        adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
+        kinds = map_named(lambda _, spec: "matrix" if is_matrix(spec) else "rest", context.specs)
+        rest = {path: self.adam_factor for path, kind in flatten(kinds).items() if kind == "rest"}
 
-    def _sizes(self, context: Context):
-        """(updates, params) to updates of the size that ``scale`` says."""
-        import jax.numpy as jnp
-
-        def one(path: str, update, parameter, spec: ParamSpec):
+        def sized(path: str, update, parameter, spec: ParamSpec):
             rows, columns = spec.shape[-2:] if is_matrix(spec) else (1, 1)
             unit = update * math.sqrt(max(rows, columns))  # a root mean square of 1
             if self.scale == "parameter":
@@ -84,7 +68,8 @@ class Muon(OptimizerConfig):
                 return update
             return 0.2 * unit if self.scale == "rms" else update * math.sqrt(max(1.0, columns / rows))
 
-        return lambda updates, params: map_named(one, updates, params, context.specs)
+        sizes = optax.stateless(lambda updates, params: map_named(sized, updates, params, context.specs))
+        return context.descend(optax.chain(optax.partition({"matrix": muon, "rest": adam}, kinds), sizes), rest)
 
 
 def is_matrix(spec: ParamSpec) -> bool:

@@ -8,7 +8,6 @@ transformation. Must not know which optimizer, the loss, meshes, or what a batch
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,7 +18,7 @@ from jax.tree_util import SequenceKey, keystr
 
 from t5x_like.arrays.spec import ParamSpec
 from t5x_like.arrays.trees import Tree, flatten, join, map_named, split, unflatten
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import refuse
 from t5x_like.optim.config import NO_DECAY, OptimizerConfig
 from t5x_like.optim.context import Context
 from t5x_like.optim.masks import matching
@@ -54,33 +53,34 @@ class Optimizer:
         self._specs: dict[str, ParamSpec] = flatten(specs)
         frozen = matching("optimizer.frozen", config.frozen, self._specs)
         no_decay = matching("optimizer.no_decay", config.no_decay, self._specs, optional=NO_DECAY)
-        if len(frozen) == len(self._specs):
-            raise UserError("optimizer.frozen", f"{config.frozen} freezes every parameter", "patterns that leave some")
-        weights = {path for path, spec in self._specs.items() if spec.update is None}
-        self.trained = frozenset(weights - frozen)
+        refuse(len(frozen) == len(self._specs), "optimizer.frozen", f"{config.frozen} freezes every parameter",
+               "patterns that leave some")
+        self.trained = frozenset({path for path, spec in self._specs.items() if spec.update is None} - frozen)
         self.learning_rate = learning_rate(config, total_steps)
         self._decay = {path: 0.0 if path in no_decay else config.weight_decay for path in self._specs}
         self._factors = _factors(config, self._specs)
         trained, _ = split(specs, self.trained)
         context = Context(trained, self.learning_rate, self._decay, self._factors)
         self._transformation = optax.with_extra_args_support(config.transformation(context))
-        if (config.rates or config.weight_decay) and not context.complete:
-            raise UserError(
-                "optimizer.rates" if config.rates else "optimizer.weight_decay",
-                f"{type(config).__name__}.transformation makes no use of it", "none",
-                "end it with context.descend(direction) or context.finish(transformation)",
-            )
+        refuse(bool(config.rates or config.weight_decay) and not context.complete,
+               "optimizer.rates" if config.rates else "optimizer.weight_decay",
+               f"{type(config).__name__}.transformation makes no use of it", "none",
+               "end it with context.descend(direction) or context.finish(transformation)")
         params = map_named(lambda _, spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), trained)
-        leaves, self._structure = jax.tree.flatten_with_path(self._eval_shape(self._transformation.init, params))
+        with jax.numpy_dtype_promotion("standard"):
+            state = jax.eval_shape(self._transformation.init, params)
+        leaves, self._structure = jax.tree.flatten_with_path(state)
         self._names = _names([path for path, _ in leaves])
         self._state: dict[str, Any] = dict(zip(self._names, (leaf for _, leaf in leaves), strict=True))
         if config.ema:
             self._state |= {f"{EMA}/{path}": leaf for path, leaf in flatten(params).items()}
+        owners = {name: [path for path in self._specs if f"/{path}/" in f"/{name}/"] for name in self._state}
+        self._owners = {name: max(paths, key=len, default=None) for name, paths in owners.items()}
 
     def init(self, params: Tree) -> dict[str, Any]:
         """The state before the first update, usable inside jit: an array such as ``mu/encoder/.../kernel`` belongs to
         the parameter that its path ends with."""
-        self._check_names(params, "params")
+        self._check_names(params)
         trained = _float32(split(params, self.trained)[0])
         with jax.numpy_dtype_promotion("standard"):  # which optax needs
             state = self._named(self._transformation.init(trained))
@@ -89,7 +89,8 @@ class Optimizer:
 
     def state_axes(self) -> dict[str, Any]:
         """The logical axes of each array of the state (a tuple of names or None), in the structure `init` gives."""
-        return unflatten({name: kept_axes(self._owner(name), leaf.shape) for name, leaf in self._state.items()})
+        owner = {name: self._specs[path] if path is not None else None for name, path in self._owners.items()}
+        return unflatten({name: kept_axes(owner[name], leaf.shape) for name, leaf in self._state.items()})
 
     def update(
         self, grads: Tree, state: dict[str, Any], params: Tree, step: jax.Array
@@ -106,7 +107,7 @@ class Optimizer:
           New parameters, new state, and scalars: float32 ``learning_rate`` and ``gradient_norm`` (before clipping, over
           the trained parameters), bool ``finite`` (whether the gradients and the whole update are).
         """
-        self._check_names(params, "params")
+        self._check_names(params)
         (trained, frozen), (grads, _) = split(params, self.trained), split(grads, self.trained)
         grads, whole = _float32(grads), _float32(trained)
         norm = jnp.sqrt(sum((jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)), start=jnp.float32(0)))
@@ -141,21 +142,13 @@ class Optimizer:
         """Treatment of each parameter, in the order of the declarations."""
         sizes = dict.fromkeys(self._specs, 0)
         for name, leaf in self._state.items():
-            if (owner := self._owner_path(name)) is not None:
+            if (owner := self._owners[name]) is not None:
                 sizes[owner] += leaf.size * leaf.dtype.itemsize
         return [
             Row(path, spec.shape, bool(self._decay[path]) and path in self.trained, path not in self.trained,
                 self._factors[path], sizes[path])
             for path, spec in self._specs.items()
         ]  # fmt: skip
-
-    def _owner_path(self, name: str) -> str | None:
-        """The parameter that an array of the state belongs to; None for a count and the like."""
-        return max((path for path in self._specs if f"/{path}/" in f"/{name}/"), key=len, default=None)
-
-    def _owner(self, name: str) -> ParamSpec | None:
-        path = self._owner_path(name)
-        return None if path is None else self._specs[path]
 
     def _named(self, state: optax.OptState) -> dict[str, Any]:
         return unflatten(dict(zip(self._names, jax.tree.leaves(state), strict=True)))
@@ -164,15 +157,9 @@ class Optimizer:
         leaves = flatten(state)
         return jax.tree.unflatten(self._structure, [leaves[name] for name in self._names])
 
-    def _eval_shape(self, function, *arguments):
-        with jax.numpy_dtype_promotion("standard"):
-            return jax.eval_shape(function, *arguments)
-
-    def _check_names(self, params: Tree, where: str) -> None:
-        given = flatten(params)
-        if given.keys() != self._specs.keys():
-            odd = sorted(given.keys() ^ self._specs.keys())
-            raise ValueError(f"{where} and their declarations differ in {', '.join(odd)}")
+    def _check_names(self, params: Tree) -> None:
+        if odd := sorted(flatten(params).keys() ^ self._specs.keys()):
+            raise ValueError(f"params and their declarations differ in {', '.join(odd)}")
 
 
 def make_optimizer(config: OptimizerConfig, specs: Tree, total_steps: int) -> Optimizer:
@@ -221,11 +208,11 @@ def _names(paths: list[Any]) -> list[str]:
 
 
 def _factors(config: OptimizerConfig, paths: Iterable[str]) -> dict[str, float]:
-    found = {path: [] for path in paths}
+    found = dict.fromkeys(paths, 1.0)
     for pattern, factor in config.rates:
         for path in matching("optimizer.rates", (pattern,), found):
-            found[path].append(factor)
-    return {path: math.prod(factors) if factors else 1.0 for path, factors in found.items()}
+            found[path] *= factor
+    return found
 
 
 def _float32(tree: Tree) -> Tree:

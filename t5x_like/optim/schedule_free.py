@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
 
 from t5x_like.optim.config import OptimizerConfig, Schedule
-
-if TYPE_CHECKING:
-    import optax
-
-    from t5x_like.arrays.trees import Tree
-    from t5x_like.optim.context import Context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,24 +27,18 @@ class ScheduleFree(OptimizerConfig):
     eps: float = 1e-8
     weight_power: float = 2.0
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.bounded(interpolation="(0, 1)", b2="[0, 0.999999]", eps="[0, inf)", weight_power="[0, inf)")
+    intervals = {"interpolation": "(0, 1)", "b2": "[0, 0.999999]", "eps": "[0, inf)", "weight_power": "[0, inf)"}
 
-    def transformation(self, context: Context) -> optax.GradientTransformation:
+    def transformation(self, context):
         import jax.numpy as jnp
         import optax
         import optax.contrib
 
         adam = optax.scale_by_rms(decay=self.b2, eps=self.eps, eps_in_sqrt=False, bias_correction=True)
-        return optax.contrib.schedule_free(
-            context.descend(adam),
-            learning_rate=lambda count: context.learning_rate(jnp.asarray(count) - 1),  # optax counts from 1 here
-            b1=self.interpolation,
-            weight_lr_power=self.weight_power,
-        )
+        rate = lambda count: context.learning_rate(jnp.asarray(count) - 1)  # noqa: E731, optax counts from 1 here
+        return optax.contrib.schedule_free(context.descend(adam), rate, self.interpolation, self.weight_power)
 
-    def eval_params(self, params: Tree, state: Any) -> Tree:
+    def eval_params(self, params, state):
         import optax.contrib
 
         return optax.contrib.schedule_free_eval_params(state, params)

@@ -37,17 +37,13 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> Callable[[jax.Ar
       UserError: a schedule that does not fit into the run.
     """
     config.check(total_steps)
-    if isinstance(config.schedule, Schedule):
-        share = _share(config.schedule, total_steps)
-    else:
-        share = _joined(config.schedule, total_steps)
+    share = (_share if isinstance(config.schedule, Schedule) else _joined)(config.schedule, total_steps)
     return lambda step: config.learning_rate * share(jnp.asarray(step).astype(jnp.float32))
 
 
 def _joined(joined: Joined, total_steps: int) -> Callable[[jax.Array], jax.Array]:
     bounds = joined.bounds(total_steps)
-    lengths = (after - start for start, after in zip(bounds, bounds[1:], strict=False))
-    shares = [_share(schedule, length) for schedule, length in zip(joined.schedules, lengths, strict=True)]
+    shares = [_share(each, after - start) for each, start, after in zip(joined.schedules, bounds, bounds[1:])]  # noqa: B905
 
     def share(step: jax.Array) -> jax.Array:
         value = shares[0](step)

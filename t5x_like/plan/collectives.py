@@ -7,6 +7,7 @@ For tests that a reduction is where it belongs, and for plans of what a step wil
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -84,17 +85,13 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
     loops = _loops(computations, entry)
     found = []
     for name, instructions in computations.items():
-        if name not in loops:
-            continue
-        for instruction in instructions.values():
+        for instruction in instructions.values() if name in loops else ():
             kind = instruction.operation.removesuffix("-start")
-            if kind not in KINDS:
-                continue
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):  # how libtpu writes the fused form
                 kind = "reduce-scatter"
-            if not (axes := _axes(_groups(instruction.rest, math.prod(mesh.values())), mesh)):
-                continue  # along an axis of one device: nothing is sent
-            found.append(Collective(kind, axes, *loops[name], tuple(_operands(instruction, instructions))))
+            axes = _axes(_groups(instruction.rest, math.prod(mesh.values())), mesh) if kind in KINDS else ()
+            if axes:  # along an axis of one device nothing is sent
+                found.append(Collective(kind, axes, *loops[name], tuple(_operands(instruction, instructions))))
     return found
 
 
@@ -106,7 +103,7 @@ def reductions(found: Iterable[Collective], axis: str) -> list[Collective]:
 
 def table(found: Iterable[Collective]) -> dict[tuple[str, tuple[str, ...], int, tuple[str, ...]], tuple[int, int]]:
     """(kind, axes, depth, dtypes) to (instructions, bytes of the operands in a call of the program)."""
-    totals: dict[tuple[str, tuple[str, ...], int, tuple[str, ...]], tuple[int, int]] = {}
+    totals = {}
     for one in found:
         key = (one.kind, one.axes, one.depth, tuple(sorted(one.dtypes)))
         count, size = totals.get(key, (0, 0))
@@ -117,17 +114,14 @@ def table(found: Iterable[Collective]) -> dict[tuple[str, tuple[str, ...], int, 
 def _computations(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
     """({computation: {name: instruction}}, the name of the entry)."""
     found: dict[str, dict[str, _Instruction]] = {}
-    entry = ""
-    current: dict[str, _Instruction] = {}
+    entry, current = "", dict[str, _Instruction]()
     for line in text.splitlines():
         if header := _HEADER.match(line):
             current = found.setdefault(header[2], {})
             entry = header[2] if header[1] else entry
-        elif matched := _INSTRUCTION.match(line):
-            operation = _OPERATION.search(matched[2])
-            if operation:
-                result, rest = matched[2][: operation.start()], matched[2][operation.end() :]
-                current[matched[1]] = _Instruction(operation[1], result, rest)
+        elif (matched := _INSTRUCTION.match(line)) and (operation := _OPERATION.search(matched[2])):
+            result, rest = matched[2][: operation.start()], matched[2][operation.end() :]
+            current[matched[1]] = _Instruction(operation[1], result, rest)
     if not entry:
         raise ValueError("no ENTRY computation: this is not the text of a compiled program")
     return found, entry
@@ -143,9 +137,8 @@ def _loops(computations: dict[str, dict[str, _Instruction]], entry: str) -> dict
         for instruction in computations[name].values():
             trips = _TRIPS.search(instruction.rest)
             for how, called in _calls(instruction.rest):
-                looped = instruction.operation == "while"
                 n = int(trips[1]) if trips and how == "body" else 1
-                reached = (depth + looped, times * n)
+                reached = (depth + (instruction.operation == "while"), times * n)
                 if called in computations and reached > loops.get(called, (-1, 0)):
                     loops[called] = reached
                     waiting.append(called)
@@ -160,16 +153,11 @@ def _calls(rest: str) -> Iterator[tuple[str, str]]:
 
 def _operands(instruction: _Instruction, beside: dict[str, _Instruction]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The arrays put in, from where they were made: newer texts do not repeat their types."""
-    end, open_ = 0, 1
-    while open_:
-        open_ += {"(": 1, ")": -1}.get(instruction.rest[end], 0)
-        end += 1
-    arguments = instruction.rest[: end - 1]
-    if typed := list(_arrays(arguments)):
-        yield from typed
-        return
-    for name in re.findall(r"%?([\w.\-]+)", re.sub(r"/\*.*?\*/", "", arguments)):
-        yield from _arrays(beside[name].result)
+    depths = itertools.accumulate(({"(": 1, ")": -1}.get(c, 0) for c in instruction.rest), initial=1)
+    arguments = instruction.rest[: list(depths).index(0) - 1]
+    names = re.findall(r"%?([\w.\-]+)", re.sub(r"/\*.*?\*/", "", arguments))
+    typed = list(_arrays(arguments))
+    yield from typed or (array for name in names for array in _arrays(beside[name].result))
 
 
 def _arrays(text: str) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -197,9 +185,8 @@ def _groups(rest: str, devices: int) -> list[list[int]]:
 
 
 def _axes(groups: list[list[int]], mesh: Mapping[str, int]) -> tuple[str, ...]:
-    devices = math.prod(mesh.values())
-    if max(max(group) for group in groups) >= devices:
-        raise ValueError(f"devices {groups} of a mesh of {devices}: {dict(mesh)}")
+    if max(map(max, groups)) >= math.prod(mesh.values()):
+        raise ValueError(f"devices {groups} of a mesh of {math.prod(mesh.values())}: {dict(mesh)}")
     along = set()
     for group in groups:
         places = np.array(np.unravel_index(group, tuple(mesh.values())))

@@ -6,11 +6,12 @@ what colours would. Only formats what it is given: must not know where batches c
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
 
 import numpy as np
 
@@ -64,9 +65,8 @@ class BatchConsole:
             from rich.console import Console as RichConsole  # 50 ms: only for those who see it
 
             colours = "standard" if colour == "always" else "auto"  # a pipe to a pager has no terminal to ask
-            self._rich = RichConsole(
-                file=self._out, force_terminal=True, color_system=colours, no_color=False, highlight=False
-            )
+            kind: Any = {"force_terminal": True, "color_system": colours, "no_color": False, "highlight": False}
+            self._rich = RichConsole(file=self._out, **kind)
 
     def title(self, text: str) -> None:
         self._print(text, "bold")
@@ -105,9 +105,7 @@ class BatchConsole:
             before = segment
             self._seen |= {role for _, role, _ in stretches} | {"special" for *_, special in stretches if special}
 
-    def _wrapped(
-        self, rich: RichConsole, label: str, colour: str, stretches: Sequence[tuple[str, str, bool]]
-    ) -> None:
+    def _wrapped(self, rich: RichConsole, label: str, colour: str, stretches: Sequence[tuple[str, str, bool]]) -> None:
         from rich.text import Text
 
         text = Text()
@@ -127,13 +125,11 @@ class BatchConsole:
 
 
 def _bracketed(stretches: Sequence[tuple[str, str, bool]]) -> str:
-    text, inside = "", False
-    for content, role, _ in stretches:
-        if (role == "loss") != inside:
-            inside = not inside
-            text += _OPEN if inside else _CLOSE
-        text += content
-    return text + _CLOSE * inside
+    text = ""
+    for with_loss, run in itertools.groupby(stretches, key=lambda stretch: stretch[1] == "loss"):
+        content = "".join(content for content, *_ in run)
+        text += f"{_OPEN}{content}{_CLOSE}" if with_loss else content
+    return text
 
 
 def plot_lengths(

@@ -143,9 +143,8 @@ class Clock:
 
 def account_table(account: list[Share]) -> str:
     """The account as lines of text: meaning, seconds, share and a bar of it."""
-    rows = [
-        (MEANING[row.activity], f"{row.seconds:.1f} s", f"{row.share:.1%}", "█" * round(row.share * 20))
+    widest = max(round(row.share * 20) for row in account)
+    return "\n".join(table([
+        (MEANING[row.activity], f"{row.seconds:.1f} s", f"{row.share:.1%}", ("█" * round(row.share * 20)).ljust(widest))
         for row in account
-    ]
-    widest = max(len(bar) for *_, bar in rows)
-    return "\n".join(table([(*cells, bar.ljust(widest)) for *cells, bar in rows]))
+    ]))  # fmt: skip

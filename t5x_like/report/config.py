@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from t5x_like.core.config import Config
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import refuse
 from t5x_like.core.every import Every
 
 
@@ -34,7 +34,6 @@ class ReportConfig(Config, where="report"):
     profile: tuple[int, ...] = ()
 
     def __post_init__(self):
-        if self.every < 1:
-            raise UserError("report.every", f"{self.every}", "1 step or more")
-        if self.profile and not (len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]):
-            raise UserError("report.profile", f"{self.profile}", "the first and the last step, or nothing", "10,12")
+        refuse(self.every < 1, "report.every", f"{self.every}", "1 step or more")
+        refuse(bool(self.profile) and not (len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]),
+               "report.profile", f"{self.profile}", "the first and the last step, or nothing", "10,12")

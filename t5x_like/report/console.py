@@ -79,17 +79,13 @@ class Console:
 
     def opening(self, opening: Opening) -> None:
         """Prints the facts of the run at its start."""
-        facts = {
-            "model": f"{opening.model}, {short(opening.parameters)} parameters ({opening.parameters:,})",
-            "devices": opening.devices,
-            "attention": opening.attention,
-            "steps": f"{opening.steps:,} of {short(opening.tokens_per_step)} tokens, "
-                     f"{short(opening.steps * opening.tokens_per_step)} tokens in all"
-                     + (f"; going on from step {opening.first_step:,}" if opening.first_step else ""),
-            **({"gradients": opening.gradients} if opening.gradients else {}),
-            "directory": opening.directory,
-        }
-        self._facts(opening.name, facts)
+        model = f"{opening.model}, {short(opening.parameters)} parameters ({opening.parameters:,})"
+        steps, each = opening.steps, opening.tokens_per_step
+        steps = f"{steps:,} of {short(each)} tokens, {short(steps * each)} tokens in all"
+        steps += f"; resuming from step {opening.first_step:,}" if opening.first_step else ""
+        facts = {"model": model, "devices": opening.devices, "attention": opening.attention, "steps": steps}
+        facts |= {"gradients": opening.gradients} if opening.gradients else {}
+        self._facts(opening.name, facts | {"directory": opening.directory})
 
     def progress(self, progress: RunProgress) -> None:
         """Shows the progress of the run, if the last line is old enough or the run is at its end."""
@@ -139,16 +135,14 @@ class Console:
             # A loss that is not finite must be seen, not smoothed away.
             shown = self._loss / self._loss_weight if math.isfinite(progress.loss) else progress.loss
             parts.append((0, f"loss {shown:<6.4g}" if abs(shown) >= 1000 else f"loss {shown:.3f}"))
-        if progress.tokens_per_second is not None:
-            parts.append((1, f"{short(progress.tokens_per_second):>5} tokens/s"))
-        if progress.utilization is not None:
-            parts.append((4, f"{progress.utilization_of} {progress.utilization:.0%}"))
-        if progress.learning_rate is not None:
-            parts.append((6, f"lr {progress.learning_rate:.2e}"))
-        if progress.seconds_left is not None and progress.step < self._total:
-            parts.append((2, f"{duration(progress.seconds_left):>6} left"))
-        if progress.checkpoint_step is not None:
-            parts.append((5, f"saved {progress.checkpoint_step:,}"))
+        shown_if_known = (
+            (1, progress.tokens_per_second, lambda speed: f"{short(speed):>5} tokens/s"),
+            (4, progress.utilization, lambda share: f"{progress.utilization_of} {share:.0%}"),
+            (6, progress.learning_rate, lambda rate: f"lr {rate:.2e}"),
+            (2, progress.seconds_left if share < 1 else None, lambda seconds: f"{duration(seconds):>6} left"),
+            (5, progress.checkpoint_step, lambda step: f"saved {step:,}"),
+        )
+        parts += [(rank, said(value)) for rank, value, said in shown_if_known if value is not None]
         return parts + [(7, f"{name} {value:.4g}") for name, value in progress.statistics.items()]
 
     def _print(self, text: str, style: str = "", mark: str = "") -> None:
@@ -165,15 +159,13 @@ class Console:
     def _facts(self, title: str, facts: Mapping[str, str]) -> None:
         if self._silent:
             return
-        width = max((len(name) for name in facts), default=0)
-        lines = [f"{name:<{width}}  {value}" for name, value in facts.items()]
+        width = max(map(len, facts), default=0)
         if self._rich is None:
-            print("\n".join([title, *(f"  {line}" for line in lines)]), file=self._out, flush=True)
-            return
+            lines = [f"  {name:<{width}}  {value}" for name, value in facts.items()]
+            return print("\n".join([title, *lines]), file=self._out, flush=True)
         from rich.panel import Panel
         from rich.text import Text
 
-        body = Text("\n").join(
-            Text.assemble((f"{name:<{width}}  ", "dim"), value) for name, value in facts.items()
-        )
+        lines = [Text.assemble((f"{name:<{width}}  ", "dim"), value) for name, value in facts.items()]
+        body = Text("\n").join(lines)
         self._rich.print(Panel(body, title=Text(title, "bold"), title_align="left", border_style="blue", expand=False))

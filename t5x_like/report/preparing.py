@@ -6,6 +6,7 @@ second to one minute. Only formats what it is given: must not know how a corpus 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from t5x_like.input_pipeline.prepare.progress import Progress
 
 
-class Preparing:
+class Preparing(contextlib.AbstractContextManager):
     """Shows the progress that ``prepare`` calls it with, of one corpus after the other. A context: closed at its end.
 
     Args:
@@ -39,9 +40,6 @@ class Preparing:
         self._line = LiveLine(out, now, live, bar=20)
         self._name = self._doing = ""
         self.last: Progress | None = None
-
-    def __enter__(self) -> Preparing:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

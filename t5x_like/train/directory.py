@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from t5x_like import __version__
-from t5x_like.core.config import diff, from_plain, read_json, to_json
-from t5x_like.core.errors import UserError
+from t5x_like.core.config import diff, read_json, structure, to_json
+from t5x_like.core.errors import refuse
 from t5x_like.core.own_code import accept, keep_code, own_code, require_code, run_code
 from t5x_like.core.paths import make_writable, write_atomically
 from t5x_like.train.config import Run, free_to_change
@@ -37,7 +37,7 @@ def read_config(directory: Path) -> Run:
     Raises:
       UserError: the folder is not a run's, or its config is of another version.
     """
-    return from_plain(Run, _read_plain(directory), str(directory / CONFIG))
+    return structure(Run, _read_plain(directory), str(directory / CONFIG))
 
 
 def load_config(
@@ -56,16 +56,15 @@ def load_config(
     """
     plain = _read_plain(directory)
     refused = run_code(plain, directory, code, accept_changed)
-    run = from_plain(Run, plain, str(directory / CONFIG))
+    run = structure(Run, plain, str(directory / CONFIG))
     if not partial:
         require_code(run, refused)
     return run
 
 
 def _read_plain(directory: Path) -> Any:
-    path = directory / CONFIG
-    if not path.is_file():
-        raise UserError(str(directory), "is not the folder of a run: it has no config.json", "a folder made by train")
+    path, got = directory / CONFIG, "is not the folder of a run: it has no config.json"
+    refuse(not path.is_file(), str(directory), got, "a folder made by train")
     return read_json(path.read_text(encoding="utf-8"), str(path))
 
 
@@ -87,40 +86,25 @@ def open_directory(directory: Path, run: Run, accept_changed: Sequence[str] = ()
     if has_checkpoint and (directory / CONFIG).is_file():
         plain = _read_plain(directory)
         accept(plain, run, accept_changed)
-        before = from_plain(Run, plain, str(directory / CONFIG))
+        before = structure(Run, plain, str(directory / CONFIG))
         changed = {k: v for k, v in diff(before, run).items() if not free_to_change(k)}
-        if changed:
-            files_changed = any(name.endswith(".code") for name in changed)
-            lines = "".join(f"\n    {name}: {old} -> {new}" for name, (old, new) in changed.items())
-            raise UserError(
-                str(directory),
-                f"holds a run that this config cannot continue; it differs in{lines}",
-                "the same values, or another folder",
-                f"--directory {directory}-2" + (f", or --accept-changed {next(iter(own))}" if files_changed else ""),
-            )
+        lines = "".join(f"\n    {name}: {old} -> {new}" for name, (old, new) in changed.items())
+        accepting = f", or --accept-changed {next(iter(own), '')}" if any(k.endswith(".code") for k in changed) else ""
+        refuse(bool(changed), str(directory), f"holds a run that this config cannot continue; it differs in{lines}",
+               "the same values, or another folder", f"--directory {directory}-2{accepting}")
 
 
 def versions() -> dict[str, str]:
     """Versions that decide numbers: this package, its main dependencies, Python."""
-    return {
-        "t5x_like": __version__,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-    }
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"t5x_like": __version__, "python": platform.python_version(), **found}
 
 
-def record_start(
-    directory: Path, run: Run, step: int, devices: str, command: Sequence[str] | None = None
-) -> None:
+def record_start(directory: Path, run: Run, step: int, devices: str) -> None:
     """Writes the config, and adds a line on how this start came about; called once nothing can be refused any more."""
     keep_code(run, directory)
     write_atomically(directory / CONFIG, to_json(run))
-    start = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "step": step,
-        "command": list(command if command is not None else sys.argv),
-        "devices": devices,
-        "versions": versions(),
-    }
+    at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    start = {"time": at, "step": step, "command": list(sys.argv), "devices": devices, "versions": versions()}
     with (directory / STARTS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(start) + "\n")
