@@ -91,7 +91,7 @@ def test_opening_evaluation_note_and_summary_in_a_pipe():
     console.summary("complete", {"curves": "runs/tiny/curves.png"}, clock.account())
     text = out.getvalue()
     for part in ("tiny\n", "encoder-decoder, 15.4M parameters (15,400,000)",
-                 "1,000 of 16.4k tokens, 16.4M tokens in all", "going on from step 40",
+                 "1,000 of 16.4k tokens, 16.4M tokens in all", "resuming from step 40",
                  "100/1,000  held_out/loss 3.1416",
                  "restored step 40", "complete\n", "until then 59.0 MB", "runs/tiny/curves.png",
                  "training steps", "80.0%"):
