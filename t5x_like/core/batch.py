@@ -24,18 +24,4 @@ class BatchArray:
 
 BatchSpec = Mapping[str, BatchArray]
 
-SIDES = ("encoder", "decoder")
 TOKENS, WEIGHTS = BatchArray(), BatchArray(dtype="float32")
-OF_A_SIDE = ("tokens", "segments", "positions")  # every batch of text has these of each side that the model has
-
-
-def text_arrays(encoder: bool, decoder: bool, extras: tuple[str, ...] = ()) -> dict[str, BatchArray]:
-    """The arrays of a batch of text for a model with these sides.
-
-    Args:
-      encoder, decoder: whether the model has them.
-      extras: further arrays of whole numbers, one for each place.
-    """
-    sides = [side for side, there in zip(SIDES, (encoder, decoder), strict=True) if there]
-    names = [f"{side}_{kind}" for side in sides for kind in OF_A_SIDE]
-    return dict.fromkeys(names, TOKENS) | {"targets": TOKENS, "weights": WEIGHTS} | dict.fromkeys(extras, TOKENS)
