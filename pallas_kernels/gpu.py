@@ -75,20 +75,10 @@ def refusal(q: Any, k: Any, v: Any, mask: Mask, bias: Bias | None) -> str:
 
 
 def attention(
-    q_BLHN: jax.Array,
-    k_BSKN: jax.Array,
-    v_BSKV: jax.Array,
-    *,
-    mask: Mask,
-    bias: Bias | None,
-    scale: float,
-    soft_cap: float,
-    sinks: jax.Array | None,
-    dropout: Dropout | None,
-    q_offset: int | jax.Array,
-    blocks: BlockSizes | None,
-    interpret: bool,
-) -> tuple[jax.Array, jax.Array]:
+    q_BLHN: jax.Array, k_BSKN: jax.Array, v_BSKV: jax.Array, *, mask: Mask, bias: Bias | None, scale: float,
+    soft_cap: float, sinks: jax.Array | None, dropout: Dropout | None, q_offset: int | jax.Array,
+    blocks: BlockSizes | None, interpret: bool,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """As ``pallas_kernels.attention``, which has checked the arguments.
 
     Returns:
@@ -114,15 +104,10 @@ def attention(
 
 def _launches(shape: Sizes, itemsize: int, bias: Bias | None, blocks: BlockSizes) -> tuple[Launch, Launch, Launch]:
     case = itemsize, next(size for size in (64, 128, 256) if max(shape.N, shape.V) <= size)
-    table = _LAUNCHES
-    if bias is not None:
-        table = table | _WITH_BIAS
-    if isinstance(bias, Dense):
-        table = table | _WITH_DENSE_BIAS
-    forward, *backward = table[case]
-    forward = _sized(forward, shape, blocks.queries, blocks.keys)
+    changes = {} if bias is None else _WITH_BIAS | (_WITH_DENSE_BIAS if isinstance(bias, Dense) else {})
+    forward, *backward = (_LAUNCHES | changes)[case]
     for_queries, for_keys = (_sized(x, shape, blocks.backward_queries, blocks.backward_keys) for x in backward)
-    return forward, for_queries, for_keys
+    return _sized(forward, shape, blocks.queries, blocks.keys), for_queries, for_keys
 
 
 def _sized(launch: Launch, shape: Sizes, queries: int, keys: int) -> Launch:
@@ -131,9 +116,8 @@ def _sized(launch: Launch, shape: Sizes, queries: int, keys: int) -> Launch:
         if size and (size < 16 or size & (size - 1)):
             raise ValueError(f"attention: blocks: got {size} {name} for backend 'gpu'; allowed: powers of 2 from 16")
     need_queries, need_keys = (max(16, pl.next_power_of_2(n)) for n in (shape.L, shape.S))
-    return launch._replace(
-        queries=queries or min(launch.queries, need_queries), keys=keys or min(launch.keys, need_keys)
-    )
+    queries, keys = queries or min(launch.queries, need_queries), keys or min(launch.keys, need_keys)
+    return launch._replace(queries=queries, keys=keys)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -163,9 +147,8 @@ def _forward_rule(options: Options, q, k, v, mask, bias, sinks, streams_BH, offs
 def _backward_rule(options: Options, saved, gradients):
     q, k, v, mask, bias, sinks, streams_BH, offset, out, lse = saved
     place = offset if options.q_offset is None else options.q_offset
-    dq, dk, dv, d_bias, d_sinks = gpu_backward.backward(
-        options, q, k, v, mask, bias, sinks, streams_BH, place, out, lse, *gradients
-    )
+    call = (options, q, k, v, mask, bias, sinks, streams_BH, place, out, lse)
+    dq, dk, dv, d_bias, d_sinks = gpu_backward.backward(*call, *gradients)
     return dq, dk, dv, None, d_bias, d_sinks, None, None
 
 

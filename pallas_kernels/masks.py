@@ -115,9 +115,8 @@ class Slots:
 
     def _add(self, into: list[jax.Array], array: jax.Array, length: int, side: str) -> int:
         if array.ndim != 2 or array.shape[1] != length:
-            raise ValueError(
-                f"mask: a {side} array of shape {array.shape} for {length} positions; allowed: [B, {length}]"
-            )
+            got = f"mask: a {side} array of shape {array.shape} for {length} positions"
+            raise ValueError(f"{got}; allowed: [B, {length}]")
         if not jnp.issubdtype(array.dtype, jnp.integer):
             raise ValueError(f"mask: a {side} array of {array.dtype}; allowed: whole numbers")
         into.append(array.astype(jnp.int32))
@@ -161,9 +160,8 @@ def dense(rule: Rule, slots: Slots, query_L: jax.Array, key_S: jax.Array, rows: 
 
     def table(slot: int) -> jax.Array:
         mask = slots.tables[slot]
-        return jnp.asarray(mask.table)[_unit(query_L, mask.size, mask.shape[0]), :][
-            :, _unit(key_S, mask.size, mask.shape[1])
-        ][None]
+        row, column = _unit(query_L, mask.size, mask.shape[0]), _unit(key_S, mask.size, mask.shape[1])
+        return jnp.asarray(mask.table)[row, :][:, column][None]
 
     pairs = Pairs(
         query_L[None, :, None], key_S[None, None, :], [a[:, rows, None] for a in slots.query_data],
@@ -325,9 +323,8 @@ class Blocks(Mask):
     def __post_init__(self):
         table = np.asarray(self.blocks, bool)
         if table.ndim != 2 or not table.size or self.size < 1:
-            raise ValueError(
-                f"Blocks: got a table of shape {table.shape}, size={self.size}; allowed: [rows, columns], 1 or more"
-            )
+            got = f"Blocks: got a table of shape {table.shape}, size={self.size}"
+            raise ValueError(f"{got}; allowed: [rows, columns], 1 or more")
         object.__setattr__(self, "blocks", tuple(map(tuple, table.tolist())))  # hashable, to be part of a compiled call
 
     @property

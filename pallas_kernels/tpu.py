@@ -75,20 +75,10 @@ def _sizes(q: Any, k: Any, v: Any, bias: Bias | None, blocks: BlockSizes | None)
 
 
 def attention(
-    q_BLHN: jax.Array,
-    k_BSKN: jax.Array,
-    v_BSKV: jax.Array,
-    *,
-    mask: Mask,
-    bias: Bias | None,
-    scale: float,
-    soft_cap: float,
-    sinks: jax.Array | None,
-    dropout: Dropout | None,
-    q_offset: int | jax.Array,
-    blocks: BlockSizes | None,
-    interpret: Any,
-) -> tuple[jax.Array, jax.Array]:
+    q_BLHN: jax.Array, k_BSKN: jax.Array, v_BSKV: jax.Array, *, mask: Mask, bias: Bias | None, scale: float,
+    soft_cap: float, sinks: jax.Array | None, dropout: Dropout | None, q_offset: int | jax.Array,
+    blocks: BlockSizes | None, interpret: Any,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """(output [B, L, H, V], log-sum-exp [B, H, L]); as ``pallas_kernels.attention``."""
     traced = isinstance(q_offset, jax.Array)
     sizes = _sizes(q_BLHN, k_BSKN, v_BSKV, bias, blocks)
@@ -107,9 +97,8 @@ def _attend_forward(static: Static, q, k, v, bias, sinks, traced: Traced):
     extra = setup.extra()
     if sinks is not None:
         extra["sinks"] = Operand(sinks.astype(jnp.float32) * LOG2E, None)
-    out, lse2 = forward(
-        setup.problem, setup.q(q), setup.k(k), setup.k(v), extra, setup.scalars, setup.sizes.forward_sub
-    )
+    arrays = {"q": setup.q(q), "k": setup.k(k), "v": setup.k(v)}
+    out, lse2 = forward(setup.problem, arrays, extra, setup.scalars, setup.sizes.forward_sub)
     out, lse2 = out[:, :, :L].swapaxes(1, 2), lse2[:, :, 0, :L]
     out, lse2 = checkpoint_name(out, "attention"), checkpoint_name(lse2, "attention")
     lse = jnp.where(lse2 > 0.5 * FLOOR, lse2 / LOG2E, -jnp.inf)
@@ -136,13 +125,10 @@ def _attend_backward(static: Static, saved, cotangents):
     by_distance = isinstance(bias, (T5Relative, Alibi))
     found = backward_keys(setup.problem, arrays, extra, setup.scalars, sub, setup.fused, by_distance)
     dq = found["dq"] if setup.fused else backward_queries(setup.problem, arrays, extra, setup.scalars, sub)
-    dbias = None
-    if by_distance:
-        dbias = setup.bias_gradient(found)
-    elif isinstance(bias, Dense):
-        dbias = Dense(
-            backward_dense(setup.problem, arrays, extra, setup.scalars, bias.array.shape).astype(bias.array.dtype)
-        )
+    dbias = setup.bias_gradient(found) if by_distance else None
+    if isinstance(bias, Dense):
+        gradient = backward_dense(setup.problem, arrays, extra, setup.scalars, bias.array.shape)
+        dbias = Dense(gradient.astype(bias.array.dtype))
     dq = dq[:, :, : q.shape[1]].swapaxes(1, 2)
     dk, dv = (_of_key_heads(found[n], x) for n, x in (("dk", k), ("dv", v)))
     return dq, dk, dv, dbias, dsinks, None

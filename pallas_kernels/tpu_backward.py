@@ -28,6 +28,7 @@ from pallas_kernels.tpu_scores import (
     Problem,
     Refs,
     Visit,
+    block_operands,
     constant,
     for_each_case,
     is_right,
@@ -40,14 +41,9 @@ Arrays = dict[str, jax.Array]
 
 
 def backward_keys(
-    problem: Problem,
-    arrays: Arrays,
-    extra: dict[str, Operand],
-    scalars: jax.Array,
-    sub: BackwardSub,
-    with_dq: bool,
+    problem: Problem, arrays: Arrays, extra: dict[str, Operand], scalars: jax.Array, sub: BackwardSub, with_dq: bool,
     bias_gradient: bool,
-) -> Arrays:
+) -> Arrays:  # fmt: skip
     """``dk``, ``dv``, with ``with_dq`` ``dq``, and with ``bias_gradient`` what T5's bias or ALiBi needs.
 
     Args:
@@ -69,16 +65,11 @@ def backward_keys(
     S, V = arrays["v"].shape[2:]
     bq, bk = problem.bq, problem.bk
     kept = arrays["k"].dtype if problem.group == 1 else jnp.float32
-    outputs = {
-        name: Operand(
-            jax.ShapeDtypeStruct((B, H, S, size), kept), (None, None, bk, size), lambda b, h, i, j: (b, h, j, 0)
-        )
-        for name, size in (("dk", N), ("dv", V))
-    }
-    scratch: dict[str, Any] = {
-        f"{name}_sum": pltpu.VMEM((size, bk) if sub.turned else (bk, size), jnp.float32)
-        for name, size in (("dk", N), ("dv", V))
-    }
+    outputs, scratch = dict[str, Operand](), dict[str, Any]()
+    for name, size in (("dk", N), ("dv", V)):
+        whole = jax.ShapeDtypeStruct((B, H, S, size), kept)
+        outputs[name] = Operand(whole, (None, None, bk, size), lambda b, h, i, j: (b, h, j, 0))
+        scratch[f"{name}_sum"] = pltpu.VMEM((size, bk) if sub.turned else (bk, size), jnp.float32)
     if sub.turned:
         scratch["q_turned"] = pltpu.VMEM((N, bq), arrays["q"].dtype)
         scratch["dout_turned"] = pltpu.VMEM((V, bq), arrays["q"].dtype)
@@ -88,8 +79,7 @@ def backward_keys(
         scratch["dq_sum"] = pltpu.VMEM((N, L), jnp.float32)
         scratch["k_turned"] = pltpu.VMEM((N, bk), arrays["k"].dtype)
     if problem.bias == "t5":
-        assert problem.near is not None
-        tiles = (problem.near.count, bk, bq)
+        tiles = (problem.tiles.count, bk, bq)
         scratch["bank"] = pltpu.VMEM(tiles, jnp.float32)
         if bias_gradient:
             scratch["bank_gradient"] = pltpu.VMEM(tiles, jnp.float32)
@@ -98,30 +88,16 @@ def backward_keys(
     if problem.bias == "alibi" and bias_gradient:
         outputs["slopes_gradient"] = _of_head((H, 1, bq))
     rows_alone = not bias_gradient and problem.bias != "t5"
+    kernel = functools.partial(_keys_kernel, problem, sub, with_dq, bias_gradient)
+    grid, operands = visit_grid(problem, B, plan(problem.blocks, "key"), rows_alone), block_operands(problem, arrays)
+    name, products = ("", (N, V, N, V, N)) if with_dq else ("_keys", (N, V, N, V))
     return call(
-        problem, functools.partial(_keys_kernel, problem, sub, with_dq, bias_gradient),
-        visit_grid(problem, B, plan(problem.blocks, "key"), rows_alone), scalars, _operands(problem, arrays, extra),
-        outputs, scratch, name="attention_backward" if with_dq else "attention_backward_keys",
-        products=(N, V, N, V, N) if with_dq else (N, V, N, V),
-    )  # fmt: skip
+        problem, kernel, grid, scalars, operands | extra, outputs, scratch, f"attention_backward{name}", products
+    )
 
 
 def _of_head(shape: tuple[int, int, int]) -> Operand:
     return Operand(jax.ShapeDtypeStruct(shape, jnp.float32), (None, *shape[1:]), lambda b, h, i, j: (h, 0, 0))
-
-
-def _operands(problem: Problem, arrays: Arrays, extra: dict[str, Operand]) -> dict[str, Operand]:
-    bq, bk, G = problem.bq, problem.bk, problem.group
-    found = {}
-    for name, array in arrays.items():
-        size = array.shape[3]
-        if name in ("k", "v"):
-            found[name] = Operand(array, (None, None, bk, size), lambda b, h, i, j: (b, jax.lax.div(h, G), j, 0))
-        elif name in ("lse", "delta"):
-            found[name] = Operand(array, (None, None, 1, bq), lambda b, h, i, j: (b, h, 0, i))
-        else:
-            found[name] = Operand(array, (None, None, bq, size), lambda b, h, i, j: (b, h, i, 0))
-    return {**found, **extra}
 
 
 def _keys_kernel(
@@ -268,12 +244,11 @@ def backward_queries(
         "k_turned": pltpu.VMEM((N, problem.bk), arrays["k"].dtype),
     }
     if problem.bias == "t5":
-        assert problem.near is not None
-        scratch["bank"] = pltpu.VMEM((problem.near.count, problem.bk, problem.bq), jnp.float32)
+        scratch["bank"] = pltpu.VMEM((problem.tiles.count, problem.bk, problem.bq), jnp.float32)
     return call(
         problem, functools.partial(_queries_kernel, problem, sub),
         visit_grid(problem, B, plan(problem.blocks, "query"), problem.bias != "t5"), scalars,
-        _operands(problem, arrays, extra), outputs, scratch, name="attention_backward_queries",
+        block_operands(problem, arrays) | extra, outputs, scratch, name="attention_backward_queries",
         products=(N, arrays["v"].shape[3], N),
     )["dq"]  # fmt: skip
 
@@ -319,7 +294,7 @@ def backward_dense(
     index = lambda b, h, i, j: (b if rows > 1 else 0, h if heads > 1 else 0, j, i)  # noqa: E731
     found = call(
         problem, functools.partial(_dense_kernel, problem),
-        shared_grid(problem, arrays["q"].shape[0], rows, heads), scalars, _operands(problem, arrays, extra),
+        shared_grid(problem, arrays["q"].shape[0], rows, heads), scalars, block_operands(problem, arrays) | extra,
         {"gradient": Operand(whole, (None, None, problem.bk, problem.bq), index)}, {},
         name="attention_backward_dense", products=(arrays["q"].shape[3], arrays["v"].shape[3]),
     )  # fmt: skip

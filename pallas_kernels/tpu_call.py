@@ -65,10 +65,7 @@ def visit_grid(problem: Problem, B: int, visits: Visits, rows_alone: bool) -> Gr
         i, j, flags = unpack(blocks[b * each + n if many > 1 else n])
         return Visit(b, h, i, j, flags)
 
-    if isinstance(visits.packed, np.ndarray):
-        i, j, _ = unpack(visits.packed[0])
-    else:
-        i, j = visits.possible
+    i, j = unpack(visits.packed[0])[:2] if isinstance(visits.packed, np.ndarray) else visits.possible
     flat = _for_smem(jnp.asarray(visits.packed))
     return Grid((problem.heads, B, visits.count), (True, rows_alone, False), flat, locate, (i, j))
 
@@ -100,17 +97,10 @@ def _for_smem(blocks: jax.Array) -> jax.Array:
 
 
 def call(
-    problem: Problem,
-    kernel: Callable[[Refs, Visit], None],
-    grid: Grid,
-    scalars: jax.Array,
-    operands: Mapping[str, Operand],
-    outputs: Mapping[str, Operand],
-    scratch: Mapping[str, Any],
-    *,
-    name: str,
+    problem: Problem, kernel: Callable[[Refs, Visit], None], grid: Grid, scalars: jax.Array,
+    operands: Mapping[str, Operand], outputs: Mapping[str, Operand], scratch: Mapping[str, Any], name: str,
     products: Sequence[int],
-) -> dict[str, jax.Array]:
+) -> dict[str, jax.Array]:  # fmt: skip
     """Runs a kernel.
 
     Args:
@@ -128,23 +118,13 @@ def call(
         step = [pl.program_id(n) for n in range(len(grid.sizes))]
         kernel(dict(zip(names, refs, strict=True)), grid.locate(step, blocks))
 
+    ins, outs = ([_spec(operand, grid) for operand in side.values()] for side in (operands, outputs))
+    spec = pltpu.PrefetchScalarGridSpec(2, grid.sizes, ins, outs, list(scratch.values()))
+    order: Any = tuple("parallel" if alone else "arbitrary" for alone in grid.alone)
     results = pl.pallas_call(
-        run,
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
-            grid=grid.sizes,
-            in_specs=[_spec(operand, grid) for operand in operands.values()],
-            out_specs=[_spec(output, grid) for output in outputs.values()],
-            scratch_shapes=list(scratch.values()),
-        ),
-        out_shape=[output.array for output in outputs.values()],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=tuple("parallel" if alone else "arbitrary" for alone in grid.alone),
-            vmem_limit_bytes=problem.vmem_bytes or None,
-        ),
-        cost_estimate=_cost(problem, grid, products, operands, outputs),
-        interpret=problem.interpret,
-        name=name,
+        run, grid_spec=spec, out_shape=[output.array for output in outputs.values()], name=name,
+        compiler_params=pltpu.CompilerParams(dimension_semantics=order, vmem_limit_bytes=problem.vmem_bytes or None),
+        cost_estimate=_cost(problem, grid, products, operands, outputs), interpret=problem.interpret,
     )(grid.blocks, scalars, *(operand.array for operand in operands.values()))
     return dict(zip(outputs, results, strict=True))
 

@@ -28,6 +28,7 @@ from pallas_kernels.tpu_scores import (
     Problem,
     Refs,
     Visit,
+    block_operands,
     constant,
     for_each_case,
     scores,
@@ -37,33 +38,20 @@ from pallas_kernels.visits import FIRST, LAST, plan
 
 
 def forward(
-    problem: Problem,
-    q_BHLN: jax.Array,
-    k_BKSN: jax.Array,
-    v_BKSV: jax.Array,
-    extra: dict[str, Operand],
-    scalars: jax.Array,
-    sub: ForwardSub,
+    problem: Problem, arrays: dict[str, jax.Array], extra: dict[str, Operand], scalars: jax.Array, sub: ForwardSub
 ) -> tuple[jax.Array, jax.Array]:
     """([B, H, L, V] in the dtype of q, [B, H, 1, L] float32 log-sum-exp times log2(e)); FLOOR where no key is allowed.
 
     Args:
       problem: the call; lengths are multiples of its blocks.
-      q_BHLN, k_BKSN, v_BKSV: padded.
+      arrays: q [B, H, L, N], k [B, K, S, N], v [B, K, S, V], padded.
       extra: operands of mask, bias and sinks.
       scalars: scalars of the call.
       sub: division of a block.
     """
-    B, H, L, N = q_BHLN.shape
-    V = v_BKSV.shape[3]
-    bq, bk, G = problem.bq, problem.bk, problem.group
-    operands = {
-        "q": Operand(q_BHLN, (None, None, bq, N), lambda b, h, i, j: (b, h, i, 0)),
-        "k": Operand(k_BKSN, (None, None, bk, N), lambda b, h, i, j: (b, jax.lax.div(h, G), j, 0)),
-        "v": Operand(v_BKSV, (None, None, bk, V), lambda b, h, i, j: (b, jax.lax.div(h, G), j, 0)),
-        **extra,
-    }
-    out = jax.ShapeDtypeStruct((B, H, L, V), q_BHLN.dtype)
+    (B, H, L, N), V = arrays["q"].shape, arrays["v"].shape[3]
+    bq, bk = problem.bq, problem.bk
+    out = jax.ShapeDtypeStruct((B, H, L, V), arrays["q"].dtype)
     lse = jax.ShapeDtypeStruct((B, H, 1, L), jnp.float32)
     outputs = {
         "out": Operand(out, (None, None, bq, V), lambda b, h, i, j: (b, h, i, 0)),
@@ -74,25 +62,21 @@ def forward(
         "peak": pltpu.VMEM((1, bq), jnp.float32),
         "total": pltpu.VMEM((8, bq), jnp.float32),
         "sum": pltpu.VMEM((rows, bq), jnp.float32),
-        "v_turned": pltpu.VMEM((rows, bk), v_BKSV.dtype),
+        "v_turned": pltpu.VMEM((rows, bk), arrays["v"].dtype),
     }
     if problem.bias == "t5":
-        assert problem.near is not None
-        scratch["bank"] = pltpu.VMEM((problem.near.count, bk, bq), jnp.float32)
+        scratch["bank"] = pltpu.VMEM((problem.tiles.count, bk, bq), jnp.float32)
     grid = visit_grid(problem, B, plan(problem.blocks, "query"), rows_alone=problem.bias != "t5")
-    found = call(
-        problem, functools.partial(_kernel, problem, sub), grid, scalars, operands, outputs, scratch,
-        name="attention_forward", products=(N, V),
-    )  # fmt: skip
+    kernel, operands = functools.partial(_kernel, problem, sub), block_operands(problem, arrays) | extra
+    found = call(problem, kernel, grid, scalars, operands, outputs, scratch, "attention_forward", (N, V))
     return found["out"], found["lse"]
 
 
 def _kernel(problem: Problem, sub: ForwardSub, refs: Refs, visit: Visit) -> None:
     V = refs["v"].shape[1]
     if problem.bias == "t5":
-        pl.when((visit.b == 0) & (pl.program_id(2) == 0))(
-            lambda: fill_bank(problem.tiles, problem.bq, problem.bk, refs)
-        )
+        starts_head = (visit.b == 0) & (pl.program_id(2) == 0)
+        pl.when(starts_head)(lambda: fill_bank(problem.tiles, problem.bq, problem.bk, refs))
 
     @pl.when((visit.flags & FIRST) != 0)
     def _():

@@ -115,10 +115,8 @@ def mask_operands(problem: Problem) -> dict[str, Operand]:
         return jnp.pad(array, ((0, 0), (0, length - array.shape[1])))[:, None]
 
     for n, array in enumerate(slots.query_data):
-        many = array.shape[0] > 1
-        found[f"query_{n}"] = Operand(
-            row(array, R * bq), (None, 1, bq), lambda b, h, i, j, many=many: (b if many else 0, 0, i)
-        )
+        index = lambda b, h, i, j, many=array.shape[0] > 1: (b if many else 0, 0, i)  # noqa: E731
+        found[f"query_{n}"] = Operand(row(array, R * bq), (None, 1, bq), index)
     for n, array in enumerate(slots.key_data):
         many = array.shape[0] > 1
         # Turned into columns here, the same in all lanes: in a kernel that would cost an eighth of a block's time.
@@ -128,6 +126,21 @@ def mask_operands(problem: Problem) -> dict[str, Operand]:
         words = block_words(mask.table, mask.size, slots.queries, slots.offset, bk, C)
         words = jnp.pad(words, ((0, 0), (0, 0), (0, R * bq - words.shape[2])))
         found[f"words_{n}"] = Operand(words, (None, words.shape[1], bq), lambda b, h, i, j: (j, 0, i))
+    return found
+
+
+def block_operands(problem: Problem, arrays: Mapping[str, jax.Array]) -> dict[str, Operand]:
+    """Arrays of queries, keys and values, and of one number for each query (``lse``, ``delta``), block by block."""
+    bq, bk, G = problem.bq, problem.bk, problem.group
+    found = {}
+    for name, array in arrays.items():
+        size = array.shape[3]
+        if name in ("k", "v"):
+            found[name] = Operand(array, (None, None, bk, size), lambda b, h, i, j: (b, jax.lax.div(h, G), j, 0))
+        elif name in ("lse", "delta"):
+            found[name] = Operand(array, (None, None, 1, bq), lambda b, h, i, j: (b, h, 0, i))
+        else:
+            found[name] = Operand(array, (None, None, bq, size), lambda b, h, i, j: (b, h, i, 0))
     return found
 
 
@@ -203,21 +216,16 @@ def for_each_case(problem: Problem, visit: Visit, refs: Refs, body: Callable[[Ca
         if problem.bias != "t5":
             pl.when(condition)(functools.partial(body, case))
             continue
-        assert problem.near is not None
         local = visit.j * problem.bk - visit.i * problem.bq
-        tile = jax.lax.div(local - refs["scalars"][FIRST_TILE], problem.near.step)
-        near = is_near(problem, local - refs["scalars"][Q_OFFSET])
+        tile = jax.lax.div(local - refs["scalars"][FIRST_TILE], problem.tiles.step)
+        offset = local - refs["scalars"][Q_OFFSET]  # near: some distance in the block is under the reach
+        near = (offset + problem.bk - 1 > -problem.reach) & (offset - problem.bq + 1 < problem.reach)
         pl.when(condition & near)(functools.partial(body, case._replace(tile=tile)))
         pl.when(condition & ~near)(functools.partial(body, case._replace(bias="far")))
 
 
-def is_near(problem: Problem, offset: Any) -> Any:
-    """Whether a block has pairs whose distance is under the reach on either side."""
-    return (offset + problem.bk - 1 > -problem.reach) & (offset - problem.bq + 1 < problem.reach)
-
-
 class Columns:
-    """Lazily makes what pairs of a sub-block are compared by; each is made once where it is used several times.
+    """Makes what pairs of a sub-block are compared by; the stream of dropout once.
 
     Args:
       problem, refs, visit: arguments of the kernel.
@@ -225,12 +233,7 @@ class Columns:
 
     def __init__(self, problem: Problem, refs: Refs, visit: Visit):
         self.problem, self.refs, self.visit = problem, refs, visit
-        self._made: dict[str, Any] = {}
-
-    def _once(self, name: str, make: Callable[[], Any]) -> Any:
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
+        self._stream: jax.Array | None = None
 
     def query(self, qs: slice) -> jax.Array:
         """[1, width] int32 columns of queries."""
@@ -272,11 +275,9 @@ class Columns:
     def kept(self, ks: slice, qs: slice) -> jax.Array:
         """[height, width] booleans of dropout."""
         scalars = self.refs["scalars"]
-        here = self._once(
-            "stream",
-            lambda: stream(scalars[SEED], scalars[FIRST_ROW] + self.visit.b, scalars[FIRST_HEAD] + self.visit.h),
-        )
-        return kept(self.problem.dropout_rate, here, self.query(qs), self.key(ks))
+        if self._stream is None:
+            self._stream = stream(scalars[SEED], scalars[FIRST_ROW] + self.visit.b, scalars[FIRST_HEAD] + self.visit.h)
+        return kept(self.problem.dropout_rate, self._stream, self.query(qs), self.key(ks))
 
 
 def widened(column: jax.Array, width: int) -> jax.Array:
@@ -361,8 +362,7 @@ def bias_operands(bias: Any, problem: Problem, q_offset: Any) -> dict[str, Opera
 def t5_arrays(bias: T5Relative, problem: Problem, q_offset: Any) -> tuple[jax.Array, jax.Array]:
     """([H, count, bq + bk], [2, H]) float32, times log2(e): each tile's row of distances; the bias far to the left and
     far to the right. Linear in the table: its transpose is the table's gradient."""
-    assert problem.near is not None
-    distance = distance_tiles(problem.near, problem.bq, problem.bk, q_offset)
+    distance = distance_tiles(problem.tiles, problem.bq, problem.bk, q_offset)
     ends = jnp.asarray([-problem.reach, problem.reach], jnp.int32)
     windows, far = (bias.of_distance(d).astype(jnp.float32) * LOG2E for d in (distance, ends))
     return windows, far.T

@@ -121,9 +121,8 @@ def cut(
 
 def _needed(rule: Rule, ranges: Ranges, where: np.ndarray) -> Rule:
     """The parts of a rule that forbid something in the blocks ``where``."""
-    parts = [
-        part for part in rule.parts if not np.broadcast_to(part.blocks(ranges)[1], (1, *where.shape))[0][where].all()
-    ]
+    allowed = {part: np.broadcast_to(part.blocks(ranges)[1], (1, *where.shape))[0] for part in rule.parts}
+    parts = [part for part, everywhere in allowed.items() if not everywhere[where].all()]
     return functools.reduce(both, parts) if parts else rule
 
 
@@ -202,9 +201,8 @@ def plan(blocks: BlockMask, by: str) -> Visits:
     """
     R, C = blocks.possible.shape
     if max(R, C) >= 2**_BITS:
-        raise ValueError(
-            f"attention: {max(R, C)} blocks along the sequence; allowed: {2**_BITS - 1}; try larger blocks"
-        )
+        got = f"attention: {max(R, C)} blocks along the sequence"
+        raise ValueError(f"{got}; allowed: {2**_BITS - 1}; try larger blocks")
     xp: Any = np if blocks.static else jnp
     possible, kinds = blocks.possible, blocks.kinds
     if by == "key":

@@ -27,7 +27,7 @@ from t5x_like.arrays.trees import Tree, flatten, unflatten
 from t5x_like.checkpoint import digests
 from t5x_like.checkpoint.compare import compare
 from t5x_like.checkpoint.config import CheckpointConfig
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.paths import make_writable
 
 BLOCK = "t5x_like"  # our part of the metadata that Orbax keeps with each checkpoint
@@ -42,7 +42,7 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints in one folder, one subfolder per step.
 
     Args:
@@ -67,8 +67,8 @@ class Checkpoints:
         self._own: set[int] = set()  # steps saved or restored here: this run's past
         self.blocked_seconds = 0.0  # seconds that the last save blocked its caller
         if read_only:
-            if not self._directory.is_dir():
-                raise UserError("checkpoints", f"there is no folder {self._directory}", "the folder of a trained run")
+            got = f"there is no folder {self._directory}"
+            refuse(not self._directory.is_dir(), "checkpoints", got, "the folder of a trained run")
         else:
             make_writable(self._directory, "checkpoints")
             _require_shared(self._directory)
@@ -81,11 +81,9 @@ class Checkpoints:
         if self._config.keep_every:
             policies.append(keep.EveryNSteps(self._config.keep_every))
         policy: Any = keep.AnyPreservationPolicy(policies)  # Any: Orbax's own policies miss its protocol by a type
-        return ocp.training.Checkpointer(
-            str(self._directory),
-            preservation_policy=policy,
-            cleanup_tmp_directories=False,  # done above: Orbax does it in a thread that nothing waits for
-        )
+        # What is left over is removed above: Orbax does it in a thread that nothing waits for.
+        where = str(self._directory)
+        return ocp.training.Checkpointer(where, preservation_policy=policy, cleanup_tmp_directories=False)
 
     # Saving
 
@@ -113,7 +111,8 @@ class Checkpoints:
         Raises:
           UserError: the previous save has failed.
         """
-        self._require_writable()
+        if self._read_only:
+            raise ValueError("these checkpoints were opened read_only")
         began = time.perf_counter()
         if step in self._own:
             return False
@@ -121,14 +120,11 @@ class Checkpoints:
         dispatched = digests.dispatch(arrays)
         self.wait()
         self._set_aside([s for s in self.steps() if s >= step], "is not of the resumed run")
-        found = digests.fetch(dispatched)
-        described = {
-            path: {"shape": list(a.shape), "dtype": str(a.dtype), "digest": found[path]} for path, a in arrays.items()
-        }
+        described = {path: {"shape": list(arrays[path].shape), "dtype": str(arrays[path].dtype), "digest": digest}
+                     for path, digest in digests.fetch(dispatched).items()}  # fmt: skip
         body = {"user": {**metadata, "step": step}, "arrays": described}
-        block = {**body, "crc": _crc(body)}
-        response = self._checkpointer.save_async(step, state, force=True, custom_metadata={BLOCK: block})
-        self._pending = (step, response)
+        block: dict[str, Any] = {BLOCK: {**body, "crc": _crc(body)}}
+        self._pending = step, self._checkpointer.save_async(step, state, force=True, custom_metadata=block)
         self._own.add(step)
         self.blocked_seconds = time.perf_counter() - began
         return True
@@ -160,10 +156,9 @@ class Checkpoints:
             with contextlib.suppress(Exception):
                 self._checkpointer.close()
             self._checkpointer = self._open()
-            raise UserError(
-                "checkpoints", f"step {step} could not be written to {self._directory}: {_reason(error)}",
-                "a folder with room left", f"make room and run again; it resumes from step {self.latest() or 0}",
-            ) from error
+            got = f"step {step} could not be written to {self._directory}: {_reason(error)}"
+            suggestion = f"make room and run again; it resumes from step {self.latest() or 0}"
+            raise UserError("checkpoints", got, "a folder with room left", suggestion) from error
 
     def close(self) -> None:
         """Waits for the last save and ends threads; raises as `wait` does."""
@@ -171,9 +166,6 @@ class Checkpoints:
             self.wait()
         finally:
             self._checkpointer.close()
-
-    def __enter__(self) -> Checkpoints:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -199,19 +191,11 @@ class Checkpoints:
         Raises:
           UserError: no such step, or its metadata cannot be read.
         """
-        step = self._existing(step)
-        try:
-            return self._read_block(step)["user"]
-        except Damaged as error:
-            raise UserError("checkpoints", f"step {step} in {self._directory}: {error}") from error
+        return self._existing_block(step)["user"]
 
     def arrays(self, step: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
         """Path to shape and dtype of every saved array; reads no array. Raises as `metadata` does."""
-        step = self._existing(step)
-        try:
-            saved = self._read_block(step)["arrays"]
-        except Damaged as error:
-            raise UserError("checkpoints", f"step {step} in {self._directory}: {error}") from error
+        saved = self._existing_block(step)["arrays"]
         return {path: jax.ShapeDtypeStruct(tuple(one["shape"]), one["dtype"]) for path, one in saved.items()}
 
     def restore(self, template: Tree, step: int | None = None, partial: bool = False) -> tuple[Tree, dict[str, Any]]:
@@ -234,25 +218,23 @@ class Checkpoints:
         """
         self.wait()
         candidates = [self._existing(step)] if step is not None else sorted(self.steps(), reverse=True)
-        if not candidates:
-            raise UserError("checkpoints", f"there is none in {self._directory}", "the folder of a trained run")
+        got = f"there is none in {self._directory}"
+        refuse(not candidates, "checkpoints", got, "the folder of a trained run")
         problems: list[str] = []
         for candidate in candidates:
             try:
                 state, user = self._restore_one(template, candidate, partial)
             except Damaged as error:
-                problems.append(f"step {candidate}: {error}")
+                problems.append(f"\n  step {candidate}: {error}")
                 continue
             if problems:
-                self._say("WARNING: damaged checkpoints passed over in " + str(self._directory)
-                          + "".join(f"\n  {problem}" for problem in problems) + f"\n  resuming from step {candidate}")
+                self._say(f"WARNING: damaged checkpoints passed over in {self._directory}{''.join(problems)}"
+                          f"\n  resuming from step {candidate}")
             self._own = {candidate}  # later checkpoints do not belong to the resumed run
             return state, user
-        others = [s for s in self.steps() if s not in candidates]
-        raise UserError(
-            "checkpoints", f"damaged in {self._directory}" + "".join(f"\n  {problem}" for problem in problems),
-            suggestion=f"another step: {', '.join(map(str, others))}" if others else "a copy, or a new run directory",
-        )
+        others = ", ".join(str(s) for s in self.steps() if s not in candidates)
+        suggestion = f"another step: {others}" if others else "a copy, or a new run directory"
+        raise UserError("checkpoints", f"damaged in {self._directory}{''.join(problems)}", suggestion=suggestion)
 
     # Within
 
@@ -267,8 +249,7 @@ class Checkpoints:
         })
         arrays = self._agree(lambda: flatten(self._load(step, as_saved)))
         found = digests.fetch(digests.dispatch(arrays))
-        wrong = [path for path in arrays if found[path] != saved[path]["digest"]]
-        if wrong:
+        if wrong := [path for path in arrays if found[path] != saved[path]["digest"]]:
             raise Damaged(f"the bits of {', '.join(wrong[:3])}{' and others' if len(wrong) > 3 else ''} "
                           f"are not those that were saved ({len(wrong)} of {len(arrays)} arrays)")
         # Cast only now: the digest is of the saved bits. One array at a time, so that memory grows by one array.
@@ -288,6 +269,13 @@ class Checkpoints:
         except Exception as error:
             raise Damaged(f"cannot be read: {_reason(error)}") from error
 
+    def _existing_block(self, step: int | None) -> dict[str, Any]:
+        step = self._existing(step)
+        try:
+            return self._read_block(step)
+        except Damaged as error:
+            raise UserError("checkpoints", f"step {step} in {self._directory}: {error}") from error
+
     def _read_block(self, step: int) -> dict[str, Any]:
         """Our metadata of a step, verified; Damaged if it cannot be read."""
         try:
@@ -295,14 +283,13 @@ class Checkpoints:
             if BLOCK not in (custom or {}):
                 raise Damaged("was not written by t5x_like")
             block: dict[str, Any] = dict(custom[BLOCK])
-            good = block.pop("crc") == _crc(block)
+            if block.pop("crc") != _crc(block):
+                raise Damaged("its metadata is not what was saved")
+            return block
         except Damaged:
             raise
         except Exception as error:
             raise Damaged(f"its metadata cannot be read: {_reason(error)}") from error
-        if not good:
-            raise Damaged("its metadata is not what was saved")
-        return block
 
     def _agree(self, read: Callable[[], Any]) -> Any:
         """``read()``, unless it finds damage in any process: then all of them see it and try the same earlier step."""
@@ -321,17 +308,11 @@ class Checkpoints:
         return result
 
     def _existing(self, step: int | None) -> int:
-        steps = self.steps()
-        if step is None:
-            step = max(steps, default=None)
-        if step is None or step not in steps:
-            got = "there is none" if step is None else f"there is none of step {step}"
-            raise UserError("checkpoints", f"{got} in {self._directory}", ", ".join(f"step {s}" for s in steps))
-        return step
-
-    def _require_writable(self) -> None:
-        if self._read_only:
-            raise ValueError("these checkpoints were opened read_only")
+        steps, wanted = self.steps(), "" if step is None else f" of step {step}"
+        if step in steps or (step is None and steps):
+            return max(steps) if step is None else step
+        allowed = ", ".join(f"step {s}" for s in steps)
+        raise UserError("checkpoints", f"there is none{wanted} in {self._directory}", allowed)
 
     def _set_aside(self, steps: list[int], why: str) -> None:
         if not steps:
@@ -376,7 +357,6 @@ def _require_shared(directory: Path) -> None:
     seen = np.asarray(multihost_utils.process_allgather(np.asarray(probe.exists())))
     if jax.process_index() == 0:
         probe.unlink()
-    if not seen.all():
-        blind = ", ".join(str(process) for process in np.flatnonzero(~seen))
-        raise UserError("checkpoints", f"{directory} is not the same folder for processes {blind} and process 0",
-                        "a folder that all processes share")
+    blind = ", ".join(str(process) for process in np.flatnonzero(~seen))
+    refuse(bool(blind), "checkpoints", f"{directory} is not the same folder for processes {blind} and process 0",
+           "a folder that all processes share")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from t5x_like.core.errors import UserError, nearest
+from t5x_like.core.errors import nearest, refuse
 
 SHOWN = 12  # names listed of each kind before the rest is only counted
 
@@ -23,17 +23,12 @@ def compare(where: str, saved: Mapping[str, Mapping[str, Any]], wanted: Mapping[
     unused = [path for path in saved if path not in wanted]
     extra = [] if partial else unused
     shapes = [path for path in wanted if path in saved and tuple(saved[path]["shape"]) != tuple(wanted[path].shape)]
-    if not (missing or extra or shapes):
-        return
-    lines = ["is of another model or optimizer"]
-    lines += _listed("not in the checkpoint", [f"{path}  {nearest(path, unused)}".rstrip() for path in missing])
-    lines += _listed("only in the checkpoint", extra)
-    lines += _listed("of another shape", [
-        f"{path}: {tuple(saved[path]['shape'])} in the checkpoint, {tuple(wanted[path].shape)} wanted" for path in
-        shapes
-    ])
-    raise UserError(where, "\n".join(lines), "a checkpoint of the same config",
-                    "the config.json beside the checkpoint, or a new run directory")
+    other = [f"{path}: {tuple(saved[path]['shape'])} in the checkpoint, {tuple(wanted[path].shape)} wanted"
+             for path in shapes]  # fmt: skip
+    lines = _listed("not in the checkpoint", [f"{path}  {nearest(path, unused)}".rstrip() for path in missing])
+    lines += _listed("only in the checkpoint", extra) + _listed("of another shape", other)
+    refuse(bool(lines), where, "\n".join(["is of another model or optimizer", *lines]),
+           "a checkpoint of the same config", "the config.json beside the checkpoint, or a new run directory")
 
 
 def _listed(title: str, lines: list[str]) -> list[str]:

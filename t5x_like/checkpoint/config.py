@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from t5x_like.core.config import Config
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import refuse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,5 @@ class CheckpointConfig(Config, where="checkpoint"):
     keep_every: int = 0
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 0:
-                raise UserError(f"checkpoint.{field.name}", f"{getattr(self, field.name)}", "0 or more")
+        for name, value in vars(self).items():
+            refuse(value < 0, f"checkpoint.{name}", f"{value}", "0 or more")

@@ -15,23 +15,10 @@ from typing import Any, TypeVar
 
 from t5x_like.core.errors import UserError, nearest
 from t5x_like.core.loading import code_of
-from t5x_like.core.structure import (
-    CODE_KEY,
-    TYPE_KEY,
-    Config,
-    Unknown,
-    Unlimited,
-    choices,
-    describe_type,
-    structure,
-    type_hints,
-    unknown_in,
-)
-
-__all__ = [
-    "CODE_KEY", "TYPE_KEY", "Config", "Unknown", "Unlimited", "choices", "describe_type", "diff", "flatten",
-    "from_json", "override", "read_json", "structure", "to_json", "to_plain", "unknown_in",
-]  # fmt: skip
+from t5x_like.core.structure import CODE_KEY, TYPE_KEY, Unknown, structure, type_hints
+from t5x_like.core.structure import Config as Config
+from t5x_like.core.structure import Unlimited as Unlimited
+from t5x_like.core.structure import choices as choices
 
 T = TypeVar("T")
 

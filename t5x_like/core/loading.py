@@ -176,12 +176,8 @@ def find_run_file(name: str) -> Path:
         if candidate.is_file() and candidate.suffix == ".py":
             return candidate.resolve()
     known = sorted(p.stem for p in shipped("configs").glob("*.py") if not p.stem.startswith("_"))
-    raise UserError(
-        "config",
-        f"no run file {name!r}",
-        f"a path to a Python file, or one of {', '.join(known)}",
-        nearest(name, known),
-    )
+    raise UserError("config", f"no run file {name!r}", f"a path to a Python file, or one of {', '.join(known)}",
+                    nearest(name, known))
 
 
 def load_run(name: str, run_type: type[T]) -> T:

@@ -18,10 +18,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from t5x_like.core.config import CODE_KEY, TYPE_KEY, Unknown, to_plain, unknown_in
+from t5x_like.core.config import to_plain
 from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.loading import Code, code_of, code_of_module, is_shipped, load_module, loaded
 from t5x_like.core.paths import write_atomically
+from t5x_like.core.structure import CODE_KEY, TYPE_KEY, Unknown, parts, unknown_in
 
 FOLDER = "code"
 
@@ -212,13 +213,6 @@ def _files(entry: dict) -> dict[Any, Any]:
     return {entry.get("file"): entry.get("sha256")} | (loads if isinstance(loads, dict) else {None: None})
 
 
-def _classes(value: Any) -> dict[type, None]:
+def _classes(value: Any) -> list[type]:
     """The classes of a dataclass tree, in order."""
-    if isinstance(value, Unknown):
-        return {}
-    if isinstance(value, tuple):
-        return {kind: None for each in value for kind in _classes(each)}
-    found: dict[type, None] = {}
-    for field in getattr(value, "__dataclass_fields__", {}):
-        found |= _classes(getattr(value, field))
-    return ({type(value): None} if hasattr(value, "__dataclass_fields__") else {}) | found
+    return list(dict.fromkeys(type(part) for part in parts(value) if not isinstance(part, Unknown)))

@@ -14,6 +14,7 @@ import inspect
 import math
 import types
 import typing
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from t5x_like.core.errors import UserError, nearest, refuse
@@ -53,15 +54,18 @@ class Unknown:
         return f"{self.plain[TYPE_KEY]}(...)"
 
 
+def parts(value: Any) -> Iterator[Any]:
+    """Every dataclass of a dataclass tree, in order, and every ``Unknown``."""
+    if isinstance(value, Unknown) or dataclasses.is_dataclass(value):
+        yield value
+    fields = () if isinstance(value, Unknown) else getattr(value, "__dataclass_fields__", ())
+    for each in value if isinstance(value, tuple) else [getattr(value, name) for name in fields]:
+        yield from parts(each)
+
+
 def unknown_in(value: Any) -> list[Unknown]:
     """Every ``Unknown`` of a dataclass tree."""
-    if isinstance(value, Unknown):
-        return [value]
-    if isinstance(value, tuple):
-        return [found for each in value for found in unknown_in(each)]
-    if dataclasses.is_dataclass(value):
-        return [found for f in dataclasses.fields(value) for found in unknown_in(getattr(value, f.name))]
-    return []
+    return [part for part in parts(value) if isinstance(part, Unknown)]
 
 
 class Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 
 from t5x_like.arrays.trees import Tree
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import refuse
 from t5x_like.decode.state import DecodeState, prefill
 from t5x_like.models.config import ModelConfig
 from t5x_like.sharding.mesh import Placement, use
@@ -31,18 +32,10 @@ class Strategy(Protocol):
 
 
 def generate(
-    bind: Callable[[Tree], Any],
-    config: ModelConfig,
-    params: Tree,
-    prompts: Sequence[Sequence[int]],
-    strategy: Strategy,
-    *,
-    placement: Placement | None = None,
-    eos_id: int,
-    start_id: int = 0,
-    bidirectional_prompt: bool = False,
-    seed: int = 0,
-) -> list[list[int]]:
+    bind: Callable[[Tree], Any], config: ModelConfig, params: Tree, prompts: Sequence[Sequence[int]],
+    strategy: Strategy, *, placement: Placement | None = None, eos_id: int, start_id: int = 0,
+    bidirectional_prompt: bool = False, seed: int = 0,
+) -> list[list[int]]:  # fmt: skip
     """Continues token prompts of unequal lengths.
 
     Args:
@@ -62,25 +55,23 @@ def generate(
     Raises:
       UserError: an encoder-only model, an empty prompt for an encoder, a length beyond learned positions.
     """
-    if not config.has_decoder:
-        raise UserError("generate", f"a model of shape {config.shape} writes no text", "a model with a decoder")
-    if config.has_encoder and not all(prompts):
-        raise UserError("prompt", "is empty", "at least one token for the encoder")
+    got = f"a model of shape {config.shape} writes no text"
+    refuse(not config.has_decoder, "generate", got, "a model with a decoder")
+    refuse(config.has_encoder and not all(prompts), "prompt", "is empty", "at least one token for the encoder")
     if not prompts:
         return []
     if config.has_encoder:
         config.check_length(max(*map(len, prompts), strategy.max_new_tokens))
         encoder, encoder_segments = _pad(prompts, left=False, limit=config.side("encoder").positions.max_length)
         start = np.full((len(prompts), 1), start_id, np.int32)
-        arrays = {"prompt": start, "segments": np.ones_like(start)}
-        arrays |= {"encoder_tokens": encoder, "encoder_segments": encoder_segments}
+        arrays = {"encoder_tokens": encoder, "encoder_segments": encoder_segments}
+        arrays |= {"prompt": start, "segments": np.ones_like(start)}
     else:
-        tokens, segments = _pad([[start_id, *p] for p in prompts], left=True)
-        config.check_length(max(len(p) for p in prompts) + strategy.max_new_tokens)
-        arrays = {"prompt": tokens, "segments": segments}
+        config.check_length(max(map(len, prompts)) + strategy.max_new_tokens)
+        arrays = dict(zip(("prompt", "segments"), _pad([[start_id, *p] for p in prompts], left=True), strict=True))
     key = jax.random.key(seed)
     found = _generate(bind, placement, strategy, eos_id, bidirectional_prompt, params, arrays, key)
-    return [_until(row, eos_id) for row in np.asarray(found).tolist()]
+    return [list(itertools.takewhile(lambda token: token != eos_id, row)) for row in np.asarray(found).tolist()]
 
 
 def _pad(rows: Sequence[Sequence[int]], left: bool, limit: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -94,10 +85,6 @@ def _pad(rows: Sequence[Sequence[int]], left: bool, limit: int = 0) -> tuple[np.
         where = slice(width - len(row), width) if left else slice(0, len(row))
         tokens[i, where], segments[i, where] = row, 1
     return tokens, segments
-
-
-def _until(row: list[int], eos_id: int) -> list[int]:
-    return row[: row.index(eos_id)] if eos_id in row else row
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))

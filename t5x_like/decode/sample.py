@@ -9,7 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from t5x_like.core.config import Config
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import require
 
 if TYPE_CHECKING:
     import jax
@@ -28,14 +28,10 @@ class Sampling(Config, where="sampling"):
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.max_new_tokens < 1:
-            raise UserError("max_new_tokens", f"got {self.max_new_tokens}", "1 or more")
-        if self.temperature < 0:
-            raise UserError("temperature", f"got {self.temperature}", "0 (greedy) or more")
-        if self.top_k < 0:
-            raise UserError("top_k", f"got {self.top_k}", "0 (all) or more")
-        if not 0 < self.top_p <= 1:
-            raise UserError("top_p", f"got {self.top_p}", "above 0, at most 1 (all)")
+        require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "1 or more")
+        require(self.temperature >= 0, "temperature", self.temperature, "0 (greedy) or more")
+        require(self.top_k >= 0, "top_k", self.top_k, "0 (all) or more")
+        require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0, at most 1 (all)")
 
     def __call__(
         self, model: Transformer, logits_BV: jax.Array, state: DecodeState, eos_id: int, key: jax.Array
@@ -62,8 +58,7 @@ class Sampling(Config, where="sampling"):
             return chosen_B, done_B | (chosen_B == eos_id)
 
         def unfinished(carry):
-            index, done_B, *_ = carry
-            return (index < new) & ~jnp.all(done_B)
+            return (carry[0] < new) & ~jnp.all(carry[1])
 
         def one(carry):
             index, done_B, last_B, out_BN, state = carry

@@ -42,15 +42,11 @@ def prefill(
     """
     tokens_BP, segments_BP = prompt["prompt"], prompt["segments"]
     B, P = tokens_BP.shape
-    memory = model.encode(prompt) if model.config.has_encoder else None
-    state = DecodeState(
-        cache=model.start_cache(B, P + new, memory),
-        column=jnp.int32(0),
-        positions_B=jnp.sum(segments_BP, axis=1),
-        segments_BC=jnp.pad(segments_BP, ((0, 0), (0, new)), constant_values=1),
-        prefix_BC=jnp.pad(segments_BP, ((0, 0), (0, new))) if bidirectional else None,
-        encoder_segments_BS=prompt.get("encoder_segments"),
-    )
+    cache = model.start_cache(B, P + new, model.encode(prompt) if model.config.has_encoder else None)
+    segments_BC = jnp.pad(segments_BP, ((0, 0), (0, new)), constant_values=1)
+    prefix_BC = jnp.pad(segments_BP, ((0, 0), (0, new))) if bidirectional else None
+    positions_B, encoder_segments_BS = jnp.sum(segments_BP, axis=1), prompt.get("encoder_segments")
+    state = DecodeState(cache, jnp.int32(0), positions_B, segments_BC, prefix_BC, encoder_segments_BS)
     positions_BP = jnp.maximum(jnp.cumsum(segments_BP, axis=1) - 1, 0)
     x_BPD, cache = _activations(model, state, tokens_BP, positions_BP, segments_BP)
     return model.head().logits(x_BPD[:, -1]), state._replace(cache=cache, column=jnp.int32(P))
@@ -68,17 +64,11 @@ def step(model: Transformer, state: DecodeState, tokens_BL: jax.Array) -> tuple[
 def reorder(state: DecodeState, rows_N: jax.Array) -> DecodeState:
     """The state of the rows ``rows_N``, in that order, with repeats: those that a beam search keeps."""
 
-    def take(array: jax.Array | None) -> jax.Array | None:
+    def take(array: Any) -> Any:
         return None if array is None else array[rows_N]
 
-    return DecodeState(
-        cache=jax.tree.map(lambda a: jnp.take(a, rows_N, axis=CACHE_ROWS), state.cache),
-        column=state.column,
-        positions_B=state.positions_B[rows_N],
-        segments_BC=state.segments_BC[rows_N],
-        prefix_BC=take(state.prefix_BC),
-        encoder_segments_BS=take(state.encoder_segments_BS),
-    )
+    cache = jax.tree.map(lambda a: jnp.take(a, rows_N, axis=CACHE_ROWS), state.cache)
+    return DecodeState(cache, state.column, *map(take, state[2:]))
 
 
 def _activations(model, state: DecodeState, tokens_BL, positions_BL, segments_BL) -> tuple[jax.Array, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import require
 from t5x_like.evaluate.task import Evaluation, Opened, Values
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ class HeldOut(Evaluation):
     needs_held_out: ClassVar[bool] = True
 
     def __post_init__(self):
-        if (self.batches or 0) < 0:
-            raise UserError("evaluations.batches", f"got {self.batches}", "0 (all) or more")
+        require((self.batches or 0) >= 0, "evaluations.batches", self.batches, "0 (all) or more")
 
     def run(self, opened: Opened) -> Values | None:
         """As ``means``."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from t5x_like.core.errors import refuse, require
@@ -158,7 +157,7 @@ class OptimizerConfig(Config, abc.ABC, where="optimizer"):
     schedule: Schedule | Joined = Schedule()
     ema: float = 0.0
 
-    intervals: ClassVar[Mapping[str, str]] = {}  # of the numbers of a subclass: ``{"b1": "[0, 1)"}``
+    intervals: ClassVar[dict[str, str]] = {}  # of the numbers of a subclass: ``{"b1": "[0, 1)"}``
 
     def __post_init__(self):
         all_have = dict.fromkeys(("learning_rate", "weight_decay", "clip_norm"), "[0, inf)") | {"ema": "[0, 1)"}

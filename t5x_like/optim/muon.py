@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from t5x_like.arrays.spec import ParamSpec
 from t5x_like.arrays.trees import flatten, map_named
@@ -68,8 +68,11 @@ class Muon(OptimizerConfig):
                 return update
             return 0.2 * unit if self.scale == "rms" else update * math.sqrt(max(1.0, columns / rows))
 
-        sizes = optax.stateless(lambda updates, params: map_named(sized, updates, params, context.specs))
-        return context.descend(optax.chain(optax.partition({"matrix": muon, "rest": adam}, kinds), sizes), rest)
+        def sizes(updates: Any, params: Any):
+            return map_named(sized, updates, params, context.specs)
+
+        direction = optax.partition({"matrix": muon, "rest": adam}, kinds)
+        return context.descend(optax.chain(direction, optax.stateless(sizes)), rest)
 
 
 def is_matrix(spec: ParamSpec) -> bool:

@@ -37,7 +37,8 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> Callable[[jax.Ar
       UserError: a schedule that does not fit into the run.
     """
     config.check(total_steps)
-    share = (_share if isinstance(config.schedule, Schedule) else _joined)(config.schedule, total_steps)
+    schedule = config.schedule
+    share = _share(schedule, total_steps) if isinstance(schedule, Schedule) else _joined(schedule, total_steps)
     return lambda step: config.learning_rate * share(jnp.asarray(step).astype(jnp.float32))
 
 

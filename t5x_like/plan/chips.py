@@ -7,21 +7,13 @@ import time
 import jax
 import jax.numpy as jnp
 
-# Dense bfloat16 TFLOP/s of one jax device, by the start of its ``device_kind``; from the makers' data sheets.
+# Dense bfloat16 TFLOP/s of one jax device, by the start of its ``device_kind``; from the makers' data sheets. That of a
+# TPU7x is half a chip: a jax device is one of its two cores.
 PEAK_TFLOPS = (
-    ("TPU v4", 275.0),
-    ("TPU v5 lite", 197.0),
-    ("TPU v5e", 197.0),
-    ("TPU v5p", 459.0),
-    ("TPU v5", 459.0),
-    ("TPU v6 lite", 918.0),
-    ("TPU v6e", 918.0),
-    ("TPU7x", 1153.5),  # half a chip: a jax device is one of its two cores
-    ("NVIDIA A100", 312.0),
-    ("NVIDIA H100", 989.0),
-    ("NVIDIA H200", 989.0),
-    ("NVIDIA B200", 2250.0),
-)
+    ("TPU v4", 275.0), ("TPU v5 lite", 197.0), ("TPU v5e", 197.0), ("TPU v5p", 459.0), ("TPU v5", 459.0),
+    ("TPU v6 lite", 918.0), ("TPU v6e", 918.0), ("TPU7x", 1153.5),
+    ("NVIDIA A100", 312.0), ("NVIDIA H100", 989.0), ("NVIDIA H200", 989.0), ("NVIDIA B200", 2250.0),
+)  # fmt: skip
 
 
 def peak_flops(device: jax.Device) -> float | None:  # pyright: ignore[reportInvalidTypeForm]

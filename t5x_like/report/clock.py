@@ -18,14 +18,10 @@ Activity = Literal["setup", "compile", "data", "step", "evaluate", "checkpoint",
 RUNNING: tuple[Activity, ...] = ("data", "step", "other")  # what steps per second are measured over
 PAUSES: tuple[Activity, ...] = ("evaluate", "checkpoint")
 MEANING: dict[Activity, str] = {
-    "setup": "start, before the first step",
-    "compile": "compiling",
-    "data": "waiting for data",
-    "step": "training steps",
-    "evaluate": "evaluation",
-    "checkpoint": "saving and restoring",
+    "setup": "start, before the first step", "compile": "compiling", "data": "waiting for data",
+    "step": "training steps", "evaluate": "evaluation", "checkpoint": "saving and restoring",
     "other": "everything else",
-}
+}  # fmt: skip
 
 
 class Share(NamedTuple):
