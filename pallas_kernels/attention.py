@@ -60,14 +60,14 @@ def attention(
     Args:
       q_BLHN, k_BSKN, v_BSKV: float32 or bfloat16 (xla and cudnn: float16 too), all of one dtype; K divides H, and head
         h reads key head h // (H // K).
-      mask: who may attend to whom.
+      mask: allowed pairs of query and key.
       bias: added to the scores, or None.
       scale: of the scores; None: 1 / sqrt(N). An array [L] or [B, L] gives one for each query, as attention that is
         scaled by the logarithm of its length does; the queries are then multiplied by it and rounded to their dtype.
       soft_cap: scores become cap * tanh(scores / cap), before the bias; None or 0 is off.
       sinks: [H] float32, a further score of each head that takes its share of the softmax and has no value.
       dropout: of the attention probabilities, or None.
-      q_offset: the column of the first query. A Python number where it is known when compiling.
+      q_offset: column of the first query; a Python number if known when compiling.
       backend: ``tpu`` and ``gpu`` are Pallas kernels, ``cudnn`` is that of ``jax.nn.dot_product_attention``, ``xla`` is
         plain JAX for every device; ``auto`` asks ``choose``.
       blocks: sizes of blocks, instead of those of the table.

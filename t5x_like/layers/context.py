@@ -88,7 +88,7 @@ class Context:
         return mask if self.segments is None else mask & Segments(*self.segments)
 
     def cross_mask(self) -> Mask:
-        """Which of the encoder's tokens are seen."""
+        """The mask of cross-attention: visible tokens of the encoder."""
         from t5x_like.ops.attention import Full, Segments
 
         segments = self.memory[1] if self.memory is not None else None

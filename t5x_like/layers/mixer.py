@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Part(Config, abc.ABC, where="model"):
+class Sublayer(Config, abc.ABC, where="model"):
     """Base of both kinds.
 
     Attributes:
@@ -40,12 +40,12 @@ class Part(Config, abc.ABC, where="model"):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mixer(Part, abc.ABC):
-    """What lets tokens see each other: attention, a recurrence, a convolution.
+class Mixer(Sublayer, abc.ABC):
+    """A sublayer in which tokens see each other: attention, a recurrence, a convolution.
 
     Attributes:
-      heads, head_dim: heads that take biases of positions, and their size, which positions may rotate; 0: none.
-      positions: of this layer instead of its stack's.
+      heads, head_dim: number of heads for biases of positions, and their size, for rotations; 0: none.
+      positions: positions of this layer in place of its stack's; None: the stack's.
     """
 
     name: ClassVar[str] = "mixer"
@@ -88,7 +88,7 @@ class Mixer(Part, abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PerToken(Part, abc.ABC):
+class PerToken(Sublayer, abc.ABC):
     """A sublayer that computes on each token by itself: an MLP, experts."""
 
     name: ClassVar[str] = "feed_forward"

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 @dataclasses.dataclass(frozen=True)
 class Norm(Config, abc.ABC, where="model.norm"):
     """(x - mean) / sqrt(mean square + eps) * scale + bias, with statistics in float32; the normalized value is cast to
-    the dtype of x and then scaled, as in T5. Which of mean and bias there are is for the choices below to say.
+    the dtype of x and then scaled, as in T5. The choices below decide on mean and bias.
 
     Attributes:
-      eps: added to the mean square.
+      eps: constant added to the mean square.
     """
 
     eps: float = 1e-6

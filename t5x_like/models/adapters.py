@@ -41,8 +41,8 @@ def with_adapters(adapters: Sequence[Adapter], specs: Tree) -> tuple[Tree, tuple
     """(the declarations of all parameters, the functions that make them into the model's, in order).
 
     Args:
-      adapters: each is told of the parameters of the model and of the adapters before it.
-      specs: the model's declarations.
+      adapters: adapters in order; each sees the parameters of the model and of the adapters before it.
+      specs: declarations of the model's parameters.
 
     Raises:
       UserError: an adapter gives a parameter a path that another one has.

@@ -18,7 +18,7 @@ def lookup(table_VD: jax.Array, ids: jax.Array, axis: str) -> jax.Array:
     Where the mesh splits the rows, each device looks up those that it has, and the results are added. Left to the
     partitioner, a gather along a split dimension aborts the process on meshes of three axes (XLA of jax 0.12).
     """
-    # Whole along the width, as the activations are: else the partitioner copies the looked-up rows to all devices.
+    # Not split along the width, as activations are not: else the partitioner replicates the looked-up rows.
     table_VD = constrain(table_VD, axis, "activation")
     over = split(table_VD.shape[0], axis)
     if not over:

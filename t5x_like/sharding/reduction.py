@@ -1,4 +1,4 @@
-"""One sum of the gradients a step over the mesh axes that split rows and copy parameters.
+"""One sum of the gradients a step over the mesh axes that split rows and replicate parameters.
 
 Left to itself the partitioner sums a gradient where it is computed: in every layer of every micro-batch. Here the
 function that computes gradients sees one part of such an axis only (``shard_map``, manual over that axis; the other
@@ -25,12 +25,12 @@ def copying_axes(placement: Placement) -> tuple[str, ...]:
 
 
 def data_parallel_gradient(function: Callable[..., Any], placement: Placement | None) -> Callable[..., Any]:
-    """``function``, computed by each part of the copying axes for its own rows, its results added up once at the end.
+    """``function``, computed by each part of these axes for its own rows, its results added up once at the end.
 
     Args:
       function: (params, batch, key) to a tree of sums over the batch's rows, such as (sums of losses, gradient). Inside
-        it ``constrain`` leaves out the copying axes, and ``first_row`` numbers the rows as in the whole batch.
-      placement: where it runs. Without a copying axis, or with ``reduce`` "per_layer", ``function`` is returned
+        it ``constrain`` leaves out these axes, and ``first_row`` numbers the rows as in the whole batch.
+      placement: mesh and rules of it. Without such an axis, or with ``reduce`` "per_layer", ``function`` is returned
         as it is.
     """
     if placement is None or placement.reduce != "once" or not (axes := copying_axes(placement)):

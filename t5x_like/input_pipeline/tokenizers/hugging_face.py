@@ -98,7 +98,7 @@ class JsonTokenizer(FileTokenizer):
 
     @functools.cached_property
     def word_starts(self) -> np.ndarray:
-        """A word brings its space along in its first piece, or all pieces but the first say that they go on with it."""
+        """A word has its space in its first piece, or all pieces but the first are marked as continuations."""
         texts = [self._text_of(self._names.get(identifier, "")) for identifier in range(self._file_size)]
         starts = word_starts(texts)
         return np.concatenate([starts, np.full(self.vocab_size - self._file_size, starts.any())])
