@@ -9,7 +9,6 @@ import jax
 from flax import nnx
 
 from t5x_like.layers.activations import ACTIVATIONS
-from t5x_like.layers.feed_forward import ActivationName
 from t5x_like.layers.init import Init
 from t5x_like.layers.linear import Linear
 from t5x_like.layers.norms import Norm
@@ -32,7 +31,7 @@ class Table(nnx.Module):
 class OutputTransform(nnx.Module):
     """Transform before the logits, as in BERT: linear, activation, norm."""
 
-    def __init__(self, width: int, activation: ActivationName, norm: Norm, bias: bool, init: Init):
+    def __init__(self, width: int, activation: str, norm: Norm, bias: bool, init: Init):
         self.activation = activation
         self.linear = Linear(width, width, ("embed", None), init.kernel(width), bias)
         self.norm = norm.declare(width)
