@@ -195,6 +195,7 @@ def keep_and_mark(
     """The ``kept`` tokens, with a sentinel in place of each of the ``marked`` ones, and EOS."""
     import numpy as np
 
-    replaced, chosen = np.concatenate((tokens, (eos_id,)), dtype=np.int32), np.concatenate((kept, (True,)))
-    replaced[marked], chosen[marked] = sentinels, True
+    replaced, chosen = np.empty(len(tokens) + 1, np.int32), np.empty(len(tokens) + 1, bool)
+    replaced[:-1], replaced[-1], replaced[marked] = tokens, eos_id, sentinels
+    chosen[:-1], chosen[-1], chosen[marked] = kept, True, True
     return replaced[chosen]

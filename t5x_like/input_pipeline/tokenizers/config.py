@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from t5x_like.core.config import Config
-from t5x_like.core.errors import require
+from t5x_like.core.errors import UserError, require
 
 if TYPE_CHECKING:
     from t5x_like.input_pipeline.tokenizers.base import Tokenizer
@@ -62,8 +62,9 @@ class SentencePiece(TokenizerConfig):
         require(fits, f"{where}.symbols", self.symbols, "different texts, none of them empty")
         smallest = 0 if self.path else 3 + 256 + 2 + self.sentinels + symbols + 1
         what = f"3 special ids, 256 bytes, newline, <mask>, {self.sentinels} sentinels, {symbols} symbols, pieces"
-        allowed, suggestion = f"{smallest} or more: {what}", "8192 suits a corpus of 10 MB"
-        require(self.vocab_size >= smallest, f"{where}.vocab_size", self.vocab_size, allowed, suggestion)
+        if self.vocab_size < smallest:
+            allowed, suggestion = f"{smallest} or more: {what}", "8192 suits a corpus of 10 MB"
+            raise UserError(f"{where}.vocab_size", str(self.vocab_size), allowed, suggestion)
 
     def open(self) -> Tokenizer:
         from t5x_like.input_pipeline.tokenizers.sentencepiece import SentencePieceTokenizer
