@@ -30,7 +30,6 @@ from t5x_like.input_pipeline.config import (
     PythonGenerator,
     RateSchedule,
     SentencePiece,
-    SentencePieceModel,
     Source,
     TextFiles,
     TfdsBuilder,
@@ -38,6 +37,7 @@ from t5x_like.input_pipeline.config import (
     TokenizerConfig,
 )
 from t5x_like.input_pipeline.recipes import recipe
+from t5x_like.input_pipeline.tokenizers.config import SentencePieceModel
 from t5x_like.layers.attention import Attention
 from t5x_like.layers.block import Layer
 from t5x_like.layers.feed_forward import FeedForward

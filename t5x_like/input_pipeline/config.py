@@ -6,16 +6,14 @@ command line can load and print a run in milliseconds. Must not know how any of 
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from t5x_like.core.config import Config, Unlimited
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import UserError, require
 from t5x_like.input_pipeline.sources.arrow import Parquet
 from t5x_like.input_pipeline.sources.csv_files import Csv
 from t5x_like.input_pipeline.sources.filters import Filters
@@ -23,23 +21,17 @@ from t5x_like.input_pipeline.sources.generator import PythonGenerator
 from t5x_like.input_pipeline.sources.hugging_face import HuggingFaceDataset
 from t5x_like.input_pipeline.sources.json_lines import JsonLines
 from t5x_like.input_pipeline.sources.records import ArrayRecord, TfRecord
-from t5x_like.input_pipeline.sources.source import Source, require_choice
+from t5x_like.input_pipeline.sources.source import Source
 from t5x_like.input_pipeline.sources.splits import SplitName
 from t5x_like.input_pipeline.sources.text import PackageText, TextFiles
 from t5x_like.input_pipeline.sources.tfds_folder import TfdsBuilder
 from t5x_like.input_pipeline.sources.window import Window
-from t5x_like.input_pipeline.tokenizers.config import (
-    Bytes,
-    HuggingFaceTokenizer,
-    SentencePiece,
-    SentencePieceModel,
-    TokenizerConfig,
-)
+from t5x_like.input_pipeline.tokenizers.config import Bytes, HuggingFaceTokenizer, SentencePiece, TokenizerConfig
 
 __all__ = [
     "ArrayRecord", "Bytes", "Corpus", "Csv", "DataConfig", "Filters", "HuggingFaceDataset", "HuggingFaceTokenizer",
     "JsonLines", "Mixture", "PackageText", "Packing", "Parquet", "Part", "Proportional", "PythonGenerator",
-    "RateSchedule", "SentencePiece", "SentencePieceModel", "Shape", "Source", "TextFiles", "TfRecord", "TfdsBuilder",
+    "RateSchedule", "SentencePiece", "Shape", "Source", "TextFiles", "TfRecord", "TfdsBuilder",
     "TokenizerConfig", "cache_folder", "corpora",
 ]  # fmt: skip
 
@@ -79,12 +71,9 @@ class Corpus(Config, where="data.corpus"):
     window: int = 0
 
     def __post_init__(self):
-        if self.window < 0:
-            raise UserError("data.corpus.window", str(self.window), "0 (none) or more documents")
-        _require_name("data.corpus.name", self.name)
-        if not 0.0 <= self.heldout < 1.0:
-            raise UserError("data.corpus.heldout", str(self.heldout), "a share from 0 up to, but not including, 1")
-        require_choice("data.corpus.bad_documents", self.bad_documents, get_args(BadDocuments))
+        require(self.window >= 0, "data.corpus.window", self.window, "0 (none) or more documents")
+        _require_name(self.name)
+        require(0.0 <= self.heldout < 1.0, "data.corpus.heldout", self.heldout, "a share from 0 on and below 1")
 
     def window_of(self, number: int, side: SplitName = "train") -> Corpus:
         """One split of a window of an endless corpus, as a corpus of its own that holds nothing out."""
@@ -106,12 +95,11 @@ class RateSchedule(Config, where="data.corpus.parts.rate"):
 
     def __post_init__(self):
         where = "data.corpus.parts.rate"
-        if not self.steps or len(self.steps) != len(self.rates):
-            raise UserError(where, f"{len(self.steps)} steps, {len(self.rates)} rates", "as many of each, at least 1")
-        if any(b <= a for a, b in zip(self.steps, self.steps[1:], strict=False)) or self.steps[0] < 0:
-            raise UserError(f"{where}.steps", str(self.steps), "ascending whole numbers, 0 or more")
-        if not all(math.isfinite(rate) and rate >= 0.0 for rate in self.rates):
-            raise UserError(f"{where}.rates", str(self.rates), "numbers, 0 or more")
+        counts = f"{len(self.steps)} steps, {len(self.rates)} rates"
+        require(0 < len(self.steps) == len(self.rates), where, counts, "as many of each, at least 1")
+        ascend = all(a < b for a, b in zip((-1, *self.steps), self.steps, strict=False))
+        require(ascend, f"{where}.steps", self.steps, "ascending whole numbers, 0 or more")
+        require(min(self.rates) >= 0.0, f"{where}.rates", self.rates, "numbers, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -128,10 +116,9 @@ class Proportional(Config, where="data.corpus.parts.rate"):
 
     def __post_init__(self):
         where = "data.corpus.parts.rate"
-        if self.maximum < 0:
-            raise UserError(f"{where}.maximum", str(self.maximum), "0 (no limit) or more tokens")
-        if not self.temperature >= 0.05:  # below, sizes to its power are beyond what a float holds
-            raise UserError(f"{where}.temperature", str(self.temperature), "0.05 or more", "1.0")
+        require(self.maximum >= 0, f"{where}.maximum", self.maximum, "0 (no limit) or more tokens")
+        # Below, sizes to its power are beyond what a float holds.
+        require(self.temperature >= 0.05, f"{where}.temperature", self.temperature, "0.05 or more", "1.0")
 
 
 Rate = float | RateSchedule | Proportional
@@ -156,13 +143,13 @@ class Part(Config, where="data.corpus.parts"):
     tokens: int = 0
 
     def __post_init__(self):
-        if isinstance(self.rate, float | int) and not (math.isfinite(self.rate) and self.rate >= 0.0):
-            raise UserError("data.corpus.parts.rate", str(self.rate), "a number, 0 or more")
+        if isinstance(self.rate, float):
+            require(self.rate >= 0.0, "data.corpus.parts.rate", self.rate, "a number, 0 or more")
         if isinstance(self.corpus, Mixture) and (self.epochs or self.tokens):
             raise UserError("data.corpus.parts", f"epochs or tokens of mixture {self.corpus.name!r}", "of a corpus")
         for name in ("epochs", "tokens"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise UserError(f"data.corpus.parts.{name}", str(getattr(self, name)), "0 (no limit) or more")
+            value = getattr(self, name)
+            require(value >= 0, f"data.corpus.parts.{name}", value, "0 (no limit) or more")
 
 
 @dataclass(frozen=True)
@@ -180,16 +167,15 @@ class Mixture(Config, where="data.corpus"):
     tokenizer: TokenizerConfig
 
     def __post_init__(self):
-        _require_name("data.corpus.name", self.name)
+        _require_name(self.name)
         if not self.parts:
             raise UserError("data.corpus.parts", "none", "one part or more")
-        if not self.active:
-            raise UserError("data.corpus.parts.rate", "0 for every part", "a number above 0 for one of them")
+        require(bool(self.active), "data.corpus.parts.rate", "0 for every part", "a number above 0 for one of them")
         names = [corpus.name for corpus in corpora(self)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise UserError("data.corpus.parts", f"two corpora of the name {twice[0]!r}", "a name for each")
-        if any(corpus.window for corpus in corpora(self)):
-            raise UserError("data.corpus.parts.corpus.window", "an endless corpus", "none in a mixture")
+        endless = any(corpus.window for corpus in corpora(self))
+        require(not endless, "data.corpus.parts.corpus.window", "an endless corpus", "none in a mixture")
 
     @property
     def active(self) -> tuple[Part, ...]:
@@ -200,14 +186,10 @@ class Mixture(Config, where="data.corpus"):
 def corpora(corpus: Corpus | Mixture) -> tuple[Corpus, ...]:
     """Every corpus of a mixture's active parts in order, with the mixture's vocabulary; a corpus itself."""
 
-    def walk(node: Corpus | Mixture) -> Iterator[Corpus]:
-        if isinstance(node, Corpus):
-            yield node
-        else:
-            for part in node.active:
-                yield from walk(part.corpus)
-
-    return tuple(replace(each, tokenizer=corpus.tokenizer) for each in walk(corpus))
+    if isinstance(corpus, Corpus):
+        return (corpus,)
+    inner = (each for part in corpus.active for each in corpora(part.corpus))
+    return tuple(replace(each, tokenizer=corpus.tokenizer) for each in inner)
 
 
 @dataclass(frozen=True)
@@ -241,15 +223,11 @@ class DataConfig(Config, where="data"):
     prefetch_batches: int = 4
 
     def __post_init__(self):
-        require_choice("data.packing", self.packing, get_args(Packing))
-        smallest = {
-            "input_length": 4, "target_length": 0, "prepare_processes": 0, "read_threads": 0, "worker_processes": 0,
-            "prefetch_batches": 1,
-        }  # fmt: skip
+        smallest = {"input_length": 4, "target_length": 0, "prefetch_batches": 1}
+        smallest |= dict.fromkeys(("prepare_processes", "read_threads", "worker_processes"), 0)
         for name, least in smallest.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"data.{name}", repr(value), f"a whole number, {least} or more")
+            require(value >= least, f"data.{name}", value, f"a whole number, {least} or more")
         if self.skipped() and isinstance(self.corpus, Corpus) and self.corpus.window:
             raise UserError("data.skip", "batches of a corpus with a window", "none: skip documents in its source")
 
@@ -265,9 +243,9 @@ class DataConfig(Config, where="data"):
         joined: list[tuple[int, int]] = []
         for first, end in sorted(ranges):
             if joined and first <= joined[-1][1]:
-                joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
-            else:
-                joined.append((first, end))
+                begin, before = joined.pop()
+                first, end = begin, max(end, before)
+            joined.append((first, end))
         return tuple(joined)
 
 
@@ -284,6 +262,6 @@ def cache_folder(cache: str = "") -> Path:
     return Path(folder).expanduser()
 
 
-def _require_name(where: str, name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise UserError(where, repr(name), "letters, digits, '-', '_' and '.'")
+def _require_name(name: str) -> None:
+    fits = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is not None
+    require(fits, "data.corpus.name", repr(name), "letters, digits, '-', '_' and '.'")

@@ -23,6 +23,7 @@ from t5x_like.core.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BUFFER_BYTES = 2**20
+_ANOTHER = "set data.cache or $T5X_LIKE_CACHE"
 
 
 def temporary_name(prefix: str) -> str:
@@ -40,10 +41,8 @@ def is_left_behind(name: str) -> bool:
         return match is not None
     try:
         os.kill(int(match[1]), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # another user's process, alive
-        return False
+    except OSError as error:  # any other: it is somebody else's, and alive
+        return isinstance(error, ProcessLookupError)
     return False
 
 
@@ -151,12 +150,8 @@ def held_lock(path: Path, waiting: Callable[[], None] | None = None) -> Iterator
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
     except OSError as error:
-        raise UserError(
-            "data.cache",
-            f"{path.parent} cannot be written: {error.strerror}",
-            "a folder that can be written",
-            "set data.cache or $T5X_LIKE_CACHE",
-        ) from None
+        got = f"{path.parent} cannot be written: {error.strerror}"
+        raise UserError("data.cache", got, "a folder that can be written", _ANOTHER) from None
     with file:
         yield _lock(file.fileno(), waiting)
 
@@ -167,21 +162,14 @@ def _host() -> str:
 
 def _explain(error: OSError, folder: Path) -> UserError:
     if error.errno not in _FULL:
-        return UserError(
-            "data.cache",
-            f"{folder}: {error.strerror or error}",
-            "a folder that can be written",
-            "set data.cache or $T5X_LIKE_CACHE",
-        )
+        got = f"{folder}: {error.strerror or error}"
+        return UserError("data.cache", got, "a folder that can be written", _ANOTHER)
     free = ""
     with contextlib.suppress(OSError):
         free = f", {shutil.disk_usage(folder).free / 1e6:,.0f} MB free"
-    return UserError(
-        "data.cache",
-        f"no room in {folder}: {error.strerror}{free}",
-        "about 4 bytes per token at most, half of it only while preparing (twice that for more than 65,536 ids)",
-        "make room, or set data.cache or $T5X_LIKE_CACHE, and run again: what is finished is kept",
-    )
+    got = f"no room in {folder}: {error.strerror}{free}"
+    allowed = "about 4 bytes per token at most, half of it only while preparing (twice that for more than 65,536 ids)"
+    return UserError("data.cache", got, allowed, f"make room, or {_ANOTHER}, and run again: what is finished is kept")
 
 
 def _sync(folder: Path) -> None:

@@ -55,9 +55,8 @@ class Worker:
         }  # fmt: skip
         self.connection, theirs = multiprocessing.Pipe()
         number = theirs.fileno()
-        self._process = subprocess.Popen(
-            (*_COMMAND, str(number)), stdin=subprocess.DEVNULL, pass_fds=(number,), env={**os.environ, **environment}
-        )
+        options = {"stdin": subprocess.DEVNULL, "pass_fds": (number,), "env": {**os.environ, **environment}}
+        self._process = subprocess.Popen((*_COMMAND, str(number)), **options)
         theirs.close()
         self.send(function)
 
@@ -135,12 +134,13 @@ def _by_threads(function: Callable, tasks: Iterator, threads: int, ahead: int) -
 
 
 def _by_processes(function: Callable, tasks: Iterator, processes: int, ahead: int) -> Iterator[Any]:
+    def give(worker: Worker, task: Any) -> Worker:
+        worker.send(task)
+        return worker
+
     with team(function, processes) as workers:
-        turns = itertools.cycle(workers)
-        waiting = collections.deque()
-        for task in itertools.islice(tasks, processes * ahead):
-            waiting.append(next(turns))
-            waiting[-1].send(task)
+        given = map(give, itertools.cycle(workers), tasks)
+        waiting = collections.deque(itertools.islice(given, processes * ahead))
         while waiting:
             kind, value = waiting.popleft().answer()
             if kind == "error":
@@ -150,9 +150,7 @@ def _by_processes(function: Callable, tasks: Iterator, processes: int, ahead: in
                 raise UserError("data.worker_processes", how, "", "run again; fewer processes need less memory")
             if kind == "fault":
                 raise RuntimeError(value)
-            for task in itertools.islice(tasks, 1):
-                waiting.append(next(turns))
-                waiting[-1].send(task)
+            waiting.extend(itertools.islice(given, 1))
             yield value
 
 

@@ -48,15 +48,9 @@ def load_recipe(file: Path, **arguments: object) -> Corpus | Mixture:
 
 def _find(path: str, folder: Path) -> Path:
     wanted = folder / Path(path).expanduser()
-    if wanted.is_file():
-        return wanted
-    carried = shipped("data") / wanted.name
-    if carried.is_file():
-        return carried
+    for file in (wanted, shipped("data") / wanted.name):
+        if file.is_file():
+            return file
     known = sorted(file.stem for file in shipped("data").glob("*.py"))
-    raise UserError(
-        "data.corpus",
-        f"no file {path!r} in {folder}, nor one of that name carried with the library",
-        ", ".join(known) or "a path to a corpus file",
-        nearest(wanted.stem, known),
-    )
+    got = f"no file {path!r} in {folder}, nor one of that name carried with the library"
+    raise UserError("data.corpus", got, ", ".join(known) or "a path to a corpus file", nearest(wanted.stem, known))

@@ -5,14 +5,12 @@ Knows lengths and special ids only.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.config import DataConfig, Shape
+from t5x_like.core.errors import require
+from t5x_like.input_pipeline.config import Shape
 from t5x_like.objectives.base import Example, Objective
-from t5x_like.objectives.requirements import require_no_target_length, require_special_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,15 +40,8 @@ class Autoregressive(Objective):
     shapes: ClassVar[tuple[Shape, ...]] = ("decoder-only",)
 
     def __post_init__(self):
-        if self.future_tokens < 0:
-            raise UserError("objective.future_tokens", str(self.future_tokens), "0 or more")
-        if not (math.isfinite(self.future_weight) and self.future_weight > 0.0):
-            raise UserError("objective.future_weight", str(self.future_weight), "a number above 0", "0.3")
-
-    def check(self, tokenizer: Tokenizer, data: DataConfig, shape: Shape) -> None:
-        """Raises ``UserError``: no EOS, or a target length."""
-        require_special_ids(tokenizer)
-        require_no_target_length(data, "autoregressive language modelling")
+        require(self.future_tokens >= 0, "objective.future_tokens", self.future_tokens, "0 or more")
+        require(self.future_weight > 0.0, "objective.future_weight", self.future_weight, "a number above 0", "0.3")
 
     def loss(self, token: TokenLoss) -> Loss:
         """The loss of the next token, with that of ``future_tokens`` further ones."""

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from t5x_like.core.config import Config
+from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import DataConfig, Shape
+from t5x_like.objectives.requirements import require_special_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,21 +96,30 @@ class Objective(Config, abc.ABC, where="objective"):
         return [*tokens, tokenizer.eos_id] if self.inputs_end_in_eos else tokens
 
     def capacity(self, data: DataConfig, shape: Shape) -> tuple[int, ...]:
-        """Tokens per row: (encoder, decoder) for an encoder-decoder, else (tokens,)."""
-        return (data.input_length,)
+        """Tokens per row: (encoder, decoder) for an encoder-decoder, else (tokens,). The decoder's are what a full
+        piece needs, if the config does not say."""
+        if shape != "encoder-decoder":
+            return (data.input_length,)
+        return data.input_length, data.target_length or self.lengths(self.piece_length(data, shape), shape)[1]
 
     def piece_length(self, data: DataConfig, shape: Shape) -> int:
         """Raw tokens that fill one row: text is cut to this length."""
         return data.input_length - self.added_tokens
 
     def lengths(self, piece_length: int, shape: Shape) -> tuple[int, ...]:
-        """Largest number of tokens per side (as ``capacity``) of a piece; a function of its length alone, so that rows
-        can be planned."""
-        return (piece_length + self.added_tokens,)
+        """Tokens per side (as ``capacity``) that a piece needs at most; depends on nothing else, so packing can
+        plan."""
+        return (piece_length + self.added_tokens,) * (2 if shape == "encoder-decoder" else 1)
 
     def check(self, tokenizer: Tokenizer, data: DataConfig, shape: Shape) -> None:
-        """Raises ``UserError`` where tokenizer, lengths and shape do not suit the objective."""
-        raise TypeError(f"{type(self).__name__} does not say what suits it")
+        """Raises ``UserError`` where tokenizer, lengths and shape do not suit the objective: no padding or EOS id, or a
+        target length for one sequence that is both read and predicted. One that asks for more says so too."""
+        if not self.shapes:
+            raise TypeError(f"{type(self).__name__} does not say which shapes of model it can train")
+        require_special_ids(tokenizer)
+        if data.target_length and shape != "encoder-decoder":
+            got = f"{data.target_length}, but {type(self).__name__} has one sequence only here"
+            raise UserError("data.target_length", got, "0", "data.input_length")
 
     def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """The example of (length,) ``tokens``, with random numbers of ``rng``."""

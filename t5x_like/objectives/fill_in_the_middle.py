@@ -6,17 +6,12 @@ Knows ids and lengths; changes no token.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import require
 from t5x_like.input_pipeline.config import DataConfig, Shape
 from t5x_like.objectives.base import Example, Objective
-from t5x_like.objectives.requirements import (
-    piece_id,
-    require_input_length,
-    require_no_target_length,
-    require_special_ids,
-)
+from t5x_like.objectives.requirements import piece_id, require_input_length, require_special_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,10 +43,8 @@ class FillInTheMiddle(Objective):
 
     def __post_init__(self):
         for name in ("rate", "spm_rate"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UserError(f"objective.{name}", str(getattr(self, name)), "a share from 0 to 1", "0.5")
-        if self.loss_on not in get_args(LossOn):
-            raise UserError("objective.loss_on", repr(self.loss_on), " | ".join(get_args(LossOn)))
+            value = getattr(self, name)
+            require(0.0 <= value <= 1.0, f"objective.{name}", value, "a share from 0 to 1", "0.5")
 
     @property
     def added_tokens(self) -> int:
@@ -61,10 +54,9 @@ class FillInTheMiddle(Objective):
     def check(self, tokenizer: Tokenizer, data: DataConfig, shape: Shape) -> None:
         """Raises ``UserError``: a marker that is no piece of the vocabulary, no EOS, no room, a target length."""
         where, suggestion = "objective.pieces", "three sentinels, or SentencePiece(symbols=...) with the pieces"
-        if len(set(self.pieces)) < 3:
-            raise UserError(where, str(self.pieces), "three different pieces", suggestion)
+        super().check(tokenizer, data, shape)
+        require(len(set(self.pieces)) == 3, where, self.pieces, "three different pieces", suggestion)
         require_special_ids(tokenizer, {each: piece_id(tokenizer, each, where, suggestion) for each in self.pieces})
-        require_no_target_length(data, "filling in the middle")
         require_input_length(data, self.added_tokens + 1, "three markers and EOS")
 
     def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
@@ -107,15 +99,8 @@ def fill_in_the_middle(
     text = tokens[:-1] if len(tokens) and tokens[-1] == eos_id else tokens
     first, last = np.sort(rng.integers(0, len(text) + 1, 2)).tolist()
     pre, suf, mid = marker_ids
-    whole = np.empty(len(text) + 4, np.int32)
-    suffix = len(text) - last
     if rng.random() < spm_rate:
-        whole[0], whole[1], whole[2 + suffix], whole[-1] = pre, suf, mid, eos_id
-        whole[2 : 2 + suffix] = text[last:]
-        whole[3 + suffix : -1] = text[:last]
+        parts = ((pre, suf), text[last:], (mid,), text[:last], (eos_id,))
     else:
-        whole[0], whole[1 + first], whole[2 + first + suffix], whole[-1] = pre, suf, mid, eos_id
-        whole[1 : 1 + first] = text[:first]
-        whole[2 + first : 2 + first + suffix] = text[last:]
-        whole[3 + first + suffix : -1] = text[first:last]
-    return whole, last - first + 1
+        parts = ((pre,), text[:first], (suf,), text[last:], (mid,), text[first:last], (eos_id,))
+    return np.concatenate(parts, dtype=np.int32), last - first + 1

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import require
 from t5x_like.input_pipeline.config import DataConfig, Shape
 from t5x_like.objectives.base import Example, Objective
 from t5x_like.objectives.requirements import require_sentinels, require_special_ids, require_target_length
@@ -42,8 +42,8 @@ class IidDenoising(Objective):
     inputs_end_in_eos: ClassVar[bool] = True
 
     def __post_init__(self):
-        if not 0.0 < self.noise_density < 1.0:
-            raise UserError("objective.noise_density", str(self.noise_density), "a share between 0 and 1", "0.15")
+        fits = 0.0 < self.noise_density < 1.0
+        require(fits, "objective.noise_density", self.noise_density, "a share between 0 and 1", "0.15")
 
     def piece_length(self, data: DataConfig, shape: Shape) -> int:
         """Raw tokens per row: one less than ``data.input_length``, for EOS."""
@@ -53,16 +53,12 @@ class IidDenoising(Objective):
         """The most (encoder, decoder) tokens of a piece, EOS included."""
         return piece_length + 1, iid_limits(piece_length, self.noise_density)[1]
 
-    def capacity(self, data: DataConfig, shape: Shape) -> tuple[int, ...]:
-        """(encoder, decoder) tokens per row; the decoder's are what a full piece needs, if the config does not say."""
-        return data.input_length, data.target_length or self.lengths(self.piece_length(data, shape), shape)[1]
-
     def check(self, tokenizer: Tokenizer, data: DataConfig, shape: Shape) -> None:
         """Raises ``UserError``: too few sentinels for a full piece, targets that do not fit, no EOS."""
         piece = self.piece_length(data, shape)
         runs, targets = iid_limits(piece, self.noise_density)
         reason = f"{piece} tokens with objective.noise_density={self.noise_density} may be cut into {runs} runs"
-        require_special_ids(tokenizer)
+        super().check(tokenizer, data, shape)
         require_special_ids(tokenizer, require_sentinels(tokenizer, runs, reason, "a shorter data.input_length"))
         require_target_length(data, targets)
 
@@ -88,11 +84,7 @@ def iid_limits(raw_length: int, density: float) -> tuple[int, int]:
 
 
 def iid_denoising(
-    tokens: np.ndarray,
-    rng: np.random.Generator,
-    density: float,
-    sentinel_ids: Sequence[int] | np.ndarray,
-    eos_id: int,
+    tokens: np.ndarray, rng: np.random.Generator, density: float, sentinel_ids: Sequence[int] | np.ndarray, eos_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each token is corrupted independently; each run of corrupted tokens becomes one sentinel (T5, section
     3.1.4).
@@ -121,12 +113,9 @@ def iid_denoising(
     fits = (runs <= runs_limit) & (runs + np.cumsum(is_noise[1:]) < places_limit)
     is_noise[1:] &= fits
     starts = np.flatnonzero(begins & fits) + 1
-    padded = np.empty(len(tokens) + 1, np.int32)
-    padded[0], padded[1:] = 0, tokens
+    padded = np.concatenate(((0,), tokens), dtype=np.int32)
     sentinels = np.asarray(sentinel_ids[: len(starts)], np.int32)
     is_kept = ~is_noise
     is_kept[0] = False
-    return (
-        keep_and_mark(padded, is_kept, starts, sentinels, eos_id),
-        keep_and_mark(padded, is_noise, starts - 1, sentinels, eos_id),
-    )
+    inputs = keep_and_mark(padded, is_kept, starts, sentinels, eos_id)
+    return inputs, keep_and_mark(padded, is_noise, starts - 1, sentinels, eos_id)

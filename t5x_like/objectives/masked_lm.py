@@ -7,10 +7,10 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import require
 from t5x_like.input_pipeline.config import DataConfig, Shape
 from t5x_like.objectives.base import Example, Objective
-from t5x_like.objectives.requirements import require_mask_id, require_no_target_length, require_special_ids
+from t5x_like.objectives.requirements import require_mask_id, require_special_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,38 +36,28 @@ class MaskedLM(Objective):
     shapes: ClassVar[tuple[Shape, ...]] = ("encoder-only",)
 
     def __post_init__(self):
-        if not 0.0 < self.mask_rate < 1.0:
-            raise UserError("objective.mask_rate", str(self.mask_rate), "a share between 0 and 1", "0.15")
+        fits = 0.0 < self.mask_rate < 1.0
+        require(fits, "objective.mask_rate", self.mask_rate, "a share between 0 and 1", "0.15")
 
     def check(self, tokenizer: Tokenizer, data: DataConfig, shape: Shape) -> None:
         """Raises ``UserError``: no mask id, no EOS, a target length, whole words of a vocabulary that begins none."""
+        super().check(tokenizer, data, shape)
         require_special_ids(tokenizer, {"<mask>": require_mask_id(tokenizer)})
-        require_no_target_length(data, "masked language modelling")
-        if self.whole_words and not tokenizer.word_starts.any():
-            raise UserError(
-                "objective.whole_words",
-                "true, but no piece of the vocabulary begins a word",
-                "a tokenizer that marks where words begin",
-                "objective.whole_words=false",
-            )
+        got, allowed = "true, but no piece of the vocabulary begins a word", "a tokenizer that marks where words begin"
+        fits = not self.whole_words or bool(tokenizer.word_starts.any())
+        require(fits, "objective.whole_words", got, allowed, "objective.whole_words=false")
 
     def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """inputs: the tokens after masking; targets: the tokens; weights: 1 where chosen."""
-        mask_id, special_ids = require_mask_id(tokenizer), tokenizer.special_ids
-        word_starts = tokenizer.word_starts if self.whole_words else None
-        size = tokenizer.vocab_size
-        return Example(*masked_lm(tokens, rng, self.mask_rate, size, mask_id, special_ids, word_starts))
+        starts, size = tokenizer.word_starts if self.whole_words else None, tokenizer.vocab_size
+        mask_id = require_mask_id(tokenizer)
+        return Example(*masked_lm(tokens, rng, self.mask_rate, size, mask_id, tokenizer.special_ids, starts))
 
 
 def masked_lm(
-    tokens: np.ndarray,
-    rng: np.random.Generator,
-    rate: float,
-    vocab_size: int,
-    mask_id: int,
-    special_ids: tuple[int, ...] = (),
-    word_starts: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    tokens: np.ndarray, rng: np.random.Generator, rate: float, vocab_size: int, mask_id: int,
+    special_ids: tuple[int, ...] = (), word_starts: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """BERT's masking: of the chosen tokens 80% become ``mask_id``, 10% a random id, 10% stay as they are.
 
     ``rate`` of the tokens that may be chosen are, rounded up or down at random so that the mean is exact at any length.

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import require
 from t5x_like.input_pipeline.config import DataConfig, Shape
 from t5x_like.objectives.base import Example, Objective
-from t5x_like.objectives.requirements import require_mask_id, require_no_target_length, require_special_ids
+from t5x_like.objectives.requirements import require_mask_id, require_special_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,8 +48,8 @@ class PermutationLM(Objective):
     needs_position_ids: ClassVar[bool] = True
 
     def __post_init__(self):
-        if not 0.0 < self.predicted < 1.0:
-            raise UserError("objective.predicted", str(self.predicted), "a share between 0 and 1", "0.1667")
+        fits = 0.0 < self.predicted < 1.0
+        require(fits, "objective.predicted", self.predicted, "a share between 0 and 1", "0.1667")
 
     def extras(self, shape: Shape) -> tuple[str, ...]:
         """``encoder_order``, from which the mask is made."""
@@ -68,16 +68,11 @@ class PermutationLM(Objective):
 
     def check(self, tokenizer: Tokenizer, data: DataConfig, shape: Shape) -> None:
         """Raises ``UserError``: no mask id, no EOS, a target length, a row too short to predict a single token."""
+        super().check(tokenizer, data, shape)
         require_special_ids(tokenizer, {"<mask>": require_mask_id(tokenizer)})
-        require_no_target_length(data, "permutation language modelling")
         piece = self.piece_length(data, shape)
-        if not self._slots(piece):
-            raise UserError(
-                "objective.predicted",
-                f"{self.predicted}, less than one of the {piece} tokens of a row",
-                f"{1 / piece:.4f} or more",
-                "a longer data.input_length",
-            )
+        got, fits = f"{self.predicted}, less than one of the {piece} tokens of a row", self._slots(piece) > 0
+        require(fits, "objective.predicted", got, f"{1 / piece:.4f} or more", "a longer data.input_length")
 
     def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """inputs: the tokens, then mask ids; targets and weights: at the mask ids the tokens that belong there."""

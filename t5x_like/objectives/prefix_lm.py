@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from t5x_like.input_pipeline.config import DataConfig, Shape
 from t5x_like.objectives.base import Example, Objective
-from t5x_like.objectives.modes import mode_ids, with_mode
-from t5x_like.objectives.requirements import require_input_length, require_no_target_length, require_special_ids
+from t5x_like.objectives.requirements import mode_ids, require_special_ids, with_mode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,28 +44,25 @@ class PrefixLM(Objective):
     def piece_length(self, data: DataConfig, shape: Shape) -> int:
         """Raw tokens per row: for an encoder-decoder as many as fit however they are split."""
         if shape == "decoder-only":
-            return data.input_length - self.added_tokens
+            return super().piece_length(data, shape)
         encoder, decoder = self.capacity(data, shape)
         return min(encoder - self.added_tokens, decoder) + 1
 
     def lengths(self, piece_length: int, shape: Shape) -> tuple[int, ...]:
         """(tokens,), or the most (encoder, decoder) tokens that any split of the piece makes."""
         if shape == "decoder-only":
-            return (piece_length + self.added_tokens,)
+            return super().lengths(piece_length, shape)
         return piece_length - 1 + self.added_tokens, piece_length - 1
 
     def capacity(self, data: DataConfig, shape: Shape) -> tuple[int, ...]:
         """(tokens,) or (encoder, decoder) tokens per row; both sides are alike if the config does not say."""
-        if shape == "decoder-only":
-            return (data.input_length,)
-        return data.input_length, data.target_length or data.input_length
+        both = data.input_length, data.target_length or data.input_length
+        return both[:1] if shape == "decoder-only" else both
 
     def check(self, tokenizer: Tokenizer, data: DataConfig, shape: Shape) -> None:
-        """Raises ``UserError``: no EOS, no such mode, no room, or a target length for a decoder alone."""
+        """Raises ``UserError``: no EOS, no such mode, or a target length for a decoder alone."""
+        super().check(tokenizer, data, shape)
         require_special_ids(tokenizer, mode_ids(self.mode, tokenizer))
-        require_input_length(data, 2 + self.added_tokens, "prefix language modelling")
-        if shape == "decoder-only":
-            require_no_target_length(data, "prefix language modelling of a decoder")
 
     def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """inputs: the mode and the prefix; targets: the rest. A single token is all prefix, nothing is predicted."""

@@ -1,6 +1,8 @@
-"""Checks that several objectives share: requirements on lengths, shapes and the tokenizer's special ids.
+"""What several objectives share: checks of lengths, shapes and the tokenizer's special ids, and mode tokens (Tay et al.
+2023, UL2, section 3.1.3), a piece before the inputs that says which denoising is asked for. An objective's field
+``mode`` names the piece; empty is none.
 
-Knows configs and the tokenizer protocol; computes nothing on tokens.
+Knows configs and the tokenizer protocol.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import DataConfig
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 
 _TOKENIZER = "data.corpus.tokenizer"
@@ -27,25 +31,18 @@ def require_special_ids(tokenizer: Tokenizer, others: Mapping[str, int] | None =
     taken: dict[int, str] = {}
     for name, identifier in named.items():
         if not 0 <= identifier < tokenizer.vocab_size:
-            raise UserError(
-                _TOKENIZER, f"no {name} id (it is {identifier} of {tokenizer.vocab_size})", "a tokenizer that has one"
-            )
-        if identifier in taken and (taken[identifier], name) != ("padding", "EOS"):
-            raise UserError(
-                _TOKENIZER, f"{taken[identifier]} and {name} have the same id, {identifier}", "an id for each"
-            )
-        taken.setdefault(identifier, name)
+            got = f"no {name} id (it is {identifier} of {tokenizer.vocab_size})"
+            raise UserError(_TOKENIZER, got, "a tokenizer that has one")
+        other = taken.setdefault(identifier, name)
+        if other != name and (other, name) != ("padding", "EOS"):
+            raise UserError(_TOKENIZER, f"{other} and {name} have the same id, {identifier}", "an id for each")
 
 
 def require_mask_id(tokenizer: Tokenizer) -> int:
     """The id of masked tokens. Raises ``UserError`` if there is none."""
     if tokenizer.mask_id is None:
-        raise UserError(
-            _TOKENIZER,
-            "the vocabulary has no piece <mask>",
-            "a tokenizer that has one",
-            "SentencePiece(path=''), which trains one, or Bytes()",
-        )
+        suggestion = "SentencePiece(path=''), which trains one, or Bytes()"
+        raise UserError(_TOKENIZER, "the vocabulary has no piece <mask>", "a tokenizer that has one", suggestion)
     return tokenizer.mask_id
 
 
@@ -53,9 +50,7 @@ def require_sentinels(tokenizer: Tokenizer, count: int, reason: str, suggestion:
     """The first ``count`` sentinels, name to id. Raises ``UserError`` for fewer, with the ``reason``."""
     found = tokenizer.sentinel_ids
     if len(found) < count:
-        raise UserError(
-            f"{_TOKENIZER}.sentinels", f"{len(found)}, but {reason}", f"{count} or more", suggestion
-        )
+        raise UserError(f"{_TOKENIZER}.sentinels", f"{len(found)}, but {reason}", f"{count} or more", suggestion)
     return {f"<extra_id_{i}>": identifier for i, identifier in enumerate(found[:count])}
 
 
@@ -67,28 +62,29 @@ def piece_id(tokenizer: Tokenizer, piece: str, where: str, suggestion: str) -> i
     return identifier
 
 
-def require_no_target_length(data: DataConfig, name: str) -> None:
-    """Raises ``UserError`` if ``data.target_length`` is set where one sequence is both read and predicted."""
-    if data.target_length:
-        raise UserError(
-            "data.target_length",
-            f"{data.target_length}, but {name} here has one sequence only",
-            "0",
-            "data.input_length",
-        )
-
-
 def require_target_length(data: DataConfig, needed: int) -> None:
     """Raises ``UserError`` if ``data.target_length`` is set and too short for targets of ``needed`` tokens."""
-    if data.target_length and data.target_length < needed:
-        raise UserError(
-            "data.target_length",
-            f"{data.target_length}, but data.input_length={data.input_length} makes targets of {needed} tokens",
-            f"0 or {needed} and more",
-        )
+    if 0 < data.target_length < needed:
+        got = f"{data.target_length}, but data.input_length={data.input_length} makes targets of {needed} tokens"
+        raise UserError("data.target_length", got, f"0 or {needed} and more")
 
 
 def require_input_length(data: DataConfig, least: int, name: str) -> None:
     """Raises ``UserError`` if ``data.input_length`` leaves no room for text."""
     if data.input_length < least:
         raise UserError("data.input_length", f"{data.input_length}, too short for {name}", f"{least} or more")
+
+
+def mode_ids(mode: str, tokenizer: Tokenizer) -> dict[str, int]:
+    """Name to id of the mode, or nothing. Raises ``UserError`` if the vocabulary does not have it."""
+    suggestion = "SentencePiece(symbols=('[NLU]', '[NLG]', '[S2S]')) as data.corpus.tokenizer, or mode='' for none"
+    return {mode: piece_id(tokenizer, mode, "objective.mode", suggestion)} if mode else {}
+
+
+def with_mode(mode: str, inputs: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """(inputs,) ids with the mode's before them, int32; ``inputs`` themselves where there is no mode."""
+    if not mode:
+        return inputs
+    import numpy as np
+
+    return np.concatenate([list(mode_ids(mode, tokenizer).values()), inputs], dtype=np.int32)

@@ -10,22 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import UserError, require
 from t5x_like.input_pipeline.config import DataConfig, Shape
+from t5x_like.objectives import requirements
 from t5x_like.objectives.base import Example, Objective
-from t5x_like.objectives.modes import mode_ids, with_mode
-from t5x_like.objectives.requirements import (
-    require_input_length,
-    require_no_target_length,
-    require_sentinels,
-    require_special_ids,
-    require_target_length,
-)
 
 if TYPE_CHECKING:
     import numpy as np
 
     from t5x_like.input_pipeline.tokenizers.base import Tokenizer
+
+_FEWER_SPANS = "shorter data.input_length, or a longer objective.mean_span_length"
 
 
 @dataclass(frozen=True)
@@ -51,10 +46,9 @@ class SpanCorruption(Objective):
     minimum_length: ClassVar[int] = 2
 
     def __post_init__(self):
-        if not 0.0 < self.noise_density < 1.0:
-            raise UserError("objective.noise_density", str(self.noise_density), "a share between 0 and 1", "0.15")
-        if self.mean_span_length < 1.0:
-            raise UserError("objective.mean_span_length", str(self.mean_span_length), "1.0 or more tokens", "3.0")
+        density, length = self.noise_density, self.mean_span_length
+        require(0.0 < density < 1.0, "objective.noise_density", density, "a share between 0 and 1", "0.15")
+        require(length >= 1.0, "objective.mean_span_length", length, "1.0 or more tokens", "3.0")
 
     def piece_length(self, data: DataConfig, shape: Shape) -> int:
         """Raw tokens that fill ``data.input_length`` after corruption: 568 for 512 with the defaults."""
@@ -68,37 +62,24 @@ class SpanCorruption(Objective):
         inputs += bool(self.mode)
         return (inputs + targets,) if shape == "decoder-only" else (inputs, targets)
 
-    def capacity(self, data: DataConfig, shape: Shape) -> tuple[int, ...]:
-        """(encoder, decoder) tokens per row; the decoder's are what a full piece needs, if the config does not say."""
-        if shape == "decoder-only":
-            return (data.input_length,)
-        return data.input_length, data.target_length or self.lengths(self.piece_length(data, shape), shape)[1]
-
     def check(self, tokenizer: Tokenizer, data: DataConfig, shape: Shape) -> None:
         """Raises ``UserError``: too few sentinels for a full piece, lengths that do not suit, no EOS, no such mode."""
-        require_special_ids(tokenizer)
-        require_input_length(data, (6 if shape == "decoder-only" else 4) + bool(self.mode), "span corruption")
+        super().check(tokenizer, data, shape)
+        least = (6 if shape == "decoder-only" else 4) + bool(self.mode)
+        requirements.require_input_length(data, least, "span corruption")
         piece = self.piece_length(data, shape)
         _, spans = noise_counts(piece, self.noise_density, self.mean_span_length)
-        sentinels = require_sentinels(
-            tokenizer,
-            spans,
-            f"{piece} tokens with objective.noise_density={self.noise_density} and "
-            f"objective.mean_span_length={self.mean_span_length} are cut into {spans} spans",
-            "shorter data.input_length, or a longer objective.mean_span_length",
-        )
-        require_special_ids(tokenizer, sentinels | mode_ids(self.mode, tokenizer))
-        if shape == "decoder-only":
-            require_no_target_length(data, "span corruption of a decoder")
-        else:
-            require_target_length(data, self.lengths(piece, shape)[1])
+        options = f"objective.noise_density={self.noise_density} and objective.mean_span_length={self.mean_span_length}"
+        reason = f"{piece} tokens with {options} are cut into {spans} spans"
+        sentinels = requirements.require_sentinels(tokenizer, spans, reason, _FEWER_SPANS)
+        requirements.require_special_ids(tokenizer, sentinels | requirements.mode_ids(self.mode, tokenizer))
+        requirements.require_target_length(data, self.lengths(piece, shape)[-1])
 
     def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """inputs: mode, kept tokens, a sentinel for each span, EOS; targets: each sentinel and its span, EOS."""
-        inputs, targets = span_corruption(
-            tokens, rng, self.noise_density, self.mean_span_length, tokenizer.sentinel_ids, tokenizer.eos_id
-        )
-        return Example(with_mode(self.mode, inputs, tokenizer), targets)
+        density, length, eos_id = self.noise_density, self.mean_span_length, tokenizer.eos_id
+        inputs, targets = span_corruption(tokens, rng, density, length, tokenizer.sentinel_ids, eos_id)
+        return Example(requirements.with_mode(self.mode, inputs, tokenizer), targets)
 
 
 def noise_counts(raw_length: int, density: float, mean_span_length: float) -> tuple[int, int]:
@@ -106,8 +87,7 @@ def noise_counts(raw_length: int, density: float, mean_span_length: float) -> tu
 
     Halves are rounded to even, by Python's ``round``: T5's length helper does so too, and TensorFlow's ``tf.round``.
     """
-    if raw_length < 2:
-        raise UserError("objective", f"span corruption of {raw_length} tokens", "at least 2")
+    require(raw_length >= 2, "objective", f"span corruption of {raw_length} tokens", "at least 2")
     noise = min(max(round(raw_length * density), 1), raw_length - 1)
     spans = max(1, round(noise / mean_span_length))
     # Every span has a kept token before it: more spans than kept tokens is only possible at high densities.
@@ -129,8 +109,7 @@ def raw_length_for(input_length: int, density: float, mean_span_length: float) -
     Raises:
       UserError: an ``input_length`` below 4.
     """
-    if input_length < 4:
-        raise UserError("data.input_length", str(input_length), "4 or more for span corruption")
+    require(input_length >= 4, "data.input_length", input_length, "4 or more for span corruption")
     raw_length = input_length - 1
     while span_lengths(raw_length + 1, density, mean_span_length)[0] <= input_length:
         raw_length += 1
@@ -147,8 +126,7 @@ def raw_length_within(length: int, density: float, mean_span_length: float) -> i
     Raises:
       UserError: a ``length`` below 6.
     """
-    if length < 6:
-        raise UserError("data.input_length", str(length), "6 or more for span corruption in one sequence")
+    require(length >= 6, "data.input_length", length, "6 or more for span corruption in one sequence")
     # Together they are the tokens, 2 sentinels a span and 2 EOS; a span has at least 2 tokens, kept ones counted.
     raw_length = (length - 2) // 2
     while sum(span_lengths(raw_length + 1, density, mean_span_length)) <= length:
@@ -173,13 +151,9 @@ def random_segmentation(items: int, segments: int, rng: np.random.Generator) -> 
 
 
 def span_corruption(
-    tokens: np.ndarray,
-    rng: np.random.Generator,
-    density: float,
-    mean_span_length: float,
-    sentinel_ids: Sequence[int] | np.ndarray,
-    eos_id: int,
-) -> tuple[np.ndarray, np.ndarray]:
+    tokens: np.ndarray, rng: np.random.Generator, density: float, mean_span_length: float,
+    sentinel_ids: Sequence[int] | np.ndarray, eos_id: int,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """T5's span corruption: spans of noise go to the targets, a sentinel each stands for them in the inputs.
 
     Kept and noise spans alternate, beginning with a kept one, so the tokens end in noise and no sentinel follows.
@@ -202,12 +176,8 @@ def span_corruption(
 
     noise, spans = noise_counts(len(tokens), density, mean_span_length)
     if spans > len(sentinel_ids):
-        raise UserError(
-            "data.corpus.tokenizer.sentinels",
-            f"{len(sentinel_ids)} sentinels, but {len(tokens)} tokens are cut into {spans} spans",
-            f"{spans} or more",
-            "shorter data.input_length, or a longer objective.mean_span_length",
-        )
+        got = f"{len(sentinel_ids)} sentinels, but {len(tokens)} tokens are cut into {spans} spans"
+        raise UserError("data.corpus.tokenizer.sentinels", got, f"{spans} or more", _FEWER_SPANS)
     lengths = np.empty(2 * spans, np.int64)
     lengths[1::2] = random_segmentation(noise, spans, rng)
     lengths[0::2] = random_segmentation(len(tokens) - noise, spans, rng)
@@ -216,8 +186,7 @@ def span_corruption(
     noise_starts, kept_starts = ends[0::2], ends[1::2] - lengths[1::2] - lengths[0::2]
     sentinels = np.asarray(sentinel_ids[:spans], np.int32)
     inputs = keep_and_mark(tokens, ~is_noise, noise_starts, sentinels, eos_id)
-    targets = keep_and_mark(tokens, is_noise, kept_starts, sentinels, eos_id)
-    return inputs, targets
+    return inputs, keep_and_mark(tokens, is_noise, kept_starts, sentinels, eos_id)
 
 
 def keep_and_mark(
@@ -226,12 +195,7 @@ def keep_and_mark(
     """The ``kept`` tokens, with a sentinel in place of each of the ``marked`` ones, and EOS."""
     import numpy as np
 
-    replaced = np.empty(len(tokens) + 1, np.int32)
-    replaced[:-1] = tokens
-    replaced[-1] = eos_id
-    replaced[marked] = sentinels
-    chosen = np.empty(len(tokens) + 1, bool)
-    chosen[:-1] = kept
-    chosen[-1] = True
-    chosen[marked] = True
+    replaced, chosen = np.empty(len(tokens) + 1, np.int32), np.empty(len(tokens) + 1, bool)
+    replaced[:-1], replaced[-1], replaced[marked] = tokens, eos_id, sentinels
+    chosen[:-1], chosen[-1], chosen[marked] = kept, True, True
     return replaced[chosen]

@@ -5,11 +5,10 @@ Makes no examples itself: each row is of one of its streams.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import UserError, require
 from t5x_like.input_pipeline.config import DataConfig, Shape
 from t5x_like.objectives.base import Objective
 from t5x_like.objectives.prefix_lm import PrefixLM
@@ -50,14 +49,13 @@ class UL2(Objective):
     minimum_length: ClassVar[int] = 2
 
     def __post_init__(self):
-        if not self.denoisers:
-            raise UserError("objective.denoisers", "none", "one or more")
-        if self.rates and len(self.rates) != len(self.denoisers):
-            raise UserError(
-                "objective.rates", f"{len(self.rates)} for {len(self.denoisers)} denoisers", "one for each, or none"
-            )
-        if not all(math.isfinite(rate) and rate >= 0.0 for rate in self.rates) or (self.rates and not any(self.rates)):
-            raise UserError("objective.rates", str(self.rates), "numbers, 0 or more, not all of them 0")
+        require(bool(self.denoisers), "objective.denoisers", "none", "one or more")
+        rates = self.rates or (1.0,)
+        if len(self.rates) not in (0, len(self.denoisers)):
+            got = f"{len(self.rates)} for {len(self.denoisers)} denoisers"
+            raise UserError("objective.rates", got, "one for each, or none")
+        fits = min(rates) >= 0.0 and any(rates)
+        require(fits, "objective.rates", self.rates, "numbers, 0 or more, not all of them 0")
 
     def streams(self) -> tuple[tuple[float, Objective], ...]:
         """(rate, denoiser) of all of them."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
+from t5x_like.core.batch import text_arrays
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.batches.features import Batch as HostBatch
 from t5x_like.input_pipeline.batches.features import TokenCount, tokens_in
 from t5x_like.sharding.mesh import Placement
+
+_DECLARED = text_arrays(encoder=True, decoder=True)
 
 
 def check_batch_size(placement: Placement, batch_size: int, micro_batches: int) -> None:
@@ -51,11 +56,17 @@ def to_devices(placement: Placement, local: Mapping[str, np.ndarray], share: tup
 
         def take(where, rows=rows, first=first):
             a, b = where[0].start or 0, where[0].stop
-            return rows[a - first : None if b is None else b - first]
+            return rows[(slice(a - first, None if b is None else b - first), *where[1:])]
 
         shape = (rows.shape[0] * count, *rows.shape[1:])
-        arrays[name] = jax.make_array_from_callback(shape, placement.batch, take)
+        arrays[name] = jax.make_array_from_callback(shape, _sharding(placement, name, shape), take)
     return arrays
+
+
+@functools.lru_cache(maxsize=64)
+def _sharding(placement: Placement, name: str, shape: tuple[int, ...]) -> NamedSharding:
+    declared = _DECLARED.get(name)  # what is not, has its rows first
+    return placement.sharding(declared.axes, shape, name) if declared else placement.batch
 
 
 class Feed:

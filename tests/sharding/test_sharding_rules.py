@@ -20,6 +20,7 @@ from t5x_like.sharding.mesh import constrain, make_placement, use
 from t5x_like.sharding.processes import process_arguments
 from t5x_like.sharding.rules import RULES, partition
 from t5x_like.sharding.table import parameter_table
+from t5x_like.train.feed import to_devices
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 
@@ -187,3 +188,15 @@ def test_a_rule_for_an_axis_of_ones_own_and_a_mesh_axis_that_is_none():
     assert placement.sharding(("states",), (6,)).spec == PartitionSpec("tensor")
     with pytest.raises(UserError, match="no mesh axis 'tensors'"):
         Rule("states", ("tensors",))
+
+
+def test_batches_are_split_by_their_declared_axes():
+    """Rows everywhere, places of a row too where a rule says so; an array that nobody declared by its rows."""
+    placement = make_placement(MeshConfig(data=4, tensor=2, rules=(Rule("length", ("tensor",)),)))
+    rows = {"decoder_tokens": np.arange(64).reshape(8, 8), "decoder_extra": np.arange(16).reshape(8, 2)}
+    placed = to_devices(placement, rows, (0, 1))
+    assert {name: array.sharding.shard_shape(array.shape) for name, array in placed.items()} == {
+        "decoder_tokens": (2, 4), "decoder_extra": (2, 2),
+    }  # fmt: skip
+    for name, array in placed.items():
+        assert np.array_equal(np.asarray(array), rows[name])

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from t5x_like.core.batch import text_arrays
 from t5x_like.input_pipeline.config import Shape
 from t5x_like.objectives.base import Example
 
@@ -49,18 +50,13 @@ def feature_names(shape: Shape, extras: tuple[str, ...] = ()) -> tuple[str, ...]
       shape: shape of the model.
       extras: names of further arrays, as of ``Objective.extras``.
     """
-    sides = {"encoder-decoder": ("encoder", "decoder"), "decoder-only": ("decoder",), "encoder-only": ("encoder",)}
-    names = [f"{side}_{kind}" for side in sides[shape] for kind in ("tokens", "segments", "positions")]
-    return (*names, "targets", "weights", *extras)
+    return tuple(text_arrays("encoder" in shape, "decoder" in shape, extras))
 
 
 def make_batch(
-    rows: Sequence[Sequence[Example]],
-    shape: Shape,
-    capacity: tuple[int, ...],
-    pad_id: int = 0,
+    rows: Sequence[Sequence[Example]], shape: Shape, capacity: tuple[int, ...], pad_id: int = 0,
     extras: tuple[str, ...] = (),
-) -> Batch:
+) -> Batch:  # fmt: skip
     """The batch that ``rows`` make; a row without examples is all padding.
 
     Args:
@@ -70,19 +66,16 @@ def make_batch(
       pad_id: fills what is left, and starts each decoder segment.
       extras: further arrays, as ``Objective.extras`` says: ``decoder_prefix``, ``encoder_order`` or none.
     """
-    lengths = {"encoder": capacity[0], "decoder": capacity[-1]}
     batch: Batch = {}
-    for name in feature_names(shape, extras):
-        length = lengths["encoder" if name.startswith("encoder") or shape == "encoder-only" else "decoder"]
+    for name, array in text_arrays("encoder" in shape, "decoder" in shape, extras).items():
+        length = capacity[0 if name.startswith("encoder") else -1]
         fill = pad_id if name in ("encoder_tokens", "decoder_tokens", "targets") else 0
-        batch[name] = np.full((len(rows), length), fill, np.float32 if name == "weights" else np.int32)
-    examples = [example for row in rows for example in row]
-    if examples:
+        batch[name] = np.full((len(rows), length), fill, array.dtype)
+    if examples := [example for row in rows for example in row]:
         # All examples of a batch are written together: a short one costs little more than its tokens.
         place = _Placing([len(row) for row in rows], batch)
-        {"encoder-decoder": _write_pair, "decoder-only": _write_decoder, "encoder-only": _write_encoder}[shape](
-            place, examples, pad_id
-        )
+        write = {"encoder-decoder": _write_pair, "decoder-only": _write_decoder, "encoder-only": _write_encoder}[shape]
+        write(place, examples, pad_id)
     return batch
 
 
@@ -115,13 +108,8 @@ class _Placing:
             row = int(self._rows[np.argmax(starts + lengths)])
             raise ValueError(f"row {row} of the {side} has examples of more than {width} tokens")
         counted = np.arange(ends[-1])
-        made = _Side(
-            self._batch,
-            counted + np.repeat(self._rows * width + starts - begins, lengths),
-            counted - np.repeat(begins, lengths),
-            lengths,
-            begins[lengths > 0],
-        )
+        slots = counted + np.repeat(self._rows * width + starts - begins, lengths)
+        made = _Side(self._batch, slots, counted - np.repeat(begins, lengths), lengths, begins[lengths > 0])
         made.write(f"{side}_segments", np.repeat(self._segments, lengths))
         made.write(f"{side}_positions", made.positions)
         return made
@@ -183,10 +171,7 @@ def _write_decoder(place: _Placing, examples: Sequence[Example], pad_id: int) ->
     token at 0. Places 0 to p are visible to each other: place p predicts the first target and does not hold it.
     """
     prefixes = np.fromiter((len(example.inputs) for example in examples), np.int64, len(examples))
-    if not prefixes.any():
-        texts = [example.targets for example in examples]
-    else:
-        texts = [np.concatenate([e.inputs, e.targets]) if len(e.inputs) else e.targets for e in examples]
+    texts = [np.concatenate([e.inputs, e.targets]) if len(e.inputs) else e.targets for e in examples]
     decoder = place.side("decoder", texts)
     decoder.write_targets(texts, pad_id)
     if not prefixes.any():
@@ -216,8 +201,5 @@ def _write_encoder(place: _Placing, examples: Sequence[Example], pad_id: int) ->
 def tokens_in(batch: Batch) -> TokenCount:
     """Counts the tokens, loss tokens and slots of ``batch``."""
     segments = [array for name, array in batch.items() if name.endswith("_segments")]
-    return TokenCount(
-        tokens=sum(int(np.count_nonzero(array)) for array in segments),
-        loss_tokens=int(np.count_nonzero(batch["weights"])),
-        slots=sum(array.size for array in segments),
-    )
+    tokens = sum(int(np.count_nonzero(array)) for array in segments)
+    return TokenCount(tokens, int(np.count_nonzero(batch["weights"])), sum(array.size for array in segments))

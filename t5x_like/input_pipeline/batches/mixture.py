@@ -15,7 +15,7 @@ import numpy as np
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.batches.order import ExampleRandom
-from t5x_like.input_pipeline.config import Corpus, Mixture, Part, Proportional, RateSchedule
+from t5x_like.input_pipeline.config import Corpus, Mixture, Part, Proportional, RateSchedule, corpora
 
 # Rows of a block where rates do not change: enough to spread small rates, few enough to lay out in a millisecond.
 _ROWS_PER_BLOCK = 8192
@@ -66,16 +66,10 @@ def _rate(part: Part, steps: np.ndarray, tokens: Mapping[str, int]) -> np.ndarra
         case RateSchedule(known, rates):
             return np.interp(steps, known, rates)
         case Proportional(maximum, temperature):
-            size = float(sum(tokens[name] for name in _names(part.corpus)))
+            size = float(sum(tokens[corpus.name] for corpus in corpora(part.corpus)))
             return np.full(len(steps), min(size, maximum or size) ** (1.0 / temperature))
         case rate:
             return np.full(len(steps), float(rate))
-
-
-def _names(corpus: Corpus | Mixture) -> list[str]:
-    if isinstance(corpus, Corpus):
-        return [corpus.name]
-    return [name for part in corpus.active for name in _names(part.corpus)]
 
 
 class Interleaving:
@@ -91,13 +85,7 @@ class Interleaving:
     """
 
     def __init__(
-        self,
-        rates: Rates,
-        constant: bool,
-        most: Sequence[int | None],
-        names: Sequence[str],
-        batch_size: int,
-        seed: int,
+        self, rates: Rates, constant: bool, most: Sequence[int | None], names: Sequence[str], batch_size: int, seed: int
     ):
         self._rates, self._names, self._batch_size = rates, names, batch_size
         self._most = np.asarray([_NO_LIMIT if limit is None else limit for limit in most], np.int64)
@@ -142,27 +130,21 @@ class Interleaving:
         return before
 
     def _used_up(self, step: int) -> UserError:
-        return UserError(
-            "data.corpus.parts",
-            f"{', '.join(dict.fromkeys(self._names))}: used up, or at a rate of 0, before the end of step {step:,}",
-            "a part without epochs and tokens and with a rate above 0, or fewer train.steps",
-        )
+        names = ", ".join(dict.fromkeys(self._names))
+        got = f"{names}: used up, or at a rate of 0, before the end of step {step:,}"
+        allowed = "a part without epochs and tokens and with a rate above 0, or fewer train.steps"
+        return UserError("data.corpus.parts", got, allowed)
 
     def _before(self, block: int) -> np.ndarray:
         chunk, inside = divmod(block, _BLOCKS_PER_CHUNK)
         if inside:
-            return self._counted(block - 1)
+            return self._chunk(chunk)[inside - 1]
         with self._lock:
             return self._total_before(chunk)
 
-    def _counted(self, block: int) -> np.ndarray:
-        """(sources,) draws up to the end of ``block``."""
-        chunk, inside = divmod(block, _BLOCKS_PER_CHUNK)
-        return self._chunk(chunk)[inside]
-
     def _lay_out(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         before = self._before(block)
-        counts = self._counted(block) - before
+        counts = self._before(block + 1) - before
         sources = np.repeat(np.arange(len(counts)), counts)
         turns = np.arange(len(sources)) - np.repeat(np.cumsum(counts) - counts, counts)
         # Turn j of a source that has q rows in the block lies somewhere in the j-th of q equal stretches of it.

@@ -11,7 +11,7 @@ import threading
 
 import numpy as np
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import require
 
 # Bump when any batch of any run would change; a run resumes only under the rules that it was begun with.
 ORDER_VERSION = 1
@@ -38,8 +38,7 @@ class Permutation:
     """
 
     def __init__(self, n: int, seed: int | tuple[int, ...]):
-        if n < 1:
-            raise UserError("order", f"a permutation of {n} items", "at least 1")
+        require(n >= 1, "order", f"a permutation of {n} items", "at least 1")
         self.n = n
         self._half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
         self._mask = np.uint64((1 << int(self._half)) - 1)
@@ -101,9 +100,8 @@ def epoch_and_position(number: np.ndarray | int, per_epoch: int) -> tuple[np.nda
 def checked_seed(seed: int | tuple[int, ...]) -> tuple[int, ...]:
     """``seed`` as a tuple of non-negative integers. Raises ``UserError`` for anything else."""
     parts = seed if isinstance(seed, tuple) else (seed,)
-    for part in parts:
-        if isinstance(part, bool) or not isinstance(part, int | np.integer) or part < 0:
-            raise UserError("seed", repr(seed), "a whole number, 0 or more")
+    whole = all(isinstance(part, int | np.integer) and not isinstance(part, bool) and part >= 0 for part in parts)
+    require(whole, "seed", repr(seed), "a whole number, 0 or more")
     return tuple(int(part) for part in parts)
 
 

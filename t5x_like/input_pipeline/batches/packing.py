@@ -49,17 +49,14 @@ def plan(
     counts = np.bincount(class_of, minlength=len(known))
     sizes_of = np.asarray([sizes(int(length)) for length in known], np.int64).reshape(len(known), len(capacity))
     limits = np.asarray(capacity, np.int64)
-    too_long = np.flatnonzero((sizes_of > limits).any(axis=1))
-    if too_long.size:
-        first = int(too_long[0])
-        raise UserError(
-            "data.packing", f"a piece of {known[first]} tokens takes {sizes_of[first].tolist()}", f"at most {capacity}"
-        )
+    for first in np.flatnonzero((sizes_of > limits).any(axis=1)):
+        got = f"a piece of {known[first]} tokens takes {sizes_of[first].tolist()}"
+        raise UserError("data.packing", got, f"at most {capacity}")
     groups = _fill(counts, sizes_of, limits, rule)
     # Pieces in the order of their length, so that each class is one run, from which bins take their members in turn.
     by_class = np.argsort(class_of, kind="stable")
     taken = np.concatenate([[0], np.cumsum(counts)])[:-1]
-    members, bin_sizes = [], []
+    members, bin_sizes = [np.zeros(0, np.int64)], [np.zeros(1, np.int64)]
     for group in groups:
         columns = []
         for kind, often in group.content:
@@ -69,9 +66,7 @@ def plan(
         rows = np.sort(np.concatenate(columns, axis=1), axis=1)
         members.append(rows.reshape(-1))
         bin_sizes.append(np.full(group.count, rows.shape[1], np.int64))
-    if not groups:
-        return np.zeros(0, np.int64), np.zeros(1, np.int64)
-    return np.concatenate(members), np.concatenate([[0], np.cumsum(np.concatenate(bin_sizes))])
+    return np.concatenate(members), np.cumsum(np.concatenate(bin_sizes))
 
 
 def _fill(counts: np.ndarray, sizes: np.ndarray, limits: np.ndarray, rule: Fit) -> list[_Bins]:
@@ -108,20 +103,15 @@ def _times(room: np.ndarray, size: np.ndarray, left: int) -> int:
     return int(min((r // s for r, s in zip(room, size, strict=True) if s > 0), default=left))
 
 
-def _place(
-    group: _Bins, room: np.ndarray, kind: int, size: np.ndarray, left: int, index: int, made: list
-) -> int:
+def _place(group: _Bins, room: np.ndarray, kind: int, size: np.ndarray, left: int, index: int, made: list) -> int:
     """Fills bins of ``group`` one after the other; what becomes of it goes to ``made``. Returns what is still left."""
     often = _times(room, size, left)
     full = min(group.count, left // often)
     rest = min(left - full * often, often) if full < group.count else 0
-    if full:
-        made.append((index, _Bins(full, [*group.content, (kind, often)]), room - often * size))
-    if rest:
-        made.append((index, _Bins(1, [*group.content, (kind, rest)]), room - rest * size))
-    untouched = group.count - full - (rest > 0)
-    if untouched:
-        made.append((index, _Bins(untouched, group.content), room))
+    for count, times in ((full, often), (rest > 0, rest), (group.count - full - (rest > 0), 0)):
+        if count:
+            content = [*group.content, (kind, times)] if times else group.content
+            made.append((index, _Bins(int(count), content), room - times * size))
     return left - full * often - rest
 
 

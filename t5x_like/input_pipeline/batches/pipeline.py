@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import UserError, require
 from t5x_like.input_pipeline.batches.features import Batch, feature_names, make_batch
 from t5x_like.input_pipeline.batches.mixture import Interleaving, limits, shares
 from t5x_like.input_pipeline.batches.order import checked_seed
@@ -62,24 +62,13 @@ class Batches:
     """
 
     def __init__(
-        self,
-        splits: Mapping[str, TokenSplit],
-        tokenizer: Tokenizer,
-        objective: Objective,
-        data: DataConfig,
-        shape: Shape,
-        batch_size: int,
-        seed: int,
-        shuffle: bool = True,
-    ):
+        self, splits: Mapping[str, TokenSplit], tokenizer: Tokenizer, objective: Objective, data: DataConfig,
+        shape: Shape, batch_size: int, seed: int, shuffle: bool = True,
+    ):  # fmt: skip
         if shape not in objective.shapes:
-            raise UserError(
-                "objective",
-                f"{type(objective).__name__} cannot train a model that is {shape}",
-                ", ".join(objective.shapes),
-            )
-        if batch_size < 1:
-            raise UserError("train.batch_size", str(batch_size), "1 or more rows")
+            got = f"{type(objective).__name__} cannot train a model that is {shape}"
+            raise UserError("objective", got, ", ".join(objective.shapes))
+        require(batch_size >= 1, "train.batch_size", batch_size, "1 or more rows")
         objective.check(tokenizer, data, shape)
         self._made_of = splits, tokenizer, objective, data, shape, batch_size, seed, shuffle
         self.batch_size, self.data = batch_size, data
@@ -89,14 +78,12 @@ class Batches:
         self._objective, self._tokenizer = objective, tokenizer
         kinds = [(rate, kind) for rate, kind in objective.streams() if rate > 0]
         names = [corpus.name for corpus in corpora(data.corpus) if corpus.name in splits]
-        self.streams = [
-            Stream(
-                name, splits[name], tokenizer, kind, data, shape, self.capacity,
-                (self.seed, i * len(kinds) + j), shuffle,
-            )
-            for i, name in enumerate(names)
-            for j, (_, kind) in enumerate(kinds)
-        ]  # fmt: skip
+        self.streams: list[Stream] = []
+        for name in names:
+            for _, kind in kinds:
+                seeds = (self.seed, len(self.streams))
+                stream = Stream(name, splits[name], tokenizer, kind, data, shape, self.capacity, seeds, shuffle)
+                self.streams.append(stream)
         self.rates = np.asarray([rate for rate, _ in kinds]) / sum(rate for rate, _ in kinds)
         self._skipped = data.skipped()
         self._tokens_before_skipped = functools.lru_cache(self._tokens_before)
@@ -111,10 +98,8 @@ class Batches:
         most: list[int | None] = []
         for first, (epochs, tokens) in zip(range(0, len(self.streams), len(self.rates)), limits(corpus), strict=True):
             most += self._most(self.streams[first : first + len(self.rates)], epochs, tokens)
-        return Interleaving(
-            lambda steps: (at(steps)[:, :, None] * self.rates).reshape(len(steps), -1),
-            constant, most, [stream.name for stream in self.streams], self.batch_size, self.seed,
-        )  # fmt: skip
+        rates, names = lambda steps: np.kron(at(steps), self.rates), [stream.name for stream in self.streams]
+        return Interleaving(rates, constant, most, names, self.batch_size, self.seed)
 
     def _most(self, streams: list[Stream], epochs: float, tokens: int) -> list[int | None]:
         """Rows that each stream of one corpus gives at most: its passes are shared out among its objectives in
@@ -130,11 +115,9 @@ class Batches:
         if tokens:
             most = np.minimum(most, [s.draws_within(int(tokens * w)) for s, w in zip(streams, weights, strict=True)])
         if not most.sum():
-            raise UserError(
-                "data.corpus.parts",
-                f"{streams[0].name!r}: {epochs or tokens} {'epochs' if epochs else 'tokens'} are less than one row",
-                "a larger limit, or rate=0 to leave it out",
-            )
+            limit = f"{epochs or tokens} {'epochs' if epochs else 'tokens'}"
+            got = f"{streams[0].name!r}: {limit} are less than one row"
+            raise UserError("data.corpus.parts", got, "a larger limit, or rate=0 to leave it out")
         return [int(each) for each in most]
 
     @property
@@ -205,8 +188,7 @@ class Batches:
         Raises:
           UserError: a negative step, or one after every corpus is used up.
         """
-        if step < 0:
-            raise UserError("step", str(step), "0 or more")
+        require(step >= 0, "step", step, "0 or more")
         sources, draws = self._interleaving.rows(self._data_step(step))
         wanted = slice(None) if rows is None else rows
         sources, draws = sources[wanted], draws[wanted]
@@ -232,7 +214,7 @@ class Batches:
         """
         rows = process_rows(self.batch_size, process_index, process_count)
         stop = sys.maxsize if stop_step is None else stop_step
-        if start_step < 0 or stop < start_step:
+        if not 0 <= start_step <= stop:
             raise UserError("step", f"reading from {start_step} to {stop}", "0 <= start_step <= stop_step")
         make = functools.partial(_step_and_batch, self, rows)
         threads, processes = self.data.read_threads, self.data.worker_processes
@@ -256,11 +238,9 @@ class Batches:
         row = np.concatenate([np.arange(count) for count in counts])
         order = np.argsort((row + 0.5) / np.asarray(counts)[source], kind="stable")
         for start in range(0, len(order), self.batch_size)[:limit]:
-            chosen = range(start, start + self.batch_size)[mine]
-            places = [int(order[i]) if i < len(order) else -1 for i in chosen]
-            yield self._layout(
-                [self.streams[source[i]].heldout_examples(int(row[i])) if i >= 0 else [] for i in places]
-            )
+            chosen = order[start : start + self.batch_size][mine]
+            made = [self.streams[source[i]].heldout_examples(int(row[i])) for i in chosen]
+            yield self._layout([*made, *[[]] * (mine.stop - mine.start - len(made))])
 
     def _data_step(self, step: int) -> int:
         """The number of the batch that is trained on at ``step``, skipped ones counted."""
@@ -281,14 +261,9 @@ def _step_and_batch(batches: Batches, rows: slice, step: int) -> tuple[int, Batc
 
 def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
     """The rows of a global batch that belong to one process. Raises ``UserError`` unless they come out even."""
-    if not 0 <= process_index < process_count:
-        raise UserError("process_index", str(process_index), f"0 to {process_count - 1}")
-    if batch_size % process_count:
-        raise UserError(
-            "train.batch_size",
-            f"{batch_size} rows cannot be shared out among {process_count} processes",
-            f"a multiple of {process_count}",
-            str(-(-batch_size // process_count) * process_count),
-        )
-    share = batch_size // process_count
+    require(0 <= process_index < process_count, "process_index", process_index, f"0 to {process_count - 1}")
+    share, left = divmod(batch_size, process_count)
+    if left:
+        got = f"{batch_size} rows cannot be shared out among {process_count} processes"
+        raise UserError("train.batch_size", got, f"a multiple of {process_count}", str((share + 1) * process_count))
     return slice(process_index * share, (process_index + 1) * share)

@@ -64,9 +64,7 @@ class RowTable:
     left_out: int
 
 
-def row_table(
-    split: TokenSplit, length: int, minimum: int, with_eos: bool, packing: RowPacking | None = None
-) -> RowTable:
+def row_table(split: TokenSplit, length: int, minimum: int, with_eos: bool, packing: RowPacking | None) -> RowTable:
     """The rows of documents cut every ``length`` tokens; made now if it is not there yet.
 
     Args:
@@ -86,14 +84,10 @@ def row_table(
     # In a shared cache that cannot be written, too, the table is this process's own.
     if split.folder is None or len(split) <= _IN_MEMORY or not os.access(split.folder, os.W_OK):
         columns, facts = zip(*windows, strict=True)
-        starts, document, part = (np.concatenate(column) for column in zip(*columns, strict=True))
-        return RowTable(
-            np.concatenate([[0], np.cumsum(starts)]).astype(dtypes["starts"]),
-            document.astype(dtypes["document"]),
-            part.astype(dtypes["part"]),
-            sum(tokens for tokens, _ in facts),
-            sum(left_out for _, left_out in facts),
-        )
+        per_row, document, part = (np.concatenate(column) for column in zip(*columns, strict=True))
+        arrays = {"starts": np.concatenate([[0], np.cumsum(per_row)]), "document": document, "part": part}
+        arrays = {name: array.astype(dtypes[name]) for name, array in arrays.items()}
+        return RowTable(**arrays, tokens=sum(taken for taken, _ in facts), left_out=sum(short for _, short in facts))
     shape = packing and (packing.rule, packing.capacity, [packing.sizes(size) for size in range(minimum, length + 1)])
     key = repr((FORMAT_VERSION, split.name, length, minimum, with_eos, shape))
     folder = split.folder / f"rows-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
@@ -106,11 +100,8 @@ def row_table(
 
 def _dtypes(split: TokenSplit, length: int) -> dict[str, str]:
     longest = 1 if len(split) == 0 else int(split.offsets[-1])  # no document has more cuts than the split has tokens
-    return {
-        "starts": "<u8",
-        "document": "<u4" if len(split) < 2**32 else "<u8",
-        "part": "<u2" if longest // length < 2**16 else "<u4",
-    }
+    document, part = "<u4" if len(split) < 2**32 else "<u8", "<u2" if longest // length < 2**16 else "<u4"
+    return {"starts": "<u8", "document": document, "part": part}
 
 
 _Window = tuple[tuple[np.ndarray, np.ndarray, np.ndarray], tuple[int, int]]
@@ -169,8 +160,7 @@ def _open(folder: Path, dtypes: dict[str, str]) -> RowTable:
         expected = size * np.dtype(dtypes[name]).itemsize
         found = (folder / name).stat().st_size if (folder / name).is_file() else -1
         if found != expected:
-            raise UserError(
-                str(folder / name), f"{found} bytes", f"{expected}", f"remove {folder}; it will be made again"
-            )
+            remedy = f"remove {folder}; it will be made again"
+            raise UserError(str(folder / name), f"{found} bytes", f"{expected}", remedy)
         arrays[name] = map_array(folder / name, dtypes[name])
     return RowTable(**arrays, tokens=facts["tokens"], left_out=facts["left_out"])

@@ -160,11 +160,8 @@ class DocumentRows:
 
     def pieces(self, row: int, shift: int) -> list[Piece]:
         table = self._table
-        first, end = int(table.starts[row]), int(table.starts[row + 1])
-        return [
-            self._piece(int(document), int(part))
-            for document, part in zip(table.document[first:end], table.part[first:end], strict=True)
-        ]
+        here = slice(int(table.starts[row]), int(table.starts[row + 1]))
+        return list(map(self._piece, table.document[here].tolist(), table.part[here].tolist()))
 
     def _piece(self, document: int, part: int) -> Piece:
         split = self._split

@@ -59,8 +59,7 @@ class Field(NamedTuple):
 def fill(batch: Batch) -> dict[str, np.ndarray]:
     """Side (``encoder``, ``decoder``) to the (rows,) shares of each row's slots that are not padding."""
     sides = [name.removesuffix("_segments") for name in batch if name.endswith("_segments")]
-    return {side: np.count_nonzero(batch[f"{side}_segments"], axis=1) / batch[f"{side}_segments"].shape[1]
-            for side in sides}  # fmt: skip
+    return {side: (batch[f"{side}_segments"] != 0).mean(axis=1) for side in sides}
 
 
 def show_row(batch: Batch, row: int, tokenizer: Tokenizer) -> list[Field]:
@@ -128,10 +127,8 @@ def _encoder_fields(row: Batch, segment: int) -> _Written:
         return [("inputs", row["encoder_tokens"][text], ["loss" if each else "text" for each in predicted])]
     weights = row["weights"][mine]
     inputs: list[Role] = ["loss" if weight > 0 else "text" for weight in weights]
-    return [
-        ("inputs", row["encoder_tokens"][mine], inputs),
-        ("targets" if weights.any() else "no loss", row["targets"][mine], _roles(weights)),
-    ]
+    shown = ("targets" if weights.any() else "no loss", row["targets"][mine], _roles(weights))
+    return [("inputs", row["encoder_tokens"][mine], inputs), shown]
 
 
 def _roles(weights: np.ndarray) -> list[Role]:
@@ -193,6 +190,5 @@ def _decode(ids: Sequence[int], start: int, end: int, tokenizer: Tokenizer) -> s
 
 
 def _printable(text: str) -> str:
-    return "".join(
-        each if each.isprintable() and each != "\\" else each.encode("unicode_escape").decode() for each in text
-    )
+    escape = lambda c: c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode()  # noqa: E731
+    return "".join(map(escape, text))

@@ -8,12 +8,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.batches.order import ExampleRandom, Permutation, epoch_and_position, permutation
+from t5x_like.input_pipeline.batches.order import ExampleRandom, epoch_and_position, permutation
 from t5x_like.input_pipeline.batches.row_table import RowPacking
 from t5x_like.input_pipeline.batches.rows import DocumentRows, JoinedRows, Rows
 from t5x_like.input_pipeline.config import DataConfig, Shape
@@ -46,29 +46,17 @@ class Stream:
     """
 
     def __init__(
-        self,
-        name: str,
-        split: TokenSplit,
-        tokenizer: Tokenizer,
-        objective: Objective,
-        data: DataConfig,
-        shape: Shape,
-        capacity: tuple[int, ...],
-        seed: tuple[int, int],
-        shuffle: bool,
-    ):
+        self, name: str, split: TokenSplit, tokenizer: Tokenizer, objective: Objective, data: DataConfig, shape: Shape,
+        capacity: tuple[int, ...], seed: tuple[int, int], shuffle: bool,
+    ):  # fmt: skip
         self.name, self.objective = name, objective
         self._tokenizer, self._seed, self._shuffle = tokenizer, seed, shuffle
         self._length = objective.piece_length(data, shape)
         self.rows = self._cut(split, data, shape, capacity)
         if self.rows.count == 0:
-            raise UserError(
-                "data.corpus",
-                f"the {split.name} split of {name!r} has {len(split.tokens)} tokens in {len(split)} documents: not one "
-                "example",
-                f"{objective.minimum_length} tokens or more",
-                "a larger corpus, or another data.corpus.heldout",
-            )
+            got = f"the {split.name} split of {name!r} has {len(split.tokens)} tokens in {len(split)} documents"
+            allowed, suggestion = f"{objective.minimum_length} tokens or more", "or another data.corpus.heldout"
+            raise UserError("data.corpus", f"{got}: not one example", allowed, f"a larger corpus, {suggestion}")
         self._random, self._heldout = ExampleRandom(_EXAMPLES, *seed), ExampleRandom(_HELDOUT, seed[1])
         self._epoch_order = functools.lru_cache(maxsize=4)(self._make_epoch_order)
         self._counted = (0, 0)  # (draws, tokens in them) of the last count
@@ -81,8 +69,7 @@ class Stream:
         for epoch in np.unique(epochs):
             here = epochs == epoch
             order, shifts[here] = self._epoch_order(int(epoch))
-            if order is not None:
-                rows[here] = order(positions[here])
+            rows[here] = order(positions[here])
         for row, shift, epoch in zip(rows.tolist(), shifts.tolist(), epochs.tolist(), strict=True):
             yield list(self._examples(row, shift, self._random, epoch))
 
@@ -98,13 +85,10 @@ class Stream:
         with self._lock:
             start, tokens = self._counted
             epoch = draws // self.rows.count
-            if start > draws or start < epoch * self.rows.count:
-                start, tokens = epoch * self.rows.count, epoch * self.rows.tokens
-            order, shift = self._epoch_order(epoch)
-            for first in range(start, draws, _COUNTED_TOGETHER):
-                positions = np.arange(first, min(first + _COUNTED_TOGETHER, draws)) - epoch * self.rows.count
-                rows = positions if order is None else order(positions)
-                tokens += int(self.rows.lengths(rows, shift).sum())
+            first = epoch * self.rows.count
+            if not first <= start <= draws:
+                start, tokens = first, epoch * self.rows.tokens
+            tokens += sum(int(lengths.sum()) for lengths in self._lengths(epoch, start - first, draws - first))
             self._counted = draws, tokens
             return tokens
 
@@ -112,14 +96,18 @@ class Stream:
         """The largest number of rows that can be drawn within ``tokens`` raw tokens."""
         epoch, left = divmod(tokens, self.rows.tokens)
         draws = epoch * self.rows.count
-        order, shift = self._epoch_order(epoch)
-        for first in range(0, self.rows.count, _COUNTED_TOGETHER):
-            positions = np.arange(first, min(first + _COUNTED_TOGETHER, self.rows.count))
-            taken = np.cumsum(self.rows.lengths(positions if order is None else order(positions), shift))
+        for lengths in self._lengths(epoch, 0, self.rows.count):
+            taken = np.cumsum(lengths)
             if taken[-1] > left:
-                return draws + first + int(np.searchsorted(taken, left, side="right"))
-            left -= int(taken[-1])
-        return draws + self.rows.count
+                return draws + int(np.searchsorted(taken, left, side="right"))
+            draws, left = draws + len(lengths), left - int(taken[-1])
+        return draws
+
+    def _lengths(self, epoch: int, start: int, stop: int) -> Iterator[np.ndarray]:
+        """Raw tokens of the rows that are drawn in an epoch from place ``start`` to ``stop``, so many at a time."""
+        order, shift = self._epoch_order(epoch)
+        for first in range(start, stop, _COUNTED_TOGETHER):
+            yield self.rows.lengths(order(np.arange(first, min(first + _COUNTED_TOGETHER, stop))), shift)
 
     def _cut(self, split: TokenSplit, data: DataConfig, shape: Shape, capacity: tuple[int, ...]) -> Rows:
         objective = self.objective
@@ -132,10 +120,10 @@ class Stream:
             packing = RowPacking(data.packing, lambda length: objective.lengths(length, shape), capacity)
         return DocumentRows(split, self._length, objective.minimum_length, eos_id, packing)
 
-    def _make_epoch_order(self, epoch: int) -> tuple[Permutation | None, int]:
+    def _make_epoch_order(self, epoch: int) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
         """(order of rows, shift of borders) of ``epoch``."""
         if not self._shuffle:
-            return None, 0
+            return np.asarray, 0
         order = permutation(self.rows.count, (_ORDER, *self._seed, epoch))
         digest = hashlib.sha256(repr((_BORDERS, *self._seed, epoch)).encode()).digest()
         return order, int.from_bytes(digest[:8], "big") % self._length

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import UserError, require
 from t5x_like.core.paths import write_atomically
 from t5x_like.input_pipeline.batches.features import Batch
 from t5x_like.input_pipeline.batches.order import ORDER_VERSION
@@ -126,8 +126,7 @@ class Windows:
 
     def _locate(self, step: int) -> tuple[int, int]:
         """(window, step within it)."""
-        if step < 0:
-            raise UserError("step", str(step), "0 or more")
+        require(step >= 0, "step", step, "0 or more")
         number = 0
         while step >= (steps := self._steps(number)):
             number, step = number + 1, step - steps
@@ -148,11 +147,8 @@ class Windows:
         # One pass: each objective takes its share of the text.
         kinds = batches.rates / [stream.rows.count for stream in batches.streams]
         steps = int(1.0 / kinds.sum() + 1e-9) // batches.batch_size
-        if not steps:
-            raise UserError(
-                "data.corpus.window", f"{self._corpus.window} documents make less than a batch of rows",
-                "a larger window, or a smaller train.batch_size",
-            )  # fmt: skip
+        got, allowed = f"{self._corpus.window} documents, less than a batch of rows", "a larger window"
+        require(steps > 0, "data.corpus.window", got, f"{allowed}, or a smaller train.batch_size")
         found = {
             "steps": steps, "batch_size": batches.batch_size, "tokens": batches.seen(steps)[name].tokens,
             "left_out": batches.tokens_left_out, "fingerprint": cache.fingerprint,

@@ -17,6 +17,7 @@ import numpy as np
 from t5x_like.input_pipeline.disk import HashedFile, temporary_name
 from t5x_like.input_pipeline.prepare.parts import DOCUMENT
 from t5x_like.input_pipeline.sources.splits import SPLIT_NAMES, Division, SplitName
+from t5x_like.input_pipeline.tokenizers.pieces import groups_of
 
 _CHUNK_DOCUMENTS = 2**20  # at a time: 24 MB
 _BUCKET_DOCUMENTS = 2**21  # whose hashes are sorted at a time: about 200 MB with what sorting needs
@@ -76,20 +77,6 @@ class Marks:
         return int(np.bitwise_count(self._bits).sum())
 
 
-@dataclass(frozen=True)
-class Survey:
-    """Facts of all kept documents that their division needs.
-
-    Attributes:
-      least, greatest: least and greatest hashed share.
-      only: ``splits.text_hash`` of a single document.
-    """
-
-    least: float
-    greatest: float
-    only: bytes | None
-
-
 def mark_copies(parts: Sequence[PartFiles], folder: Path) -> Marks:
     """Marks every document whose hash an earlier one has.
 
@@ -137,8 +124,12 @@ def _without_copies(entries: np.ndarray, marks: Marks) -> np.ndarray:
     return entries[~copies]
 
 
-def survey(parts: Sequence[PartFiles], copies: Marks | None) -> Survey:
-    """Looks at every document that is not a copy."""
+def survey(parts: Sequence[PartFiles], copies: Marks | None) -> tuple[float, float, bytes | None]:
+    """What must be known of all documents that are no copies before they can be divided.
+
+    Returns:
+      The least and the greatest of their hashed shares; where it is one document, the ``splits.text_hash`` of it.
+    """
     count, least, greatest, only = 0, np.inf, -np.inf, None
     for chunk in _chunks(parts):
         shares = chunk.shares
@@ -147,7 +138,7 @@ def survey(parts: Sequence[PartFiles], copies: Marks | None) -> Survey:
             only = chunk.documents["hash"][np.argmax(kept)].tobytes()
             count += int(kept.sum())
             least, greatest = min(least, shares[kept].min()), max(greatest, shares[kept].max())
-    return Survey(float(least), float(greatest), only if count == 1 else None)
+    return float(least), float(greatest), only if count == 1 else None
 
 
 def merge(
@@ -182,8 +173,8 @@ class CacheWriter:
     def __init__(self, folder: Path, dtype: str):
         self._folder, self._dtype = folder, dtype
         self._counts = {name: [0, 0] for name in SPLIT_NAMES}  # documents, tokens
-        self._files = {f"{name}.{what}": HashedFile(folder / f"{name}.{what}") for name in SPLIT_NAMES
-                       for what in ("tokens", "offsets")}  # fmt: skip
+        names = [f"{name}.{what}" for name in SPLIT_NAMES for what in ("tokens", "offsets")]
+        self._files = {name: HashedFile(folder / name) for name in names}
         for name in SPLIT_NAMES:
             self._files[f"{name}.offsets"].write(np.zeros(1, "<i8").data)
 
@@ -192,32 +183,18 @@ class CacheWriter:
         counts = self._counts[name]
         self._files[f"{name}.offsets"].write((counts[1] + np.cumsum(lengths)).astype("<i8").data)
         counts[0] += len(lengths)
-        pieces, size = [], 0
-        for piece in tokens:
-            pieces.append(piece)
-            size += len(piece)
-            if size >= _WRITE_TOKENS:
-                self._write_tokens(name, pieces)
-                pieces, size = [], 0
-        if pieces:
-            self._write_tokens(name, pieces)
-
-    def _write_tokens(self, name: SplitName, pieces: list[np.ndarray]) -> None:
-        joined = (np.concatenate(pieces) if len(pieces) > 1 else pieces[0]).astype(self._dtype, copy=False)
-        self._files[f"{name}.tokens"].write(joined.data)
-        self._counts[name][1] += len(joined)
+        for pieces in groups_of(tokens, _WRITE_TOKENS):
+            joined = (np.concatenate(pieces) if len(pieces) > 1 else pieces[0]).astype(self._dtype, copy=False)
+            self._files[f"{name}.tokens"].write(joined.data)
+            counts[1] += len(joined)
 
     def finish(self, manifest: dict) -> None:
         """Closes all files and writes the manifest, which gets ``splits``."""
         files = {name: file.close(durable=True) for name, file in self._files.items()}
-        splits = {
-            name: {
-                "documents": self._counts[name][0],
-                "tokens": self._counts[name][1],
-                "files": {file: files[file] for file in (f"{name}.tokens", f"{name}.offsets")},
-            }
-            for name in SPLIT_NAMES
-        }
+        splits = {}
+        for name, (documents, tokens) in self._counts.items():
+            own = {file: files[file] for file in (f"{name}.tokens", f"{name}.offsets")}
+            splits[name] = {"documents": documents, "tokens": tokens, "files": own}
         file = HashedFile(self._folder / "manifest.json")
         file.write(json.dumps({**manifest, "splits": splits}, indent=2).encode())
         file.close(durable=True)

@@ -157,16 +157,15 @@ Report = Callable[[int, int, int], None]
 def cut_into_parts(units: Sequence[Unit]) -> list[Part]:
     """The parts of a source. Every unit is in exactly one; concatenated they are ``units``."""
     size = min(max(sum(unit.size for unit in units) // _PARTS, _SMALLEST_PART), _LARGEST_PART)
-    parts: list[Part] = []
-    group: list[Unit] = []
+    groups: list[list[Unit]] = [[]]
     cost = 0
     for unit in units:
-        group.append(unit)
-        cost += unit.size + _UNIT_COST
         if cost >= size:
-            parts.append(Part(len(parts), tuple(group)))
-            group, cost = [], 0
-    return [*parts, Part(len(parts), tuple(group))] if group else parts
+            groups.append([])
+            cost = 0
+        groups[-1].append(unit)
+        cost += unit.size + _UNIT_COST
+    return [Part(number, tuple(group)) for number, group in enumerate(groups) if group]
 
 
 def stamp_of(units: Sequence[Unit], files: Mapping[str, File]) -> str:
@@ -182,7 +181,7 @@ def stamp_of(units: Sequence[Unit], files: Mapping[str, File]) -> str:
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def read_part(source: Source, part: Part, done: Callable[[int], None] | None = None) -> Iterator[str | UserError]:
+def read_part(source: Source, part: Part, done: Callable[[int], None]) -> Iterator[str | UserError]:
     """Yields the documents of a part in order, or the error in place of one that cannot be read.
 
     Args:
@@ -191,22 +190,16 @@ def read_part(source: Source, part: Part, done: Callable[[int], None] | None = N
     """
     for unit in part.units:
         yield from source.read_unit(unit)
-        if done is not None:
-            done(unit.size)
+        done(unit.size)
 
 
 def tokenize_part(work: Work, part: Part, tokenizer: Tokenizer, report: Report, threads: bool = False) -> Counts:
     """Tokenizes a part into its files; see ``tokenize_documents``. Raises ``SourceChanged`` too."""
-    read = 0
+    read: list[int] = []  # bytes of each unit
     _require_unchanged(work.source, part)
-
-    def done(size: int) -> None:
-        nonlocal read
-        read += size
-
     return tokenize_documents(
-        work, part.number, part.identity, read_part(work.source, part, done), tokenizer,
-        lambda documents, tokens, text: report(documents, tokens, max(read, min(text, part.size))), threads,
+        work, part.number, part.identity, read_part(work.source, part, read.append), tokenizer,
+        lambda documents, tokens, text: report(documents, tokens, max(sum(read), min(text, part.size))), threads,
         lambda: _require_unchanged(work.source, part),
     )  # fmt: skip
 
@@ -265,12 +258,9 @@ def _fault(kind: str, value: Any, part: Part) -> Exception:
     where = ", ".join(unit.file for unit in part.units[:1]) + (", ..." if len(part.units) > 1 else "")
     if kind == "fault":
         return RuntimeError(f"part {part.number} ({where}) could not be tokenized:\n{value}")
-    return UserError(
-        "data.prepare_processes",
-        f"a process that tokenized part {part.number} ({where}) was ended by {ending(value)}",
-        "",
-        "run again: what is finished is kept; fewer processes need less memory",
-    )
+    got = f"a process that tokenized part {part.number} ({where}) was ended by {ending(value)}"
+    suggestion = "run again: what is finished is kept; fewer processes need less memory"
+    return UserError("data.prepare_processes", got, "", suggestion)
 
 
 def tokenize_documents(
@@ -312,12 +302,8 @@ def finished_part(folder: Path, number: int, identity: str) -> Counts | None:
     path = part_path(folder, number)
     try:
         recorded = json.loads(path.with_suffix(".json").read_text())
-        if recorded["identity"] != identity:
-            return None
-        for name, file in recorded["files"].items():
-            if file_digest(path.with_suffix(name)) != file["sha256"]:
-                return None
-        return Counts(**recorded["counts"])
+        sound = (file_digest(path.with_suffix(name)) == file["sha256"] for name, file in recorded["files"].items())
+        return Counts(**recorded["counts"]) if recorded["identity"] == identity and all(sound) else None
     except (OSError, ValueError, KeyError, TypeError):  # killed, or the machine lost its power
         return None
 

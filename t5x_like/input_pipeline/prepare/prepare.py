@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import re
@@ -19,28 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from t5x_like.core.config import structure, to_plain
+from t5x_like.core.config import to_plain
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Corpus, TokenizerConfig, cache_folder
 from t5x_like.input_pipeline.disk import held_lock, is_left_behind, publish, room_in, temporary_name
+from t5x_like.input_pipeline.prepare import parts
 from t5x_like.input_pipeline.prepare.merge import CacheWriter, PartFiles, mark_copies, merge, survey
-from t5x_like.input_pipeline.prepare.parts import (
-    DOCUMENT,
-    BadDocument,
-    Counts,
-    Part,
-    SourceChanged,
-    Work,
-    cut_into_parts,
-    finished_part,
-    kept_documents,
-    part_path,
-    source_changed,
-    stamp_of,
-    tokenize_documents,
-    tokenize_in_processes,
-    tokenize_part,
-)
+from t5x_like.input_pipeline.prepare.parts import Counts, Part, SourceChanged, Work, cut_into_parts
 from t5x_like.input_pipeline.prepare.progress import Progress, Show, Tally
 from t5x_like.input_pipeline.prepare.token_cache import FORMAT_VERSION, TokenCache, TokenSplit, open_cache, token_type
 from t5x_like.input_pipeline.processes import available_cores
@@ -84,11 +70,11 @@ def prepare(
         be written; or a worker process that was killed.
     """
 
-    def tokenize(work: Work, parts: list[Part], opened: Tokenizer, tally: Tally) -> dict[int, Counts]:
-        wanted = processes or min(available_cores(), sum(part.size for part in parts) // _BYTES_PER_PROCESS)
-        if min(wanted, len(parts)) > 1:
-            return tokenize_in_processes(work, parts, wanted, tally)
-        return {part.number: _tokenize_here(work, part, opened, tally, threads=processes != 1) for part in parts}
+    def tokenize(work: Work, wanted: list[Part], opened: Tokenizer, tally: Tally) -> dict[int, Counts]:
+        count = processes or min(available_cores(), sum(part.size for part in wanted) // _BYTES_PER_PROCESS)
+        if min(count, len(wanted)) > 1:
+            return parts.tokenize_in_processes(work, wanted, count, tally)
+        return {part.number: _tokenize_here(work, part, opened, tally, threads=processes != 1) for part in wanted}
 
     return prepare_by(tokenize, corpus, tokenizer, cache, progress)
 
@@ -97,7 +83,6 @@ def prepare_by(
     tokenize: TokenizeParts, corpus: Corpus, tokenizer: TokenizerConfig, cache: str, progress: Show | None
 ) -> TokenCache:
     """``prepare`` with another way to tokenize parts."""
-    corpus = structure(Corpus, to_plain(corpus), "data.corpus")  # 0 and 0.0 of a number field are one corpus
     opened = open_tokenizer(tokenizer)
     files, path = corpus.source.files(), cache_path(corpus, opened, cache)
     name = path.name
@@ -166,7 +151,7 @@ class _Build:
             # Where there are no locks, another process was first and took the folder away under this one, which may
             # have gone on writing into it while that happened.
             overtaken = isinstance(error, Exception) and (self.path / "manifest.json").is_file()
-            useless = isinstance(error, BadDocument | SourceChanged) or not any(self.folder.glob("*.json"))
+            useless = isinstance(error, parts.BadDocument | SourceChanged) or not any(self.folder.glob("*.json"))
             if alone and useless:
                 shutil.rmtree(self.folder, ignore_errors=True)
             if not overtaken:
@@ -176,52 +161,47 @@ class _Build:
     def run(self, tokenize: TokenizeParts) -> None:
         """Makes the parts that are not finished, and the cache of all parts."""
         source = self.corpus.source
-        work = Work(
-            source, self.config, self.tokenizer.fingerprint, self.corpus.filters,
-            self.corpus.bad_documents == "skip", str(self.folder.absolute()),
-        )  # fmt: skip
-        parts = self._tokenize_units(work, tokenize) if source.by_units else list(self._tokenize_items(work))
+        skip_bad, folder = self.corpus.bad_documents == "skip", str(self.folder.absolute())
+        work = Work(source, self.config, self.tokenizer.fingerprint, self.corpus.filters, skip_bad, folder)
+        found = self._tokenize_units(work, tokenize) if source.by_units else list(self._tokenize_items(work))
         if source.files() != self.files:
-            raise source_changed()
+            raise parts.source_changed()
         total = Counts()
-        for counts in parts:
+        for counts in found:
             total.add(counts)
         if not total.documents:
-            got = f"no documents in {source.describe()}"
-            if total.dropped:
-                got += f"; {sum(total.dropped.values()):,} dropped by data.corpus.filters"
+            dropped = f"; {sum(total.dropped.values()):,} dropped by data.corpus.filters" if total.dropped else ""
+            got = f"no documents in {source.describe()}{dropped}"
             raise UserError("data.corpus.source", got, "at least one that has text")
         self.tally.say("merging")
-        files = [PartFiles(part_path(self.folder, i), counts.documents) for i, counts in enumerate(parts)]
+        files = [PartFiles(parts.part_path(self.folder, i), counts.documents) for i, counts in enumerate(found)]
         with room_in(self.folder):
             self._merge(files, total)
 
     def _tokenize_units(self, work: Work, tokenize: TokenizeParts) -> list[Counts]:
         files = {file.address: file for file in self.files}
-        parts = [
-            dataclasses.replace(part, stamp=stamp_of(part.units, files))
-            for part in cut_into_parts(work.source.units())
-        ]
-        self.tally.expect(sum(part.size for part in parts))
+        cut = cut_into_parts(work.source.units())
+        cut = [dataclasses.replace(part, stamp=parts.stamp_of(part.units, files)) for part in cut]
+        self.tally.expect(sum(part.size for part in cut))
         finished: dict[int, Counts] = {}
-        for part in parts:
-            counts = finished_part(self.folder, part.number, part.identity)
+        for part in cut:
+            counts = parts.finished_part(self.folder, part.number, part.identity)
             if counts is not None:
                 finished[part.number] = counts
                 self.tally.resume(part.number, counts.documents, counts.tokens, part.size)
-        if waiting := [part for part in parts if part.number not in finished]:
+        if waiting := [part for part in cut if part.number not in finished]:
             self.tally.say("tokenizing")
             finished |= tokenize(work, waiting, self.tokenizer, self.tally)
-        return [finished[part.number] for part in parts]
+        return [finished[part.number] for part in cut]
 
     def _tokenize_items(self, work: Work) -> Iterator[Counts]:
         """The same for a source that one process reads from its beginning, also to resume."""
         identity = f"generated, {_GENERATED_PART_CHARACTERS}"
         for number, documents in enumerate(_cut_documents(work.source.items())):
-            counts = finished_part(self.folder, number, identity)
+            counts = parts.finished_part(self.folder, number, identity)
             if counts is None:
-                report = lambda *done, number=number: self.tally.advance(number, *done)  # noqa: E731
-                counts = tokenize_documents(work, number, identity, documents, self.tokenizer, report, threads=True)
+                report = functools.partial(self.tally.advance, number)
+                counts = parts.tokenize_documents(work, number, identity, documents, self.tokenizer, report, True)
                 report(counts.documents, counts.tokens, 0)
             else:
                 self.tally.resume(number, counts.documents, counts.tokens, 0)
@@ -230,9 +210,10 @@ class _Build:
 
     def _pass_over(self, work: Work, number: int, documents: Iterator[str | UserError]) -> None:
         """Reads the documents of a finished part, to come to those after it."""
-        hashes = iter(np.fromfile(part_path(self.folder, number).with_suffix(".documents"), DOCUMENT)["hash"])
+        recorded = parts.part_path(self.folder, number).with_suffix(".documents")
+        hashes = iter(np.fromfile(recorded, parts.DOCUMENT)["hash"])
         wanted = next(hashes, None)
-        for text in kept_documents(documents, work, Counts()):
+        for text in parts.kept_documents(documents, work, Counts()):
             if wanted is not None and text_hash(text.encode("utf-8", "surrogatepass")) == wanted.tobytes():
                 wanted = next(hashes, None)
             elif len(self.tokenizer.encode_batch([text])[0]):  # documents of no tokens are not recorded
@@ -243,20 +224,20 @@ class _Build:
     def _merge(self, files: list[PartFiles], counts: Counts) -> None:
         """Makes the cache from finished parts."""
         copies = mark_copies(files, self.folder) if self.corpus.deduplicate else None
-        seen = survey(files, copies)
+        least, greatest, only = survey(files, copies)
         dtype = token_type(self.tokenizer.vocab_size)
         folder = self.folder / temporary_name("cache")
         folder.mkdir()
         cache = CacheWriter(folder, dtype)
         try:
-            if seen.only is not None and self.corpus.heldout > 0.0:
-                for name, text in zip(SPLIT_NAMES, self._split_only(seen.only), strict=False):
+            if only is not None and self.corpus.heldout > 0.0:
+                for name, text in zip(SPLIT_NAMES, self._split_only(only), strict=False):
                     ids = self.tokenizer.encode_batch([text])[0].astype(dtype)
                     if len(ids):
                         cache.write(name, [ids], np.asarray([len(ids)]))
             else:
-                merge(files, dtype, copies, division_of(self.corpus.heldout, seen.least, seen.greatest), cache)
-            cache.finish(self._manifest(dtype, counts, copies.count() if copies is not None else 0))
+                merge(files, dtype, copies, division_of(self.corpus.heldout, least, greatest), cache)
+            cache.finish(self._manifest(dtype, counts, copies.count() if copies else 0))
         except BaseException:
             cache.abandon()
             shutil.rmtree(folder, ignore_errors=True)
@@ -264,28 +245,15 @@ class _Build:
         publish(folder, self.path)
 
     def _manifest(self, dtype: str, counts: Counts, copies: int) -> dict:
-        corpus = self.corpus
+        corpus, tokenizer = self.corpus, self.tokenizer
+        as_given = ("name", "licence", "origin", "heldout", "deduplicate", "bad_documents")
+        counted = {name: getattr(counts, name) for name in ("text_bytes", "empty", "dropped", "bad")}
         return {
-            "format": FORMAT_VERSION,
-            "name": corpus.name,
-            "licence": corpus.licence,
-            "origin": corpus.origin,
-            "source": repr(corpus.source),
-            "heldout": corpus.heldout,
-            "deduplicate": corpus.deduplicate,
-            "filters": to_plain(corpus.filters),
-            "bad_documents": corpus.bad_documents,
-            "tokenizer": self.tokenizer.fingerprint,
-            "vocab_size": self.tokenizer.vocab_size,
-            "dtype": dtype,
-            "counts": {
-                "text_bytes": counts.text_bytes,
-                "empty": counts.empty,
-                "dropped": counts.dropped,
-                "duplicates": copies,
-                "bad": counts.bad,
-            },
-        }
+            "format": FORMAT_VERSION, **{name: getattr(corpus, name) for name in as_given},
+            "source": repr(corpus.source), "filters": to_plain(corpus.filters),
+            "tokenizer": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size, "dtype": dtype,
+            "counts": {**counted, "duplicates": copies},
+        }  # fmt: skip
 
     def _split_only(self, wanted: bytes) -> tuple[str, ...]:
         for item in self.corpus.source.items():
@@ -295,12 +263,9 @@ class _Build:
 
 
 def _other_documents(work: Work, number: int) -> SourceChanged:
-    return SourceChanged(
-        "data.corpus.source",
-        f"{work.source.describe()} gave other documents in part {number} than before preparing was stopped",
-        "a function that yields the same documents in the same order each time",
-        "sort what it reads; run again: preparing begins anew",
-    )
+    got = f"{work.source.describe()} gave other documents in part {number} than before preparing was stopped"
+    allowed = "a function that yields the same documents in the same order each time"
+    return SourceChanged("data.corpus.source", got, allowed, "sort what it reads; run again: preparing begins anew")
 
 
 def _note_unfinished(work: Path, name: str) -> str:
@@ -314,10 +279,8 @@ def _note_unfinished(work: Path, name: str) -> str:
 
 
 def _tokenize_here(work: Work, part: Part, tokenizer: Tokenizer, tally: Tally, threads: bool) -> Counts:
-    def report(documents: int, tokens: int, done: int) -> None:
-        tally.advance(part.number, documents, tokens, done)
-
-    counts = tokenize_part(work, part, tokenizer, report, threads)
+    report = functools.partial(tally.advance, part.number)
+    counts = parts.tokenize_part(work, part, tokenizer, report, threads)
     report(counts.documents, counts.tokens, part.size)
     return counts
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import UserError, require
 from t5x_like.input_pipeline.disk import map_array
 from t5x_like.input_pipeline.sources.splits import SPLIT_NAMES, SplitName
 
@@ -92,8 +92,7 @@ class TokenCache:
 
     def split(self, name: SplitName) -> TokenSplit:
         """The documents of ``train`` or ``heldout``. Raises ``UserError`` for a split without documents."""
-        if name not in SPLIT_NAMES:
-            raise UserError("split", repr(name), ", ".join(SPLIT_NAMES))
+        require(name in SPLIT_NAMES, "split", repr(name), ", ".join(SPLIT_NAMES))
         recorded = self.manifest["splits"][name]
         if not recorded["documents"]:
             raise self._empty(name)
@@ -136,12 +135,9 @@ def open_cache(path: Path) -> TokenCache:
     for name, file in files.items():
         size = (path / name).stat().st_size if (path / name).is_file() else -1
         if size != file["bytes"] or (small and file_digest(path / name) != file["sha256"]):
-            raise UserError(
-                str(path / name),
-                "missing" if size < 0 else "not as it was written",
-                f"{file['bytes']} bytes with SHA-256 {file['sha256'][:16]}...",
-                f"remove {path}; it will be made again",
-            )
+            allowed = f"{file['bytes']} bytes with SHA-256 {file['sha256'][:16]}..."
+            got = "missing" if size < 0 else "not as it was written"
+            raise UserError(str(path / name), got, allowed, f"remove {path}; it will be made again")
     return TokenCache(path, manifest)
 
 
@@ -155,12 +151,10 @@ def _read_manifest(path: Path) -> dict:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
     except (OSError, ValueError) as error:
-        raise UserError(
-            str(path), f"not a token cache: {error}", "", "remove the folder; it will be made again"
-        ) from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_VERSION:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise UserError(str(path), f"a token cache of format {found}", str(FORMAT_VERSION), "remove it")
+        suggestion = "remove the folder; it will be made again"
+        raise UserError(str(path), f"not a token cache: {error}", "", suggestion) from None
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    require(found == FORMAT_VERSION, str(path), f"a token cache of format {found}", str(FORMAT_VERSION), "remove it")
     return manifest
 
 

@@ -12,31 +12,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from t5x_like.core.config import structure, to_plain
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.config import (
-    Corpus,
-    Csv,
-    JsonLines,
-    Mixture,
-    Parquet,
-    SentencePiece,
-    TextFiles,
-    TokenizerConfig,
-    cache_folder,
-    corpora,
-)  # fmt: skip
+from t5x_like.input_pipeline.config import Corpus, Mixture, SentencePiece, TokenizerConfig, cache_folder, corpora
 from t5x_like.input_pipeline.disk import held_lock
+from t5x_like.input_pipeline.sources.arrow import Parquet
+from t5x_like.input_pipeline.sources.csv_files import Csv
+from t5x_like.input_pipeline.sources.json_lines import JsonLines
 from t5x_like.input_pipeline.sources.source import FileSource
 from t5x_like.input_pipeline.sources.splits import documents_of_split
+from t5x_like.input_pipeline.sources.text import TextFiles
 from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 from t5x_like.input_pipeline.tokenizers.tokenizer import open_tokenizer
 from t5x_like.input_pipeline.tokenizers.training import TRAINER_VERSION, train_sentencepiece
 
+Say = Callable[[str], None]  # gets a line of text
 
-def load_tokenizer(
-    corpus: Corpus | Mixture, cache: str = "", progress: Callable[[str], None] | None = None
-) -> Tokenizer:
+
+def load_tokenizer(corpus: Corpus | Mixture, cache: str = "", progress: Say | None = None) -> Tokenizer:
     """The tokenizer of ``corpus``; a SentencePiece model without a path is trained into the cache at the first call.
 
     Args:
@@ -50,9 +42,7 @@ def load_tokenizer(
     return open_tokenizer(tokenizer_config(corpus, cache, progress))
 
 
-def tokenizer_config(
-    corpus: Corpus | Mixture, cache: str = "", progress: Callable[[str], None] | None = None
-) -> TokenizerConfig:
+def tokenizer_config(corpus: Corpus | Mixture, cache: str = "", progress: Say | None = None) -> TokenizerConfig:
     """The tokenizer of ``corpus`` as it can be opened anywhere: with its path. Arguments as of ``load_tokenizer``."""
     config = corpus.tokenizer
     if isinstance(config, SentencePiece) and not config.path:
@@ -60,9 +50,7 @@ def tokenizer_config(
     return config
 
 
-def trained_model_path(
-    corpus: Corpus | Mixture, cache: str = "", progress: Callable[[str], None] | None = None
-) -> Path:
+def trained_model_path(corpus: Corpus | Mixture, cache: str = "", progress: Say | None = None) -> Path:
     """The model file trained for ``corpus`` in the cache folder; trains it on the training split if it is missing.
 
     For a mixture it is trained on all of its corpora, each in proportion to its size, whatever the rates. The name
@@ -81,11 +69,10 @@ def trained_model_path(
         raise TypeError("only SentencePiece models are trained")
     if isinstance(corpus, Corpus) and corpus.window:
         corpus = corpus.window_of(0)
-    corpus = structure(type(corpus), to_plain(corpus), "data.corpus")  # 0 and 0.0 of a number field are one corpus
-    texts_of = [
-        (each.source.digest(), repr(each.source), repr(each.filters), each.bad_documents, each.heldout)
-        for each in corpora(corpus)
-    ]
+    texts_of = []
+    for each in corpora(corpus):
+        source = each.source
+        texts_of.append((source.digest(), repr(source), repr(each.filters), each.bad_documents, each.heldout))
     key = (texts_of, repr(replace(config, path="")), TRAINER_VERSION)
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
     path = cache_folder(cache) / "tokenizers" / f"{corpus.name}-{digest}.model"
@@ -115,7 +102,7 @@ def _suffix(path: str) -> str:
     return next((suffix for suffix in reversed(suffixes) if suffix not in (".gz", ".zst")), "")
 
 
-def _train(corpus: Corpus | Mixture, config: SentencePiece, path: Path, progress: Callable[[str], None]) -> None:
+def _train(corpus: Corpus | Mixture, config: SentencePiece, path: Path, progress: Say) -> None:
     progress(f"training a tokenizer of {config.vocab_size:,} pieces ({config.model}) on {corpus.name}")
     start = time.monotonic()
     texts = itertools.chain.from_iterable(map(_training_texts, corpora(corpus)))

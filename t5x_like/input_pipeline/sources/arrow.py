@@ -8,14 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.sources import messages
 from t5x_like.input_pipeline.sources.files import Unit, is_large, open_plain
-from t5x_like.input_pipeline.sources.messages import (
-    broken_file,
-    cannot_be_read,
-    missing_package,
-    no_column,
-    not_utf8,
-)
 from t5x_like.input_pipeline.sources.source import FileSource
 
 # Rows at a time: documents can be long, and a batch of them is in memory twice.
@@ -31,7 +25,6 @@ class Parquet(FileSource):
       field: the column that holds the text.
     """
 
-    paths: tuple[str, ...]
     field: str = "text"
 
     patterns: ClassVar[tuple[str, ...]] = ("*.parquet",)
@@ -46,7 +39,7 @@ class Parquet(FileSource):
 
     def _row_groups(self, whole: Unit) -> list[Unit]:
         with _opened(whole.file) as parquet:
-            if isinstance(parquet, UserError) or _column_error(parquet.schema_arrow, self.field, whole.file):
+            if isinstance(parquet, UserError) or column_error(parquet.schema_arrow, self.field, whole.file):
                 return [whole]  # ``read`` says what is wrong, once
             metadata = parquet.metadata
             paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
@@ -70,24 +63,18 @@ class Parquet(FileSource):
             if isinstance(parquet, UserError):
                 yield parquet
                 return
-            if error := _column_error(parquet.schema_arrow, self.field, unit.file):
+            if error := column_error(parquet.schema_arrow, self.field, unit.file):
                 yield error
                 return
-            stop = parquet.num_row_groups if unit.stop < 0 else unit.stop
+            groups = list(range(unit.start, parquet.num_row_groups if unit.stop < 0 else unit.stop))
             row = sum(parquet.metadata.row_group(group).num_rows for group in range(unit.start))
-            batches = parquet.iter_batches(
-                BATCH_ROWS, list(range(unit.start, stop)), columns=[self.field], use_threads=False
-            )
-            while True:
-                try:
-                    batch = next(batches, None)
-                except (OSError, ValueError) as error:
-                    yield _broken(unit.file, error, f"after row {row}")
-                    return
-                if batch is None:
-                    return
-                yield from column_texts(batch.column(0), unit.file, row)
-                row += len(batch)
+            batches = parquet.iter_batches(BATCH_ROWS, groups, columns=[self.field], use_threads=False)
+            try:
+                for batch in batches:
+                    yield from column_texts(batch.column(0), unit.file, row)
+                    row += len(batch)
+            except (OSError, ValueError) as error:
+                yield _broken(unit.file, error, f"after row {row}")
 
 
 def column_texts(column: Any, file: str, first_row: int) -> Iterator[str | UserError]:
@@ -99,15 +86,10 @@ def column_texts(column: Any, file: str, first_row: int) -> Iterator[str | UserE
 
         values = column.cast(pyarrow.large_binary()).to_pylist()
     for row, value in enumerate(values, first_row + 1):
-        if isinstance(value, str):
-            yield value
-        elif value is None:
-            yield ""
-        else:
-            try:
-                yield value.decode("utf-8")
-            except UnicodeDecodeError:
-                yield not_utf8(file, f"row {row}")
+        try:
+            yield value.decode("utf-8") if isinstance(value, bytes) else value or ""
+        except UnicodeDecodeError:
+            yield messages.not_utf8(file, f"row {row}")
 
 
 def holds_text(kind: Any) -> bool:
@@ -117,16 +99,14 @@ def holds_text(kind: Any) -> bool:
     types = pyarrow.types
     if types.is_dictionary(kind):
         kind = kind.value_type
-    tests = (
-        types.is_string, types.is_large_string, types.is_string_view, types.is_null,
-        types.is_binary, types.is_large_binary, types.is_binary_view,
-    )  # fmt: skip
-    return any(test(kind) for test in tests)
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind)
+    return text or types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
-def _column_error(schema: Any, field: str, file: str) -> UserError | None:
+def column_error(schema: Any, field: str, file: str) -> UserError | None:
+    """Why the column ``field`` of an Arrow schema cannot be read as texts; None if it can."""
     if field not in schema.names:
-        return no_column(file, "column", field, schema.names)
+        return messages.no_column(file, "column", field, schema.names)
     if (count := schema.names.count(field)) > 1:
         return UserError(file, f"{count} columns are named {field!r}", "one column of that name")
     if not holds_text(kind := schema.field(field).type):
@@ -140,7 +120,7 @@ def _opened(address: str) -> Iterator[Any]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise missing_package(address, error, "parquet") from None
+        raise messages.missing_package(address, error, "parquet") from None
     with open_plain(address) as stream:
         opened: Any
         try:
@@ -153,5 +133,5 @@ def _opened(address: str) -> Iterator[Any]:
 def _broken(file: str, error: Exception, place: str) -> UserError:
     """``error`` as one about the content, or raised as one about the disk or network if it has the system's number."""
     if getattr(error, "errno", None) is not None:
-        raise cannot_be_read(file, error)
-    return broken_file(file, f"broken Parquet data: {str(error).strip()}", place)
+        raise messages.cannot_be_read(file, error)
+    return messages.broken_file(file, f"broken Parquet data: {str(error).strip()}", place)

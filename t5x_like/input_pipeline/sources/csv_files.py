@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import UserError, require
 from t5x_like.input_pipeline.sources.files import BrokenFile, Unit, format_suffix, open_file
 from t5x_like.input_pipeline.sources.messages import broken_file, is_whole, no_column, not_utf8
 from t5x_like.input_pipeline.sources.source import FileSource
@@ -24,7 +24,6 @@ class Csv(FileSource):
       delimiter: separator of columns; empty: a tab in files named ``*.tsv``, else a comma.
     """
 
-    paths: tuple[str, ...]
     field: str = "text"
     delimiter: str = ""
 
@@ -33,8 +32,8 @@ class Csv(FileSource):
 
     def __post_init__(self):
         super().__post_init__()
-        if len(self.delimiter) > 1:
-            raise UserError("data.corpus.source.delimiter", repr(self.delimiter), "one character, or empty")
+        fits = len(self.delimiter) <= 1
+        require(fits, "data.corpus.source.delimiter", repr(self.delimiter), "one character, or empty")
 
     def read(self, unit: Unit) -> Iterator[str | UserError]:
         """The column ``field`` of every row. A quote that is never closed ends the file: no row after it is sure."""
@@ -60,9 +59,8 @@ class Csv(FileSource):
                         yield text if is_whole(text) else not_utf8(unit.file, f"line {row_begins}")
                     elif row:  # an empty line is no row
                         got = f"{len(row)} columns, where line 1 names {width}"
-                        quoted = f'"a value with {delimiter!r} in it"'
-                        where = f"{unit.file}, line {row_begins}"
-                        yield UserError(where, got, "as many", f"quote such a value: {quoted}")
+                        how = f'quote such a value: "a value with {delimiter!r} in it"'
+                        yield UserError(f"{unit.file}, line {row_begins}", got, "as many", how)
                     row_begins = rows.line_num + 1
             except BrokenFile as error:
                 yield broken_file(unit.file, error, f"after line {row_begins - 1}")

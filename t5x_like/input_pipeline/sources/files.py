@@ -10,6 +10,7 @@ import fnmatch
 import glob
 import hashlib
 import io
+import itertools
 import os
 import re
 import stat
@@ -20,15 +21,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.sources import remote
 from t5x_like.input_pipeline.sources.messages import cannot_be_read, local_path, missing_package
-from t5x_like.input_pipeline.sources.remote import (
-    RemoteFile,
-    above_wildcards,
-    is_remote,
-    list_remote,
-    own_part,
-    remote_path,
-)
+from t5x_like.input_pipeline.sources.remote import is_remote, own_part
 
 # Up to this many bytes a corpus is identified by its content, above it by sizes and times of change: reading 256 MB
 # takes about a second, and content is the same on every host, while times of change are not.
@@ -100,7 +95,7 @@ def list_files(paths: Iterable[str], patterns: tuple[str, ...], exclude: tuple[s
     found: dict[str, File] = {}
     for given in paths:
         if is_remote(given):
-            files = [File(*each) for each in list_remote(given, _any_of(patterns), set(exclude))]
+            files = [File(*each) for each in remote.list_remote(given, _any_of(patterns), set(exclude))]
         else:
             files = _local_files(Path(local_path(given)), patterns, set(exclude))
         if not files:
@@ -113,9 +108,9 @@ def list_files(paths: Iterable[str], patterns: tuple[str, ...], exclude: tuple[s
 def folder_files(folder: str) -> list[File]:
     """The files that lie directly in ``folder``, by name, hidden ones left out; none if there is no such folder."""
     if is_remote(folder):
-        base = remote_path(folder).rstrip("/")
-        files = sorted(File(*found) for found in list_remote(folder, re.compile(".*"), set()))
-        return [file for file in files if remote_path(file.address).rpartition("/")[0] == base]
+        base = remote.remote_path(folder).rstrip("/")
+        files = sorted(File(*found) for found in remote.list_remote(folder, re.compile(".*"), set()))
+        return [file for file in files if remote.remote_path(file.address).rpartition("/")[0] == base]
     if not os.path.isdir(folder):
         return []
     entries = (entry for entry in Path(folder).iterdir() if entry.is_file() and not entry.name.startswith("."))
@@ -138,10 +133,20 @@ def is_large(size: int) -> bool:
     return size > UNIT_BYTES
 
 
-def cut(total: int, size: int, start: int = 0) -> list[tuple[int, int]]:
-    """``[start, start + total)`` in about equal stretches of at most ``UNIT_BYTES`` of its ``size`` bytes."""
+def cut(file: str, total: int, size: int, start: int = 0) -> list[Unit]:
+    """``[start, start + total)`` of a file in about equal units of at most ``UNIT_BYTES`` of its ``size`` bytes."""
     parts = max(1, min(total, -(-size // UNIT_BYTES)))
-    return [(start + total * part // parts, start + total * (part + 1) // parts) for part in range(parts)]
+    borders = [(start + total * part // parts, size * part // parts) for part in range(parts + 1)]
+    return [Unit(file, a, b, after - before) for (a, before), (b, after) in itertools.pairwise(borders)]
+
+
+def line_units(files: list[File]) -> list[Unit]:
+    """Units of files that can be read from any line on: large plain ones are cut into ranges of bytes."""
+    units: list[Unit] = []
+    for file in files:
+        whole = is_compressed(file.address) or not is_large(file.size)
+        units += [Unit(file.address, size=file.size)] if whole else cut(file.address, file.size, file.size)
+    return units
 
 
 def open_plain(address: str) -> BinaryIO:
@@ -153,7 +158,7 @@ def open_plain(address: str) -> BinaryIO:
     try:
         if not is_remote(address):
             return open(address, "rb")
-        return cast(BinaryIO, io.BufferedReader(RemoteFile(address), _CHUNK_BYTES))
+        return cast(BinaryIO, io.BufferedReader(remote.RemoteFile(address), _CHUNK_BYTES))
     except OSError as error:
         raise cannot_be_read(address, error) from None
 
@@ -217,7 +222,7 @@ def _local_files(path: Path, patterns: tuple[str, ...], excluded: set[str]) -> l
         if path.is_dir():
             return list(_walk(str(path), _any_of(patterns), excluded))
         # A name above the first wildcard is the user's choice here: only what lies below it can be excluded.
-        base = len(Path(above_wildcards(str(path))).parts)
+        base = len(Path(remote.above_wildcards(str(path))).parts)
         found = []
         for name in glob.glob(str(path), recursive=True):
             if not excluded.intersection(Path(name).parts[base:]):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from t5x_like.core.config import Config
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,26 +34,22 @@ class Filters(Config, where="data.corpus.filters"):
     max_mean_word_length: float = 0.0
 
     def __post_init__(self):
-        for name in ("min_characters", "max_characters", "max_mean_word_length"):
-            if getattr(self, name) < 0:
-                raise UserError(f"data.corpus.filters.{name}", str(getattr(self, name)), "0 or more")
+        for name, value in vars(self).items():
+            require(value >= 0, f"data.corpus.filters.{name}", value, "0 or more")
         for name in ("min_letters", "max_repeated_lines"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UserError(f"data.corpus.filters.{name}", str(getattr(self, name)), "a share from 0 to 1")
+            value = getattr(self, name)
+            require(value <= 1.0, f"data.corpus.filters.{name}", value, "a share from 0 to 1")
 
     def drops(self, text: str) -> str:
         """The name of the first rule (a field) that drops ``text``; empty if it is kept."""
-        if len(text) < self.min_characters:
-            return "min_characters"
-        if 0 < self.max_characters < len(text):
-            return "max_characters"
-        if self.min_letters > 0.0 and share_of_letters(text) < self.min_letters:
-            return "min_letters"
-        if self.max_repeated_lines < 1.0 and share_of_repeated_lines(text) > self.max_repeated_lines:
-            return "max_repeated_lines"
-        if self.max_mean_word_length > 0.0 and mean_word_length(text) > self.max_mean_word_length:
-            return "max_mean_word_length"
-        return ""
+        rules = {
+            "min_characters": lambda least: len(text) < least,
+            "max_characters": lambda most: 0 < most < len(text),
+            "min_letters": lambda least: least > 0.0 and share_of_letters(text) < least,
+            "max_repeated_lines": lambda most: most < 1.0 and share_of_repeated_lines(text) > most,
+            "max_mean_word_length": lambda most: most > 0.0 and mean_word_length(text) > most,
+        }
+        return next((name for name, drops in rules.items() if drops(getattr(self, name))), "")
 
 
 def share_of_letters(text: str) -> float:
@@ -81,6 +77,5 @@ def _letters() -> np.ndarray:
     """(1,114,112,) bool by code point; takes 0.2 s to make."""
     import numpy as np
 
-    return np.fromiter(
-        (unicodedata.category(c)[0] in "LM" or c.isspace() for c in map(chr, range(sys.maxunicode + 1))), bool
-    )
+    characters = map(chr, range(sys.maxunicode + 1))
+    return np.fromiter((unicodedata.category(each)[0] in "LM" or each.isspace() for each in characters), bool)

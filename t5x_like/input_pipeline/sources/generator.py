@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import UserError, require
 from t5x_like.core.loading import load_module
 from t5x_like.input_pipeline.sources.files import Unit
 from t5x_like.input_pipeline.sources.messages import half_character, is_whole, local_path
@@ -56,12 +56,9 @@ class PythonGenerator(Source):
         """
         file = self._file()
         if not was_chosen(file):
-            raise UserError(
-                str(file),
-                f"its function {self.function}() is not run: no run file of this command names the file",
-                "a corpus file that a run file names, as recipe('my_corpus.py')",
-                "prepare the corpus through the run file: t5x-like prepare RUN.py",
-            )
+            got = f"its function {self.function}() is not run: no run file of this command names the file"
+            allowed = "a corpus file that a run file names, as recipe('my_corpus.py')"
+            raise UserError(str(file), got, allowed, "prepare the corpus through the run file: t5x-like prepare RUN.py")
         count = 0
         try:
             function = getattr(load_module(file), self.function, None)
@@ -92,6 +89,5 @@ class PythonGenerator(Source):
 
     def _file(self) -> Path:
         file = Path(local_path(self.file))
-        if not file.is_file():
-            raise UserError("data.corpus.source.file", f"no file {self.file!r}", "a Python file", "give __file__")
+        require(file.is_file(), "data.corpus.source.file", f"no file {self.file!r}", "a Python file", "give __file__")
         return file.resolve()

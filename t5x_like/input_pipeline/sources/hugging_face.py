@@ -7,26 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from t5x_like.core.errors import UserError, nearest
-from t5x_like.input_pipeline.sources.arrow import BATCH_ROWS, column_texts, holds_text
+from t5x_like.input_pipeline.sources.arrow import BATCH_ROWS, column_error, column_texts
 from t5x_like.input_pipeline.sources.files import BrokenFile, File, Unit, cut, folder_files, list_files
-from t5x_like.input_pipeline.sources.messages import (
-    broken_file,
-    cannot_be_read,
-    local_path,
-    missing_package,
-    no_column,
-)
-from t5x_like.input_pipeline.sources.remote import is_remote
-from t5x_like.input_pipeline.sources.source import Source
+from t5x_like.input_pipeline.sources.messages import broken_file, cannot_be_read, missing_package
+from t5x_like.input_pipeline.sources.source import FolderSource
 
 _WHERE = "data.corpus.source"
 
 
 @dataclass(frozen=True)
-class HuggingFaceDataset(Source):
+class HuggingFaceDataset(FolderSource):
     """A data set that Hugging Face ``datasets`` saved to disk with ``save_to_disk`` (the package must be installed).
 
     Attributes:
@@ -39,23 +32,17 @@ class HuggingFaceDataset(Source):
     split: str = ""
     field: str = "text"
 
-    by_units: ClassVar[bool] = True
-
     def files(self) -> list[File]:
         """The files that ``save_to_disk`` wrote; what programs cached beside them later, ``cache-*.arrow``, is not.
 
         Raises:
           UserError: no such folder, or one of another kind.
         """
-        folder = self._folder
-        if not {"state.json", "dataset_dict.json"} & {file.name for file in folder_files(folder)}:
-            raise UserError(
-                f"{_WHERE}.directory",
-                f"{folder} has no state.json or dataset_dict.json",
-                "the folder that save_to_disk of Hugging Face datasets wrote",
-                'datasets.load_dataset("...").save_to_disk("folder")',
-            )
-        return [file for file in list_files((folder,), ("*",)) if not file.name.startswith("cache-")]
+        if not {"state.json", "dataset_dict.json"} & {file.name for file in folder_files(self.folder)}:
+            got = f"{self.folder} has no state.json or dataset_dict.json"
+            allowed = "the folder that save_to_disk of Hugging Face datasets wrote"
+            raise UserError(f"{_WHERE}.directory", got, allowed, 'datasets.load_dataset("...").save_to_disk("folder")')
+        return [file for file in list_files((self.folder,), ("*",)) if not file.name.startswith("cache-")]
 
     def units(self) -> list[Unit]:
         """Ranges of rows.
@@ -67,16 +54,11 @@ class HuggingFaceDataset(Source):
         try:
             rows = self._open()
         except BrokenFile:
-            return [Unit(self._folder)]  # ``read`` says what is wrong
-        if self.field not in rows.column_names:
-            raise no_column(f"{_WHERE}.field", "column", self.field, rows.column_names)
-        kind = rows.data.schema.field(self.field).type
-        if not holds_text(kind):
-            raise UserError(f"{_WHERE}.field", f"column {self.field!r} holds {kind}", "a column of strings")
+            return [Unit(self.folder)]  # ``read`` says what is wrong
+        if error := column_error(rows.data.schema, self.field, f"{_WHERE}.field"):
+            raise error
         within = f"/{self.split}/" if self.split else "/"
-        size = sum(file.size for file in files if within in file.address)
-        stretches = cut(len(rows), size)
-        return [Unit(self._folder, start, stop, size // len(stretches)) for start, stop in stretches]
+        return cut(self.folder, len(rows), sum(file.size for file in files if within in file.address))
 
     def read(self, unit: Unit) -> Iterator[str | UserError]:
         """The texts of a range of rows."""
@@ -89,23 +71,16 @@ class HuggingFaceDataset(Source):
             batch = rows[start : min(start + BATCH_ROWS, unit.stop)]
             yield from column_texts(batch.column(0), unit.file, start)
 
-    def describe(self) -> str:
-        return f"{self.directory}, split {self.split}" if self.split else self.directory
-
-    @property
-    def _folder(self) -> str:
-        return self.directory if is_remote(self.directory) else local_path(self.directory)
-
     def _open(self) -> Any:
         try:
             import datasets
         except ImportError as error:
             raise missing_package("a data set of Hugging Face", error, "datasets") from None
         try:
-            opened: Any = datasets.load_from_disk(self._folder)
+            opened: Any = datasets.load_from_disk(self.folder)
         except (OSError, ValueError) as error:  # of pyarrow, without the system's number for an error
             if getattr(error, "errno", None) is not None:
-                raise cannot_be_read(self._folder, error) from None
+                raise cannot_be_read(self.folder, error) from None
             raise BrokenFile(f"broken Arrow data: {str(error).strip()}") from None
         if isinstance(opened, datasets.DatasetDict):
             splits = list(map(str, opened))

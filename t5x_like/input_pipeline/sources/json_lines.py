@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.sources.files import Unit
+from t5x_like.input_pipeline.sources.files import Unit, line_units
 from t5x_like.input_pipeline.sources.messages import half_character, no_column
 from t5x_like.input_pipeline.sources.source import FileSource
-from t5x_like.input_pipeline.sources.text import Lines, line_units
+from t5x_like.input_pipeline.sources.text import Lines
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,6 @@ class JsonLines(FileSource):
       field: the key that holds the text.
     """
 
-    paths: tuple[str, ...]
     field: str = "text"
 
     patterns: ClassVar[tuple[str, ...]] = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst")

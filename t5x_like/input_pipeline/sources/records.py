@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, BinaryIO, ClassVar, Literal, get_args
+from typing import Any, BinaryIO, ClassVar, Literal
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.sources.files import BrokenFile, Unit, cut, is_large, open_plain, unpack_gzip
 from t5x_like.input_pipeline.sources.json_lines import json_error, json_text
 from t5x_like.input_pipeline.sources.messages import broken_file, missing_package, no_column, not_utf8
 from t5x_like.input_pipeline.sources.remote import is_remote
-from t5x_like.input_pipeline.sources.source import FileSource, require_choice
+from t5x_like.input_pipeline.sources.source import FileSource
 from t5x_like.input_pipeline.sources.tf_example import feature_bytes, feature_names
 
 RecordContent = Literal["text", "json", "example"]
@@ -41,15 +41,10 @@ class ArrayRecord(FileSource):
       field: the key of the object or feature of the example that holds the text.
     """
 
-    paths: tuple[str, ...]
     content: RecordContent = "text"
     field: str = "text"
 
     patterns: ClassVar[tuple[str, ...]] = ("*.array_record*", "*.arrayrecord")
-
-    def __post_init__(self):
-        super().__post_init__()
-        require_choice("data.corpus.source.content", self.content, get_args(RecordContent))
 
     def units(self) -> list[Unit]:
         """Files, large local ones cut into ranges of records. A remote one is whole: it has to be copied to be read."""
@@ -59,8 +54,7 @@ class ArrayRecord(FileSource):
             if is_large(file.size) and not is_remote(file.address):
                 with _array_record(file.address) as reader:
                     count = reader.num_records() if reader.ok() else 0
-            stretches = cut(count, file.size) if count else [(0, -1)]
-            units += [Unit(file.address, start, stop, file.size // len(stretches)) for start, stop in stretches]
+            units += cut(file.address, count, file.size) if count else [Unit(file.address, size=file.size)]
         return units
 
     def read(self, unit: Unit) -> Iterator[str | UserError]:
@@ -74,15 +68,10 @@ class TfRecord(FileSource):
     Attributes: as of ``ArrayRecord``; in folders every ``*.tfrecord*`` is read.
     """
 
-    paths: tuple[str, ...]
     content: RecordContent = "example"
     field: str = "text"
 
     patterns: ClassVar[tuple[str, ...]] = ("*.tfrecord*",)
-
-    def __post_init__(self):
-        super().__post_init__()
-        require_choice("data.corpus.source.content", self.content, get_args(RecordContent))
 
     def read(self, unit: Unit) -> Iterator[str | UserError]:
         return read_tf_record(unit, self.content, self.field)

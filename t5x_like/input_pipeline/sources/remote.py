@@ -54,15 +54,12 @@ def list_remote(address: str, wanted: re.Pattern[str], excluded: set[str]) -> li
     try:
         archive = _archive_stamp(rest) if chained else ""
         system, path = _open_system(address, fresh=True)
-        return [
-            (
-                system.unstrip_protocol(name) + chained + rest,
-                int(each.get("size") or 0),
-                _stamp(system, name, each, archive),
-            )
-            for name, each in _listed(system, path, wanted).items()
-            if each["type"] == "file" and not _is_passed_over(name, path, excluded)
-        ]
+        found = []
+        for name, each in _listed(system, path, wanted).items():
+            if each["type"] == "file" and not _is_passed_over(name, path, excluded):
+                stamp = _stamp(system, name, each, archive)
+                found.append((system.unstrip_protocol(name) + chained + rest, int(each.get("size") or 0), stamp))
+        return found
     except FileNotFoundError:
         return []
     except UserError:
@@ -110,12 +107,12 @@ def _stamp(system: Any, name: str, listed: dict[str, Any], archive: str) -> str:
       UserError: the file system has no such mark.
     """
     own = _told_stamp(listed)
-    if not own and not archive:  # of an archive the key is made anew each time it is opened
-        own = _told_stamp(system.info(name)) or str(system.ukey(name) or "")
-    if not own and not archive:
-        got = f"its file system ({type(system).__name__}) does not tell when it has changed"
-        raise UserError(system.unstrip_protocol(name), got, "another file system", "copy it to a disk")
-    return f"{own} in {archive}" if archive else own
+    if archive:  # whose own key is made anew each time it is opened
+        return f"{own} in {archive}"
+    if own := own or _told_stamp(system.info(name)) or str(system.ukey(name) or ""):
+        return own
+    got = f"its file system ({type(system).__name__}) does not tell when it has changed"
+    raise UserError(system.unstrip_protocol(name), got, "another file system", "copy it to a disk")
 
 
 def _told_stamp(information: dict[str, Any]) -> str:

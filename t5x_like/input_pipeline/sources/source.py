@@ -14,13 +14,15 @@ import hashlib
 import itertools
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from t5x_like.core.config import Config
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import UserError, require
 from t5x_like.input_pipeline.sources.files import File, Unit, digest_files, list_files
-from t5x_like.input_pipeline.sources.messages import cannot_be_read, empty_file, is_named
+from t5x_like.input_pipeline.sources.messages import cannot_be_read, empty_file, is_named, local_path
+from t5x_like.input_pipeline.sources.remote import is_remote
 
 
 class Source(Config, abc.ABC, where="data.corpus.source"):
@@ -121,11 +123,32 @@ class Source(Config, abc.ABC, where="data.corpus.source"):
                     yield text
             elif bad_documents == "error":
                 raise text
-        if not found:
-            raise UserError("data.corpus.source", f"no documents in {self.describe()}", "at least one that has text")
+        require(found, "data.corpus.source", f"no documents in {self.describe()}", "at least one that has text")
 
 
-class FileSource(Source):
+class FolderSource(Source):
+    """The base of sources whose documents lie in a folder that a library wrote.
+
+    Attributes:
+      directory: the folder.
+      split: which part of it.
+    """
+
+    by_units: ClassVar[bool] = True
+    directory: str
+    split: str
+
+    @property
+    def folder(self) -> str:
+        """``directory`` as files are found below it."""
+        return self.directory.rstrip("/") if is_remote(self.directory) else local_path(self.directory)
+
+    def describe(self) -> str:
+        return f"{self.directory}, split {self.split}" if self.split else self.directory
+
+
+@dataclass(frozen=True)
+class FileSource(Source, abc.ABC):
     """The base of sources whose documents lie in files of one format.
 
     Attributes:
@@ -133,22 +156,16 @@ class FileSource(Source):
       patterns: name patterns of files that are read from folders.
     """
 
-    by_units: ClassVar[bool] = True
-    patterns: ClassVar[tuple[str, ...]] = ()
     paths: tuple[str, ...]
 
+    by_units: ClassVar[bool] = True
+    patterns: ClassVar[tuple[str, ...]] = ()
+
     def __post_init__(self):
-        if isinstance(self.paths, str) or not self.paths:
-            raise UserError("data.corpus.source.paths", repr(self.paths), 'one or more paths, such as ("texts/",)')
+        require(bool(self.paths), "data.corpus.source.paths", "none", 'one or more paths, such as ("texts/",)')
 
     def files(self) -> list[File]:
         return list_files(self.paths, self.patterns)
 
     def describe(self) -> str:
         return ", ".join(self.paths)
-
-
-def require_choice(where: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raises ``UserError`` unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        raise UserError(where, repr(value), ", ".join(allowed))

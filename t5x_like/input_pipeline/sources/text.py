@@ -5,27 +5,18 @@ Knows UTF-8 and line ends; must not know formats.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, ClassVar, Literal, get_args
+from typing import BinaryIO, ClassVar, Literal
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.sources.files import (
-    BrokenFile,
-    File,
-    Unit,
-    cut,
-    is_compressed,
-    is_large,
-    list_files,
-    open_file,
-    open_plain,
-)
+from t5x_like.input_pipeline.sources.files import BrokenFile, File, Unit, line_units, list_files, open_file, open_plain
 from t5x_like.input_pipeline.sources.messages import broken_file, cannot_be_read, empty_file, is_named, not_utf8
-from t5x_like.input_pipeline.sources.source import FileSource, Source, require_choice
+from t5x_like.input_pipeline.sources.source import FileSource, Source
 
 DocumentUnit = Literal["file", "line", "paragraph"]
 _BLOCK_BYTES = 2**20
@@ -42,15 +33,10 @@ class TextFiles(FileSource):
       exclude: names of folders and files that are skipped anywhere below a folder or glob.
     """
 
-    paths: tuple[str, ...]
     documents: DocumentUnit = "file"
     exclude: tuple[str, ...] = ()
 
     patterns: ClassVar[tuple[str, ...]] = ("*.txt", "*.txt.gz", "*.txt.zst")
-
-    def __post_init__(self):
-        super().__post_init__()
-        require_choice("data.corpus.source.documents", self.documents, get_args(DocumentUnit))
 
     def files(self) -> list[File]:
         return list_files(self.paths, self.patterns, self.exclude)
@@ -101,18 +87,6 @@ class PackageText(Source):
 
     def describe(self) -> str:
         return f"{self.pattern} of package {self.package}"
-
-
-def line_units(files: list[File]) -> list[Unit]:
-    """Units of files that can be read from any line on: large plain ones are cut into ranges of bytes."""
-    units = []
-    for file in files:
-        if is_compressed(file.address) or not is_large(file.size):
-            units.append(Unit(file.address, size=file.size))
-        else:
-            stretches = cut(file.size, file.size)
-            units += [Unit(file.address, start, stop, stop - start) for start, stop in stretches]
-    return units
 
 
 class Lines:
@@ -261,12 +235,10 @@ def _package_folder(package: str) -> Path:
     """Where an installed package lies. Runs none of its code: any ``config.json`` may name any package."""
     first, *rest = package.split(".")
     spec = None
-    if all(name.isidentifier() for name in (first, *rest)):
-        try:
+    with contextlib.suppress(ImportError, ValueError):
+        if all(name.isidentifier() for name in (first, *rest)):
             # Only of the first name: of a dotted one, all but the last would be imported.
             spec = importlib.util.find_spec(first)
-        except (ImportError, ValueError):
-            pass
     folders = [Path(place).joinpath(*rest) for place in spec.submodule_search_locations or ()] if spec else []
     folders = [folder for folder in folders if folder.is_dir()]
     if not folders:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from t5x_like.input_pipeline.tokenizers.pieces import sentinel_piece
+from t5x_like.core.errors import UserError
+from t5x_like.input_pipeline.tokenizers.pieces import encode_around, sentinel_piece, word_starts
 
 
 class Tokenizer:
@@ -72,9 +74,20 @@ class FileTokenizer(Tokenizer):
     it was opened with."""
 
     _arguments: tuple
+    _file_size: int  # one more than its last id
+    _beyond: dict[str, int]  # sentinels beyond that, piece to id
 
     def __reduce__(self) -> tuple:
         return type(self), self._arguments
+
+    @functools.cached_property
+    def word_starts(self) -> np.ndarray:
+        """A word brings its space along in its first piece, or all pieces but the first say that they go on with it."""
+        starts = word_starts([self._text_of(identifier) for identifier in range(self._file_size)])
+        return np.concatenate([starts, np.full(self.vocab_size - self._file_size, starts.any())])
+
+    def encode(self, text: str) -> list[int]:
+        return encode_around(text, self._beyond, self._encode_part)
 
     def find(self, piece: str) -> int | None:
         identifier = self._find(piece)
@@ -95,8 +108,22 @@ class FileTokenizer(Tokenizer):
     def _find(self, piece: str) -> int | None:
         raise NotImplementedError
 
+    def _text_of(self, identifier: int) -> str:
+        raise NotImplementedError
+
+    def _encode_part(self, text: str) -> list[int]:
+        raise NotImplementedError
+
     def _is_in_file(self, identifier: int) -> bool:
         raise NotImplementedError
 
     def _decode_run(self, run: list[int], inside: bool) -> str:
         raise NotImplementedError
+
+
+def read_vocabulary(path: Path, allowed: str) -> bytes:
+    """The content of a vocabulary's file. Raises ``UserError`` where there is none."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        raise UserError("data.corpus.tokenizer.path", f"no file {path}", allowed) from None

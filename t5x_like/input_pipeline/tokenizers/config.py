@@ -8,11 +8,10 @@ from __future__ import annotations
 import abc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from t5x_like.core.config import Config
-from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.sources.source import require_choice
+from t5x_like.core.errors import UserError, require
 
 if TYPE_CHECKING:
     from t5x_like.input_pipeline.tokenizers.base import Tokenizer
@@ -57,21 +56,15 @@ class SentencePiece(TokenizerConfig):
     path: str = ""
 
     def __post_init__(self):
-        where = "data.corpus.tokenizer"
-        require_choice(f"{where}.model", self.model, get_args(SentencePieceModel))
-        if self.sentinels < 0:
-            raise UserError(f"{where}.sentinels", str(self.sentinels), "0 or more")
-        if len(set(self.symbols)) < len(self.symbols) or not all(self.symbols):
-            raise UserError(f"{where}.symbols", repr(self.symbols), "different texts, none of them empty")
-        smallest = 0 if self.path else 3 + 256 + 2 + self.sentinels + len(self.symbols) + 1
+        where, symbols = "data.corpus.tokenizer", len(self.symbols)
+        require(self.sentinels >= 0, f"{where}.sentinels", self.sentinels, "0 or more")
+        fits = len(set(self.symbols)) == symbols and all(self.symbols)
+        require(fits, f"{where}.symbols", self.symbols, "different texts, none of them empty")
+        smallest = 0 if self.path else 3 + 256 + 2 + self.sentinels + symbols + 1
+        what = f"3 special ids, 256 bytes, newline, <mask>, {self.sentinels} sentinels, {symbols} symbols, pieces"
         if self.vocab_size < smallest:
-            raise UserError(
-                f"{where}.vocab_size",
-                str(self.vocab_size),
-                f"{smallest} or more: 3 special ids, 256 bytes, newline, <mask>, {self.sentinels} sentinels, "
-                f"{len(self.symbols)} symbols, pieces",
-                "8192 suits a corpus of 10 MB",
-            )
+            allowed, suggestion = f"{smallest} or more: {what}", "8192 suits a corpus of 10 MB"
+            raise UserError(f"{where}.vocab_size", str(self.vocab_size), allowed, suggestion)
 
     def open(self) -> Tokenizer:
         from t5x_like.input_pipeline.tokenizers.sentencepiece import SentencePieceTokenizer
@@ -113,8 +106,8 @@ class HuggingFaceTokenizer(TokenizerConfig):
 
     def __post_init__(self):
         for name in ("sentinels", "vocab_size"):
-            if getattr(self, name) < 0:
-                raise UserError(f"data.corpus.tokenizer.{name}", str(getattr(self, name)), "0 or more")
+            value = getattr(self, name)
+            require(value >= 0, f"data.corpus.tokenizer.{name}", value, "0 or more")
 
     def open(self) -> Tokenizer:
         from t5x_like.input_pipeline.tokenizers.hugging_face import JsonTokenizer

@@ -15,21 +15,12 @@ from typing import Any
 import numpy as np
 
 from t5x_like.core.errors import UserError, nearest
-from t5x_like.input_pipeline.tokenizers.base import FileTokenizer
-from t5x_like.input_pipeline.tokenizers.pieces import (
-    cut_text,
-    encode_around,
-    encode_documents,
-    groups_of,
-    sentinel_piece,
-    word_starts,
-)
+from t5x_like.input_pipeline.tokenizers.base import FileTokenizer, read_vocabulary
+from t5x_like.input_pipeline.tokenizers.pieces import cut_text, encode_documents, groups_of, sentinel_piece
 
 # Names that published vocabularies use, in the order in which they are looked for: Gemma has an </s> that is HTML's and
 # Phi-3 one that is Llama's, so the unmistakable ones come first.
-PAD_NAMES = (
-    "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<PAD>", "<｜▁pad▁｜>", "<|finetune_right_pad_id|>",
-)  # fmt: skip
+PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<PAD>", "<｜▁pad▁｜>", "<|finetune_right_pad_id|>")
 EOS_NAMES = (
     "<eos>", "<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>", "</s>", "[EOS]",
     "[SEP]",
@@ -63,7 +54,7 @@ class JsonTokenizer(FileTokenizer):
     def __init__(self, path: str | Path, pad: str = "", eos: str = "", mask: str = "", sentinels: int = 0):
         self.path = Path(path)
         self._arguments = (str(path), pad, eos, mask, sentinels)
-        content = _read(self.path)
+        content = read_vocabulary(self.path, "a tokenizer.json")
         self._tokenizer = _open(content, self.path)
         described = json.loads(content)
         self._vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -72,9 +63,8 @@ class JsonTokenizer(FileTokenizer):
         eos_id = self._named("eos", eos, EOS_NAMES)
         if eos_id is None:
             special = ", ".join(piece for piece, identifier in self._vocabulary.items() if identifier in added)
-            raise UserError(
-                "data.corpus.tokenizer.eos", f"{path} has none of the usual names", f"one of its pieces: {special}"
-            )
+            got = f"{path} has none of the usual names"
+            raise UserError("data.corpus.tokenizer.eos", got, f"one of its pieces: {special}")
         self.eos_id = eos_id
         pad_id = self._named("pad", pad, PAD_NAMES)
         self.pad_id = eos_id if pad_id is None else pad_id
@@ -96,24 +86,14 @@ class JsonTokenizer(FileTokenizer):
         self._kind = type(self._tokenizer.model).__name__
         self._byte_level = '"ByteLevel"' in json.dumps(described.get("decoder"))
 
-    @functools.cached_property
-    def word_starts(self) -> np.ndarray:
-        """A word has its space in its first piece, or all pieces but the first are marked as continuations."""
-        texts = [self._text_of(self._names.get(identifier, "")) for identifier in range(self._file_size)]
-        starts = word_starts(texts)
-        return np.concatenate([starts, np.full(self.vocab_size - self._file_size, starts.any())])
-
     def _find(self, piece: str) -> int | None:
         return self._vocabulary.get(piece)
 
     def piece(self, identifier: int) -> str:
         return self._names.get(identifier, f"<id {identifier}>")
 
-    def encode(self, text: str) -> list[int]:
-        def encode(part: str) -> list[int]:
-            return [identifier for chunk in self._cut(part) for identifier in _ids(self._tokenizer, chunk)]
-
-        return encode_around(text, self._beyond, encode) if self._beyond else encode(text)
+    def _encode_part(self, text: str) -> list[int]:
+        return [identifier for chunk in self._cut(text) for identifier in _ids(self._tokenizer, chunk)]
 
     def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[np.ndarray]:
         def encode(chunks: list[str]) -> list[np.ndarray]:
@@ -152,7 +132,7 @@ class JsonTokenizer(FileTokenizer):
 
     def _spell(self, identifier: int) -> np.ndarray:
         # Only for a special id that is a piece like any other: those of special tokens do not come out of documents.
-        text = self._text_of(self._names[identifier])
+        text = self._text_of(identifier)
         parts = [_ids(self._of_documents, part) for part in (text[:1], text[1:])]
         if identifier in parts[1]:
             parts = [_ids(self._of_documents, letter) for letter in text]
@@ -167,7 +147,8 @@ class JsonTokenizer(FileTokenizer):
                 return border + skipped
         return None
 
-    def _text_of(self, piece: str) -> str:
+    def _text_of(self, identifier: int) -> str:
+        piece = self._names.get(identifier, "")
         if self._byte_level:
             return self._tokenizer.decoder.decode([piece])
         if self._kind == "WordPiece":
@@ -176,10 +157,8 @@ class JsonTokenizer(FileTokenizer):
 
     def _named(self, which: str, given: str, usual: tuple[str, ...]) -> int | None:
         if given and given not in self._vocabulary:
-            raise UserError(
-                f"data.corpus.tokenizer.{which}", f"{self.path} has no piece {given!r}", "one of its pieces",
-                nearest(given, [piece for piece in self._vocabulary if piece[:1] in "<["]),
-            )  # fmt: skip
+            got, alike = f"{self.path} has no piece {given!r}", [each for each in self._vocabulary if each[:1] in "<["]
+            raise UserError(f"data.corpus.tokenizer.{which}", got, "one of its pieces", nearest(given, alike))
         return next((self._vocabulary[name] for name in (given, *usual) if name in self._vocabulary), None)
 
     def _find_sentinels(self, count: int) -> tuple[int, ...]:
@@ -199,21 +178,13 @@ def _unknown(model: dict, vocabulary: dict[str, int]) -> int | None:
     return vocabulary.get(model.get("unk_token") or "") if identifier is None else identifier
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        raise UserError("data.corpus.tokenizer.path", f"no file {path}", "a tokenizer.json") from None
-
-
 def _open(content: bytes, path: Path) -> Any:
     where = "data.corpus.tokenizer"
     try:
         import tokenizers
     except ImportError:
-        raise UserError(
-            where, "the package 'tokenizers' is not installed", "", "pip install 't5x-like[tokenizers]'"
-        ) from None
+        how = "pip install 't5x-like[tokenizers]'"
+        raise UserError(where, "the package 'tokenizers' is not installed", "", how) from None
     try:
         tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
     except Exception as error:  # the library raises nothing more special

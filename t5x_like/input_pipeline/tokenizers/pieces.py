@@ -8,10 +8,12 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from typing import TypeVar
 
 import numpy as np
 
+_Sized = TypeVar("_Sized", bound=Sized)
 _SENTINEL = re.compile(r"<extra_id_\d+>")
 # Where a text is cut: before a single space or newline between letters or digits, the one place where no pre-tokenizer
 # in use looks at both sides.
@@ -66,13 +68,14 @@ def cut_text(text: str, wanted: int, most: int, resume: Callable[[str, int], int
     return chunks
 
 
-def groups_of(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
-    """``texts`` in order, in groups of ``characters`` or more, the last one of fewer: what is encoded at a time."""
+def groups_of(items: Iterable[_Sized], size_of_group: int) -> Iterator[list[_Sized]]:
+    """``items`` in order, in groups whose lengths add up to so much or more, the last one to less: what is encoded, or
+    written, at a time."""
     group, size = [], 0
-    for text in texts:
-        group.append(text)
-        size += len(text)
-        if size >= characters:
+    for item in items:
+        group.append(item)
+        size += len(item)
+        if size >= size_of_group:
             yield group
             group, size = [], 0
     if group:
@@ -80,13 +83,9 @@ def groups_of(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
 
 
 def encode_documents(
-    texts: Sequence[str],
-    longest: int,
-    cut: Callable[[str], list[str]],
-    encode: Callable[[list[str]], list[np.ndarray]],
-    is_special: np.ndarray,
-    spelling: Callable[[int], np.ndarray],
-) -> list[np.ndarray]:
+    texts: Sequence[str], longest: int, cut: Callable[[str], list[str]],
+    encode: Callable[[list[str]], list[np.ndarray]], is_special: np.ndarray, spelling: Callable[[int], np.ndarray],
+) -> list[np.ndarray]:  # fmt: skip
     """The ids of each text; those longer than ``longest`` characters are cut for it, and no special id is among them.
 
     Args:

@@ -16,15 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.tokenizers.base import FileTokenizer
-from t5x_like.input_pipeline.tokenizers.pieces import (
-    cut_text,
-    encode_around,
-    encode_documents,
-    sentinel_piece,
-    word_starts,
-)
+from t5x_like.core.errors import UserError, require
+from t5x_like.input_pipeline.tokenizers.base import FileTokenizer, read_vocabulary
+from t5x_like.input_pipeline.tokenizers.pieces import cut_text, encode_documents, sentinel_piece
 
 MASK_PIECE = "<mask>"
 SPACE = "\u2581"  # how pieces spell a space
@@ -54,23 +48,21 @@ class SentencePieceTokenizer(FileTokenizer):
     def __init__(self, path: str | Path, sentinels: int = 100, symbols: Iterable[str] = ()):
         self.path = Path(path)
         self._arguments = (str(path), sentinels, tuple(symbols))
-        model = _read(self.path)
+        model = read_vocabulary(self.path, "a SentencePiece model file, or empty to train one")
         self._processor = _open(model, self.path)
-        self._pieces: int = self._processor.get_piece_size()
+        self._file_size: int = self._processor.get_piece_size()
         self.sentinel_ids = self._find_sentinels(sentinels)
-        beyond = sum(identifier >= self._pieces for identifier in self.sentinel_ids)
-        self.vocab_size = self._pieces + beyond
+        beyond = sum(identifier >= self._file_size for identifier in self.sentinel_ids)
+        self.vocab_size = self._file_size + beyond
         self.eos_id: int = self._processor.eos_id()
         self.unk_id: int = self._processor.unk_id()
-        if min(self.eos_id, self.unk_id) < 0:
-            raise UserError(
-                "data.corpus.tokenizer.path", f"{path} lacks an EOS or unknown id", "a model trained with both"
-            )
+        both = min(self.eos_id, self.unk_id) >= 0
+        require(both, "data.corpus.tokenizer.path", f"{path} without EOS or unknown id", "a model trained with both")
         pad_id: int = self._processor.pad_id()
         self.pad_id = pad_id if pad_id >= 0 else self.eos_id
         self.mask_id = self._find(MASK_PIECE)
         hidden = [*self.sentinel_ids, *self._find_symbols(), *([] if self.mask_id is None else [self.mask_id])]
-        silent = [i for i in range(self._pieces) if self._processor.is_control(i) or self._processor.is_unused(i)]
+        silent = [i for i in range(self._file_size) if self._processor.is_control(i) or self._processor.is_unused(i)]
         self.special_ids = tuple(dict.fromkeys([self.pad_id, self.eos_id, self.unk_id, *hidden, *silent]))
         # Those that SentencePiece does make of texts, except for the unknown id, which documents may hold.
         self._hidden = np.zeros(self.vocab_size, bool)
@@ -81,26 +73,17 @@ class SentencePieceTokenizer(FileTokenizer):
         self._named = {identifier: name for name, identifier in self._beyond.items()}
         self._spellings: dict[int, np.ndarray] = {}
 
-    @functools.cached_property
-    def word_starts(self) -> np.ndarray:
-        """A word brings its space along, in its first piece; what follows a newline goes with the newline."""
-        starts = word_starts([self._text_of(identifier) for identifier in range(self._pieces)])
-        return np.concatenate([starts, np.full(self.vocab_size - self._pieces, starts.any())])
-
     def piece(self, identifier: int) -> str:
-        if not 0 <= identifier < self._pieces:
+        if not 0 <= identifier < self._file_size:
             return self._named.get(identifier, f"<id {identifier}>")
         return self._processor.id_to_piece(identifier)
-
-    def encode(self, text: str) -> list[int]:
-        return encode_around(text, self._beyond, self._encode_part) if self._beyond else self._encode_part(text)
 
     def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[np.ndarray]:
         encode = functools.partial(self._encode_all, threads=threads or -1)
         return encode_documents(texts, _CHUNK, self._cut, encode, self._hidden, self._spell)
 
     def _is_in_file(self, identifier: int) -> bool:
-        return 0 <= identifier < self._pieces
+        return 0 <= identifier < self._file_size
 
     def _encode_part(self, text: str) -> list[int]:
         if len(text) <= _CHUNK:
@@ -143,7 +126,7 @@ class SentencePieceTokenizer(FileTokenizer):
         space before every text but keeps those that are there (Llama 2's) has the right one if the text's is left out.
         """
         normalize, found = self._processor.normalize, {}
-        pieces = [self._processor.id_to_piece(identifier) for identifier in range(self._pieces)]
+        pieces = [self._processor.id_to_piece(identifier) for identifier in range(self._file_size)]
         for character in " \n":
             whole, left = normalize(f"a{character}b"), normalize("a")
             mark = whole[len(left) : -1]
@@ -173,51 +156,36 @@ class SentencePieceTokenizer(FileTokenizer):
         return identifier if self._processor.id_to_piece(identifier) == piece else None
 
     def _find_sentinels(self, count: int) -> tuple[int, ...]:
-        found = []
-        for i in range(count):
-            name = sentinel_piece(i)
+        found: list[int] = []
+        for name in map(sentinel_piece, range(count)):
             identifier = self._find(name)
             identifier = self._find(f"{SPACE}{name}") if identifier is None else identifier  # as in mT5's model
             if identifier is None:
                 break
             found.append(identifier)
-        if count and not found:
-            return tuple(self._pieces + count - 1 - i for i in range(count))
+        if not found:
+            return tuple(self._file_size + count - 1 - i for i in range(count))
         if len(found) < count:
-            raise UserError(
-                "data.corpus.tokenizer.sentinels",
-                f"{count}, but {self.path} has {len(found)}",
-                f"{len(found)} or fewer",
-            )
+            got = f"{count}, but {self.path} has {len(found)}"
+            raise UserError("data.corpus.tokenizer.sentinels", got, f"{len(found)} or fewer")
         return tuple(found)
 
     def _find_symbols(self) -> list[int]:
-        where, symbols = "data.corpus.tokenizer.symbols", self._arguments[2]
+        symbols = self._arguments[2]
         require_symbols(symbols)
         found = {symbol: self._find(symbol) for symbol in symbols}
         if missing := [symbol for symbol, identifier in found.items() if identifier is None]:
-            raise UserError(
-                where, f"{self.path} has no {', '.join(map(repr, missing))}", "pieces of the model",
-                "train one with them: t5x-like tokenizer train --symbols",
-            )  # fmt: skip
+            got, how = f"{self.path} has no {', '.join(map(repr, missing))}", "t5x-like tokenizer train --symbols"
+            raise UserError("data.corpus.tokenizer.symbols", got, "pieces of the model", f"train one with them: {how}")
         return [identifier for identifier in found.values() if identifier is not None]
 
 
 def require_symbols(symbols: Iterable[str]) -> None:
     """Raises ``UserError`` for a symbol of one character, which no document could hold as text, or with white space."""
-    if wrong := [symbol for symbol in symbols if len(symbol) < 2 or any(map(str.isspace, symbol))]:
-        raise UserError(
-            "data.corpus.tokenizer.symbols", repr(wrong[0]), "two characters or more, none of them white space"
-        )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        raise UserError(
-            "data.corpus.tokenizer.path", f"no file {path}", "a SentencePiece model file, or empty to train one"
-        ) from None
+    for symbol in symbols:
+        fits = len(symbol) > 1 and not any(map(str.isspace, symbol))
+        allowed = "two characters or more, none of them white space"
+        require(fits, "data.corpus.tokenizer.symbols", repr(symbol), allowed)
 
 
 def _open(model: bytes, path: Path) -> Any:

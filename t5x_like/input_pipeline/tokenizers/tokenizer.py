@@ -42,11 +42,9 @@ def open_tokenizer(config: TokenizerConfig) -> Tokenizer:
     status = path.stat() if path.is_file() else None
     tokenizer = _open(config, (status.st_size, status.st_mtime_ns) if status else (0, 0))
     if config.path and config.vocab_size not in (0, tokenizer.vocab_size):
-        raise UserError(
-            "data.corpus.tokenizer.vocab_size",
-            f"{config.vocab_size}, but {path} holds {tokenizer.vocab_size} ids (sentinels included)",
-            f"{tokenizer.vocab_size}, or 0 for whatever the file holds",
-        )
+        got = f"{config.vocab_size}, but {path} holds {tokenizer.vocab_size} ids (sentinels included)"
+        allowed = f"{tokenizer.vocab_size}, or 0 for whatever the file holds"
+        raise UserError("data.corpus.tokenizer.vocab_size", got, allowed)
     return tokenizer
 
 
@@ -59,10 +57,6 @@ def _open(config: TokenizerConfig, status: tuple[int, int]) -> Tokenizer:
 def check_vocabulary(tokenizer: Tokenizer, model_vocab_size: int) -> None:
     """Raises ``UserError`` unless every id of ``tokenizer`` has a row in a model with ``model_vocab_size`` of them."""
     if tokenizer.vocab_size > model_vocab_size:
-        padded = -(-tokenizer.vocab_size // 128) * 128
-        raise UserError(
-            "model.vocab_size",
-            f"{model_vocab_size}, but the tokenizer has {tokenizer.vocab_size} ids",
-            f"{tokenizer.vocab_size} or more",
-            f"{padded}, the next multiple of 128",
-        )
+        padded = f"{-(-tokenizer.vocab_size // 128) * 128}, the next multiple of 128"
+        got = f"{model_vocab_size}, but the tokenizer has {tokenizer.vocab_size} ids"
+        raise UserError("model.vocab_size", got, f"{tokenizer.vocab_size} or more", padded)

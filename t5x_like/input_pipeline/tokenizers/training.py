@@ -30,13 +30,9 @@ _THREADS = 8
 
 
 def train_sentencepiece(
-    texts: Iterable[str],
-    path: str | Path,
-    vocab_size: int,
-    model: SentencePieceModel = "unigram",
-    sentinels: int = 100,
-    symbols: Sequence[str] = (),
-) -> None:
+    texts: Iterable[str], path: str | Path, vocab_size: int, model: SentencePieceModel = "unigram",
+    sentinels: int = 100, symbols: Sequence[str] = (),
+) -> None:  # fmt: skip
     """Trains a SentencePiece model on ``texts`` and writes it to ``path`` (whole, or not at all).
 
     Ids: padding 0, EOS 1, unknown 2, no BOS; then ``<mask>``, newline, the sentinels ``<extra_id_i>`` and ``symbols``
@@ -55,26 +51,12 @@ def train_sentencepiece(
     model_file = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(_sample_chunks(texts)),
-            model_writer=model_file,
-            vocab_size=vocab_size,
-            model_type=model,
-            pad_id=0,
-            eos_id=1,
-            unk_id=2,
-            bos_id=-1,
-            user_defined_symbols=[*defined, *symbols],
-            byte_fallback=True,
-            character_coverage=0.9995,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            allow_whitespace_only_pieces=True,
-            split_digits=True,
-            max_sentence_length=8 * _CHUNK_CHARACTERS,
-            num_threads=_THREADS,
-            minloglevel=2,
-        )
+            sentence_iterator=iter(_sample_chunks(texts)), model_writer=model_file, vocab_size=vocab_size,
+            model_type=model, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, user_defined_symbols=[*defined, *symbols],
+            byte_fallback=True, character_coverage=0.9995, normalization_rule_name="identity",
+            remove_extra_whitespaces=False, add_dummy_prefix=False, allow_whitespace_only_pieces=True,
+            split_digits=True, max_sentence_length=8 * _CHUNK_CHARACTERS, num_threads=_THREADS, minloglevel=2,
+        )  # fmt: skip
     except RuntimeError as error:
         raise _explain(str(error), vocab_size) from None
     write_atomically(Path(path), model_file.getvalue())
@@ -131,9 +113,8 @@ def _explain(message: str, vocab_size: int) -> UserError:
         return UserError(where, f"{vocab_size} is more than this text can fill", f"at most {largest}", largest)
     if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         smallest = match[1]
-        return UserError(
-            where, f"{vocab_size} does not hold the characters of this text", f"at least {smallest}", smallest
-        )
+        got = f"{vocab_size} does not hold the characters of this text"
+        return UserError(where, got, f"at least {smallest}", smallest)
     if "sentences_.empty()" in message:
         return UserError("data.corpus.source", "no text to train a tokenizer on", "at least one document with text")
     return UserError("data.corpus.tokenizer", f"SentencePiece could not train: {message}")
