@@ -146,11 +146,11 @@ def _place(part: Piece, number: jax.Array):
 
 
 def _there(start, size: int, length: int, part: Piece) -> jax.Array | None:
-    """Which elements of a piece of rows are in the array; None: all."""
+    """Which elements of a piece of rows are in the array, to be broadcast; None: all."""
     masks = [lax.expand_dims(start + iota(size) < length, (1,))] if length else []
     if part.valid < part.size:
         masks.append(lax.expand_dims(iota(part.size) < part.valid, (0,)))
-    return jnp.broadcast_to(functools.reduce(operator.and_, masks), (size, part.size)) if masks else None
+    return functools.reduce(operator.and_, masks) if masks else None
 
 
 def load_rows(ref, b, start, size: int, head, length: int, parts: tuple[Piece, ...]) -> list[jax.Array]:
@@ -158,15 +158,18 @@ def load_rows(ref, b, start, size: int, head, length: int, parts: tuple[Piece, .
     out = []
     for part in parts:
         mask, view = _there(start, size, length, part), ref.at[b, pl.ds(start, size), head, _place(part, b)]
-        out.append(plgpu.load(view) if mask is None else plgpu.load(view, mask=mask, other=0.0))
+        inside = {} if mask is None else {"mask": jnp.broadcast_to(mask, (size, part.size)), "other": 0.0}
+        out.append(plgpu.load(view, **inside))
     return out
 
 
 def store_rows(ref, values: list[jax.Array], b, start, size: int, head, length: int, parts: tuple[Piece, ...]) -> None:
     """The reverse of ``load_rows``; in the dtype of what is written."""
     for part, value in zip(parts, values, strict=True):
+        mask = _there(start, size, length, part)
+        mask = None if mask is None else jnp.broadcast_to(mask, (size, part.size))
         view = ref.at[b, pl.ds(start, size), head, _place(part, b)]
-        plgpu.store(view, value.astype(ref.dtype), mask=_there(start, size, length, part))
+        plgpu.store(view, value.astype(ref.dtype), mask=mask)
 
 
 def load_vector(ref, b, head, start, size: int, length: int, other: float) -> jax.Array:
