@@ -98,11 +98,10 @@ def _queries(plan: Plan, data: Data, q, k, v, saved, bias: Bias | None) -> Grads
     out = Grads(jax.ShapeDtypeStruct(q.shape, q.dtype))
     zeros = None  # a dense gradient starts as zeros, because tiles without an allowed pair are not visited
     if isinstance(bias, T5Relative):
-        distances = pl.next_power_of_2(data.distances_HD.shape[1])
-        out = out._replace(
-            distances=jax.ShapeDtypeStruct((*of_programs, distances), jnp.float32),
-            scratch=jax.ShapeDtypeStruct((*of_programs, launch.queries, launch.keys), jnp.float32),
-        )
+        distances = (*of_programs, pl.next_power_of_2(data.distances_HD.shape[1]))
+        tiles = (*of_programs, launch.queries, launch.keys)
+        distances, scratch = (jax.ShapeDtypeStruct(each, jnp.float32) for each in (distances, tiles))
+        out = out._replace(distances=distances, scratch=scratch)
     elif isinstance(bias, Alibi):
         out = out._replace(slopes=jax.ShapeDtypeStruct(of_programs, jnp.float32))
     elif isinstance(bias, Dense):
@@ -226,10 +225,8 @@ def _fold(plan: Plan, tile: Tile, grads: Grads, ds: jax.Array, corner, share):
     before = plgpu.load(row, mask=reached, other=0.0)
     plgpu.store(row, before + total, mask=reached)
     _barrier(plan)
-    return (
-        share[0] + jnp.where(distance <= low, total, 0.0).sum(),
-        share[1] + jnp.where(distance >= high, total, 0.0).sum(),
-    )
+    before = share[0] + jnp.where(distance <= low, total, 0.0).sum()
+    return before, share[1] + jnp.where(distance >= high, total, 0.0).sum()
 
 
 def _barrier(plan: Plan) -> None:
@@ -272,10 +269,8 @@ def _keys_kernel(plan: Plan, q_ref, k_ref, v_ref, data: Data, d_out_ref, lse_ref
         if tanh is not None:
             ds = ds * (1.0 - tanh * tanh)
         p, ds = p.astype(v[0].dtype), ds.astype(k[0].dtype)
-        return (
-            [a + dot(ds, b, (1, 0)) for a, b in zip(dk, q, strict=True)],
-            [a + dot(p, b, (1, 0)) for a, b in zip(dv, d_out, strict=True)],
-        )
+        dk = [a + dot(ds, b, (1, 0)) for a, b in zip(dk, q, strict=True)]
+        return dk, [a + dot(p, b, (1, 0)) for a, b in zip(dv, d_out, strict=True)]
 
     dk = [jnp.zeros((launch.keys, part.size), jnp.float32) for part in parts]
     dv = [jnp.zeros((launch.keys, part.size), jnp.float32) for part in value_parts]

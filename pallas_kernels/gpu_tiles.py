@@ -11,7 +11,9 @@ I query blocks, J key blocks, P visits, D distances, R query units of a ``Blocks
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -143,21 +145,21 @@ def _place(part: HeadPart, number: jax.Array):
     return pl.ds(part.start if part.valid == part.size else number * 0 + part.start, part.size)
 
 
+def _there(start, size: int, length: int, part: HeadPart) -> jax.Array | None:
+    """Which elements of a piece of rows are in the array, to be broadcast; None: all."""
+    masks = [lax.expand_dims(start + iota(size) < length, (1,))] if length else []
+    if part.valid < part.size:
+        masks.append(lax.expand_dims(iota(part.size) < part.valid, (0,)))
+    return functools.reduce(operator.and_, masks) if masks else None
+
+
 def load_rows(ref, b, start, size: int, head, length: int, parts: tuple[HeadPart, ...]) -> list[jax.Array]:
     """Rows of one head of [B, length, heads, N], in pieces; 0 beyond the ends. ``length`` 0: no row is beyond."""
     out = []
     for part in parts:
-        mask = None
-        if length:
-            mask = lax.expand_dims(start + iota(size) < length, (1,))
-        if part.valid < part.size:
-            inside = lax.expand_dims(iota(part.size) < part.valid, (0,))
-            mask = inside if mask is None else mask & inside
-        view = ref.at[b, pl.ds(start, size), head, _place(part, b)]
-        if mask is None:
-            out.append(plgpu.load(view))
-        else:
-            out.append(plgpu.load(view, mask=jnp.broadcast_to(mask, (size, part.size)), other=0.0))
+        mask, view = _there(start, size, length, part), ref.at[b, pl.ds(start, size), head, _place(part, b)]
+        inside = {} if mask is None else {"mask": jnp.broadcast_to(mask, (size, part.size)), "other": 0.0}
+        out.append(plgpu.load(view, **inside))
     return out
 
 
@@ -166,14 +168,8 @@ def store_rows(
 ) -> None:
     """The reverse of ``load_rows``; in the dtype of what is written."""
     for part, value in zip(parts, values, strict=True):
-        mask = None
-        if length:
-            mask = lax.expand_dims(start + iota(size) < length, (1,))
-        if part.valid < part.size:
-            inside = lax.expand_dims(iota(part.size) < part.valid, (0,))
-            mask = inside if mask is None else mask & inside
-        if mask is not None:
-            mask = jnp.broadcast_to(mask, (size, part.size))
+        mask = _there(start, size, length, part)
+        mask = None if mask is None else jnp.broadcast_to(mask, (size, part.size))
         view = ref.at[b, pl.ds(start, size), head, _place(part, b)]
         plgpu.store(view, value.astype(ref.dtype), mask=mask)
 
@@ -298,9 +294,8 @@ class Plan(NamedTuple):
 
         def of(ref, block, size, length):
             view = ref.at[choose(tile.b, ref.shape[0]), pl.ds(block * size, size)]
-            if length % size:
-                return plgpu.load(view, mask=block * size + iota(size) < length, other=0)
-            return plgpu.load(view)
+            inside = {"mask": block * size + iota(size) < length, "other": 0} if length % size else {}
+            return plgpu.load(view, **inside)
 
         def table(slot: int) -> jax.Array:
             mask, words = self.tables[slot], data.words[slot]
@@ -335,9 +330,8 @@ class Plan(NamedTuple):
     def _dense(self, data: Data, tile: Tile) -> jax.Array:
         row = self.by_query(tile.i * self.launch.queries + iota(self.launch.queries))
         key = self.by_key(tile.j * self.launch.keys + iota(self.launch.keys))
-        view = data.dense.at[
-            choose(tile.b, data.dense.shape[0]), choose(tile.head, data.dense.shape[1]), *both(row, key)
-        ]
+        b, head = choose(tile.b, data.dense.shape[0]), choose(tile.head, data.dense.shape[1])
+        view = data.dense.at[b, head, *both(row, key)]
         mask = self.inside(row, key)
         bias = plgpu.load(view) if mask is None else plgpu.load(view, mask=mask, other=0.0)
         return bias.astype(jnp.float32)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from t5x_like.core.config import diff as config_diff
 from t5x_like.core.config import flatten, override
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import refuse
 from t5x_like.core.loading import find_run_file, load_run
 from t5x_like.core.own_code import check_loadable
 from t5x_like.core.text import short, table
@@ -36,8 +36,7 @@ def _run_of(name: str, options: argparse.Namespace, partial: bool = True):
 
 def train(options: argparse.Namespace) -> int:
     run = _run_of(options.config, options, partial=False)
-    folder = options.config if Path(options.config).is_dir() else f"runs/{run.name}"
-    directory = options.directory or folder
+    directory = options.directory or (options.config if Path(options.config).is_dir() else f"runs/{run.name}")
     from t5x_like.train.run import train as train_run
 
     outcome = train_run(run, directory, options.accept_changed)
@@ -75,16 +74,19 @@ def _program() -> list[str]:
     return [sys.argv[0]] if Path(sys.argv[0]).name == "t5x-like" else [sys.executable, "-m", "t5x_like"]
 
 
+def _opened(options: argparse.Namespace):
+    from t5x_like.train.opened import open_run
+
+    return open_run(Path(options.run), options.step, options.assignments, options.code, options.accept_changed)
+
+
 def eval(options: argparse.Namespace) -> int:  # noqa: A001, named after its command
     import jax
 
-    from t5x_like.train.opened import open_run
-
-    opened = open_run(Path(options.run), options.step, options.assignments, options.code, options.accept_changed)
+    opened = _opened(options)
     evaluations = opened.evaluate()
     for name, found in evaluations.items():
-        if not found:
-            raise UserError("data.corpus.heldout", f"{name}: nothing to measure", "a larger share, or more text")
+        refuse(not found, "data.corpus.heldout", f"{name}: nothing to measure", "a larger share, or more text")
     if jax.process_index():
         return 0
     print(f"{options.run} at step {opened.step:,}")
@@ -99,12 +101,8 @@ def generate(options: argparse.Namespace) -> int:
 
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
     prompts = options.prompts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    if not prompts:
-        raise UserError("prompt", "is empty", "a text, or lines on standard input")
-    from t5x_like.train.opened import open_run
-
-    opened = open_run(Path(options.run), options.step, options.assignments, options.code, options.accept_changed)
-    for text in opened.generate(prompts, sampling, options.seed):
+    refuse(not prompts, "prompt", "is empty", "a text, or lines on standard input")
+    for text in _opened(options).generate(prompts, sampling, options.seed):
         print(text, flush=True)
     return 0
 
@@ -137,9 +135,8 @@ def _inspect_parameters(run, devices: int) -> int:
     flops = run.train.batch_size * train_flops(run.model, setup.specs, *run.lengths())
     state = sum(row.state_bytes for row in setup.optimizer.table())
     print(f"\n{parameter_count(setup.specs):,} parameters, {short(flops)}FLOP per step of {run.train.batch_size} rows")
-    local = bytes_per_device(setup.specs, mesh, rules_of(run.mesh))
-    print(f"a device of {devices}: {short(local)}B of parameters", end="")
-    print(f"; optimizer state {short(state)}B over all devices")
+    local = short(bytes_per_device(setup.specs, mesh, rules_of(run.mesh)))
+    print(f"a device of {devices}: {local}B of parameters; optimizer state {short(state)}B over all devices")
     return 0
 
 
@@ -164,18 +161,15 @@ def _inspect_checkpoint(directory: Path, step: int | None) -> int:
 
 def diff(options: argparse.Namespace) -> int:
     found = config_diff(_run_of(options.one, options), _run_of(options.other, options))
-    for line in table([(name, f"{one} -> {other}") for name, (one, other) in found.items()], left=2):
-        print(line)
-    if not found:
-        print("the configs are the same")
+    rows = [(name, f"{one} -> {other}") for name, (one, other) in found.items()]
+    print("\n".join(table(rows, left=2)) if found else "the configs are the same")
     folders = [Path(p) for p in (options.one, options.other) if (Path(p) / "metrics.jsonl").is_file()]
     if len(folders) == 2:
         from t5x_like.report.compare import compare_metrics
 
         print("\n" + compare_metrics(*folders))
     if options.plot:
-        if len(folders) < 2:
-            raise UserError("--plot", "needs two folders of runs that have begun", "RUN RUN")
+        refuse(len(folders) < 2, "--plot", "needs two folders of runs that have begun", "RUN RUN")
         from t5x_like.report.plots import plot_runs
 
         print(plot_runs(folders, options.plot))
@@ -198,8 +192,7 @@ def _train_tokenizer(options: argparse.Namespace) -> int:
     from t5x_like.input_pipeline.tokenizers.tokenizer import open_tokenizer
     from t5x_like.input_pipeline.tokenizers.training import Sample, train_sentencepiece
 
-    if options.pad_to_multiple < 1:
-        raise UserError("--pad-to-multiple", str(options.pad_to_multiple), "1 or more")
+    refuse(options.pad_to_multiple < 1, "--pad-to-multiple", str(options.pad_to_multiple), "1 or more")
     size = -(-options.vocab_size // options.pad_to_multiple) * options.pad_to_multiple
     wanted = SentencePiece(size, options.model, options.sentinels, tuple(options.symbols))
     source, output = source_by_suffix(options.inputs, options.field), Path(options.output)
@@ -208,14 +201,12 @@ def _train_tokenizer(options: argparse.Namespace) -> int:
     train_sentencepiece(sample, output, size, wanted.model, wanted.sentinels, wanted.symbols)
     config = replace(wanted, path=str(output))
     made = open_tokenizer(config)
-    print(
-        f"{output}: {made.vocab_size:,} ids, {len(made.sentinel_ids)} sentinels, fingerprint {made.fingerprint[:12]}, "
-        f"{output.stat().st_size:,} bytes"
-    )
+    ids = f"{made.vocab_size:,} ids, {len(made.sentinel_ids)} sentinels, fingerprint {made.fingerprint[:12]}"
+    print(f"{output}: {ids}, {output.stat().st_size:,} bytes")
     tokens = sum(map(len, made.encode_batch(sample.texts)))
     characters, words = sum(map(len, sample.texts)), sum(len(text.split()) for text in sample.texts)
-    print(f"on {characters:,} characters of it: {characters / tokens:.2f} characters per token", end="")
-    print(f", {tokens / words:.2f} tokens per word")
+    print(f"on {characters:,} characters of it: {characters / tokens:.2f} characters per token, "
+          f"{tokens / words:.2f} tokens per word")
     given = [("vocab_size", size), ("path", config.path), ("sentinels", config.sentinels), ("symbols", config.symbols)]
     defaults = {"sentinels": SentencePiece.sentinels, "symbols": SentencePiece.symbols}
     shown = ", ".join(f"{name}={value!r}" for name, value in given if value != defaults.get(name))

@@ -6,68 +6,39 @@ import argparse
 import functools
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import UserError, refuse
 
 if TYPE_CHECKING:
-    from t5x_like.input_pipeline.batches.features import Batch
     from t5x_like.input_pipeline.batches.pipeline import Batches
     from t5x_like.input_pipeline.batches.windows import Windows
     from t5x_like.input_pipeline.prepare.token_cache import TokenCache
-    from t5x_like.objectives.base import Objective
-    from t5x_like.report.batches import BatchConsole
     from t5x_like.train.config import Run
-    from t5x_like.train.data import Data
 
 _PLOTTED_ROWS = 512
 _PLOTTED_DOCUMENTS = 1_000_000  # of a corpus; of more documents this many are taken at even distances
 
-Sources = Sequence[tuple[str, "Objective"]]  # (corpus, objective) of each row
-
 
 def inspect_data(run: Run, options: argparse.Namespace) -> int:
     """Prints rows of the batch of ``options.step``; draws ``options.plot`` if it is given."""
+    from t5x_like.input_pipeline.batches.features import tokens_in
     from t5x_like.input_pipeline.batches.show import row_summary, show_row
     from t5x_like.report.batches import BatchConsole
     from t5x_like.report.preparing import Preparing
     from t5x_like.train.data import Data
 
     step = options.step or 0
-    if options.rows < 0:
-        raise UserError("--rows", str(options.rows), "0 or more")
+    refuse(options.rows < 0, "--rows", str(options.rows), "0 or more")
     with Preparing(sys.stderr) as preparing:
         data = Data.open(run, preparing, functools.partial(print, file=sys.stderr))
     console = BatchConsole(options.color)
     batch, sources = data.train.batch(step), data.train.sources_of(step)
-    _print_head(run, data, step, batch, console)
-    _print_sources(data, step, sources, console)
-    for name, cache in data.caches.items():
-        for line in cache.left_out():
-            console.line(f"documents left out when {name} was prepared: {line}")
-    for row, (name, objective) in enumerate(sources[: options.rows]):
-        console.row(f"row {row} · {name} · {objective}", row_summary(batch, row), show_row(batch, row, data.tokenizer))
-    console.legend()
-    if options.plot:
-        console.line(f"\n{_plot(run, data.train, data.caches, step, Path(options.plot))}")
-    return 0
-
-
-def _print_head(run: Run, data: Data, step: int, batch: Batch, console: BatchConsole) -> None:
-    from t5x_like.input_pipeline.batches.features import tokens_in
-
     count = tokens_in(batch)
     console.title(f"{run.name}, step {step:,}, epoch {data.train.epoch_of(step):.3f}")
-    console.line(
-        f"{len(batch['targets'])} rows, {count.tokens:,} tokens in {count.slots:,} slots "
-        f"({count.tokens / count.slots:.1%} full), loss on {count.loss_tokens:,} targets\n"
-    )
-
-
-def _print_sources(data: Data, step: int, sources: Sources, console: BatchConsole) -> None:
-    """Prints the number of rows of each corpus and objective, and the tokens taken of each corpus before."""
+    full = f"{count.tokens:,} tokens in {count.slots:,} slots ({count.tokens / count.slots:.1%} full)"
+    console.line(f"{len(batch['targets'])} rows, {full}, loss on {count.loss_tokens:,} targets\n")
     rows = Counter(name for name, _ in sources)
     console.table([
         ("corpus", "rows", "share", "tokens before this step", "epochs"),
@@ -81,6 +52,15 @@ def _print_sources(data: Data, step: int, sources: Sources, console: BatchConsol
             ("objective", "rows", "share"),
             *((name, str(count), f"{count / len(sources):.1%}") for name, count in objectives.most_common()),
         ])  # fmt: skip
+    for name, cache in data.caches.items():
+        for line in cache.left_out():
+            console.line(f"documents left out when {name} was prepared: {line}")
+    for row, (name, objective) in enumerate(sources[: options.rows]):
+        console.row(f"row {row} · {name} · {objective}", row_summary(batch, row), show_row(batch, row, data.tokenizer))
+    console.legend()
+    if options.plot:
+        console.line(f"\n{_plot(run, data.train, data.caches, step, Path(options.plot))}")
+    return 0
 
 
 def _plot(run: Run, train: Batches | Windows, caches: dict[str, TokenCache], step: int, picture: Path) -> Path:

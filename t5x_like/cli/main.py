@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from t5x_like import __version__
 from t5x_like.core.errors import UserError
@@ -18,12 +19,9 @@ Any field can be set after it: optimizer.learning_rate=6e-3 train.steps=1_000
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="t5x-like",
-        description="Pretrain, resume, evaluate and sample from sharded transformers in JAX.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    shown: Any = {"epilog": EPILOG, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    description = "Pretrain, resume, evaluate and sample from sharded transformers in JAX."
+    top = argparse.ArgumentParser(prog="t5x-like", description=description, **shown)
     top.add_argument("--version", action="version", version=f"t5x-like {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     common = argparse.ArgumentParser(add_help=False)
@@ -32,28 +30,22 @@ def parser() -> argparse.ArgumentParser:
     own = _own_code_arguments()
 
     def add(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name, help=text, description=text[0].upper() + text[1:] + ".", parents=[common, *parents], epilog=EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        description = text[0].upper() + text[1:] + "."
+        return commands.add_parser(name, help=text, description=description, parents=[common, *parents], **shown)
 
     train = add("train", "pretrain a model, or resume the run in its directory", own)
     _config_arguments(train)
     train.add_argument("--directory", metavar="DIR", help="the run's folder (default: runs/NAME)")
 
     evaluate = add("eval", "measure a run's held-out loss", own)
-    evaluate.add_argument("run", metavar="RUN", help="a run's folder")
+    _run_arguments(evaluate)
     evaluate.add_argument("assignments", nargs="*", metavar="field=value", help="set a field, such as mesh.data=2")
-    evaluate.add_argument("--step", type=int, help="the checkpoint (default: the latest good one)")
 
     generate = add("generate", "write text with a run's model", own)
-    generate.add_argument("run", metavar="RUN", help="a run's folder")
+    _run_arguments(generate)
     generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="texts (default: lines of standard input)")
-    generate.add_argument(
-        "--set", action="append", default=[], dest="assignments", metavar="field=value",
-        help="set a field, such as mesh.tensor=1 for fewer devices than it was trained on",
-    )
-    generate.add_argument("--step", type=int, help="the checkpoint (default: the latest good one)")
+    generate.add_argument("--set", action="append", default=[], dest="assignments", metavar="field=value",
+                          help="set a field, such as mesh.tensor=1 for fewer devices than it was trained on")
     generate.add_argument("--max-new-tokens", type=int, default=64)
     generate.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default)")
     generate.add_argument("--top-k", type=int, default=0, help="sample among the k most likely; 0 is all")
@@ -89,17 +81,15 @@ def parser() -> argparse.ArgumentParser:
 def _tokenizer_arguments(command: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
     train = actions.add_parser("train", help="train one on files of text", parents=[common])
-    train.add_argument(
-        "inputs", nargs="+", metavar="FILE", help="files, folders or globs: text, or .jsonl, .csv, .tsv or .parquet"
-    )
+    train.add_argument("inputs", nargs="+", metavar="FILE",
+                       help="files, folders or globs: text, or .jsonl, .csv, .tsv or .parquet")
     train.add_argument("--output", required=True, metavar="MODEL", help="the model file to write")
     train.add_argument("--vocab-size", type=int, default=8192, help="ids in all (default 8192)")
     train.add_argument("--pad-to-multiple", type=int, default=1, metavar="N", help="learn more, to a multiple of N ids")
     train.add_argument("--model", choices=("unigram", "bpe"), default="unigram")
     train.add_argument("--sentinels", type=int, default=100, help="number of <extra_id_i> (default 100)")
-    train.add_argument(
-        "--symbols", action="append", default=[], metavar="PIECE", help="a further piece, such as '[NLU]'; repeatable"
-    )
+    train.add_argument("--symbols", action="append", default=[], metavar="PIECE",
+                       help="a further piece, such as '[NLU]'; repeatable")
     train.add_argument("--field", default="text", help="the field or column that holds the text")
     show = actions.add_parser("show", help="show a vocabulary, and the pieces of a text", parents=[common])
     show.add_argument("path", metavar="MODEL", help="a .model or tokenizer.json file, or 'bytes'")
@@ -114,6 +104,11 @@ def _own_code_arguments() -> argparse.ArgumentParser:
     own.add_argument("--accept-changed", action="append", default=[], metavar="FILE",
                      help="accept this file although it has changed since the training; repeatable")
     return own
+
+
+def _run_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", metavar="RUN", help="a run's folder")
+    command.add_argument("--step", type=int, help="the checkpoint (default: the latest good one)")
 
 
 def _config_arguments(command: argparse.ArgumentParser) -> None:
@@ -157,10 +152,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.beam_options = beam_options
     if hasattr(options, "prompts") and not any(argument.startswith("-") for argument in rest):
         options.prompts += rest
-        return options
-    if rest and (not hasattr(options, "assignments") or not all("=" in argument for argument in rest)):
+    elif rest and not (hasattr(options, "assignments") and all("=" in argument for argument in rest)):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
+    elif rest:
         options.assignments += rest
     return options
 

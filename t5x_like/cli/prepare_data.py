@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import refuse
 from t5x_like.core.text import table
 
 if TYPE_CHECKING:
@@ -23,10 +23,9 @@ def prepare_data(run: Run, options: argparse.Namespace) -> int:
     from t5x_like.input_pipeline.prepare.vocabulary import tokenizer_config
     from t5x_like.report.preparing import Preparing
 
-    if options.processes < 0:
-        raise UserError("--processes", str(options.processes), "0 (one for each core) or more")
-    if options.beam_options and not options.beam:
-        raise UserError("--", "options of Apache Beam without --beam", "--beam -- " + " ".join(options.beam_options))
+    refuse(options.processes < 0, "--processes", str(options.processes), "0 (one for each core) or more")
+    refuse(bool(options.beam_options) and not options.beam, "--", "options of Apache Beam without --beam",
+           "--beam -- " + " ".join(options.beam_options))
     tokenizer = tokenizer_config(run.data.corpus, run.data.cache, print)
     processes = options.processes or run.data.prepare_processes
     for whole in corpora(run.data.corpus):
@@ -45,15 +44,13 @@ def _print(cache: TokenCache, last: Progress | None, seconds: float) -> None:
     manifest = cache.manifest
     made = last is not None and last.doing == "merging"  # by this process, and not before
     print(manifest["name"] + ("" if made else ": prepared already"))
-    rows = [
-        (name, f"{split['documents']:,} documents", f"{split['tokens']:,} tokens")
-        for name, split in manifest["splits"].items()
-    ]
+    splits = manifest["splits"]
+    rows = [(name, f"{s['documents']:,} documents", f"{s['tokens']:,} tokens") for name, s in splits.items()]
     print("\n".join(table(rows, indent="  ")))
     for line in cache.left_out():
         print(f"  left out {line}")
     text = manifest["counts"]["text_bytes"]
-    tokens = sum(split["tokens"] for split in manifest["splits"].values())
+    tokens = sum(split["tokens"] for split in splits.values())
     print(f"  text     {text / 1e6:,.1f} MB, {text / max(1, tokens):.2f} bytes per token")
     if last is not None and made:
         rate = f"resumed from {last.resumed / 1e6:,.1f} MB" if last.resumed else f"{text / 1e6 / seconds:,.1f} MB/s"

@@ -7,7 +7,7 @@ import fnmatch
 
 from t5x_like.checkpoint.config import CheckpointConfig
 from t5x_like.core.config import Config
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import refuse, require
 from t5x_like.evaluate.heldout import HeldOut
 from t5x_like.evaluate.task import Evaluation
 from t5x_like.input_pipeline.config import DataConfig
@@ -47,19 +47,13 @@ class TrainConfig(Config, where="train"):
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "micro_batches"):
-            if getattr(self, name) < 1:
-                raise UserError(f"train.{name}", f"got {getattr(self, name)}", "1 or more")
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
         for name in ("seed", "z_loss", "logits_chunk", "evaluate_every", "evaluate_batches"):
-            if getattr(self, name) < 0:
-                raise UserError(f"train.{name}", f"got {getattr(self, name)}", "0 or more")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise UserError("train.label_smoothing", f"got {self.label_smoothing}", "a number from 0 up to but not 1")
-        if self.batch_size % self.micro_batches:
-            raise UserError(
-                "train.micro_batches",
-                f"{self.micro_batches} does not divide train.batch_size = {self.batch_size}",
-                "a divisor of the batch size",
-            )
+            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
+        smoothing = self.label_smoothing
+        require(0.0 <= smoothing < 1.0, "train.label_smoothing", smoothing, "a number from 0 up to but not 1")
+        got = f"{self.micro_batches} does not divide train.batch_size = {self.batch_size}"
+        refuse(self.batch_size % self.micro_batches > 0, "train.micro_batches", got, "a divisor of the batch size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,77 +77,41 @@ class Run(Config, where=""):
     adapters: tuple[Adapter, ...] = ()
 
     def __post_init__(self):
-        if self.model.shape not in self.objective.shapes:
-            raise UserError(
-                "objective",
-                f"{type(self.objective).__name__} cannot train a model of shape {self.model.shape}",
-                f"a model that is {' | '.join(self.objective.shapes)}",
-            )
+        model, objective, its_name = self.model, self.objective, type(self.objective).__name__
+        got = f"{its_name} cannot train a model of shape {model.shape}"
+        refuse(model.shape not in objective.shapes, "objective", got, f"a model that is {' | '.join(objective.shapes)}")
         vocabulary = self.data.corpus.tokenizer.vocab_size  # 0: known once the file is open
-        if vocabulary > self.model.vocab_size:
-            raise UserError(
-                "model.vocab_size",
-                f"{self.model.vocab_size}, but the tokenizer of corpus {self.data.corpus.name!r} has {vocabulary} ids",
-                f"{vocabulary} or more",
-                f"model.vocab_size={-(-vocabulary // 128) * 128}",
-            )
-        if self.objective.future_tokens != self.model.future_heads:
-            raise UserError(
-                "objective.future_tokens",
-                f"{self.objective.future_tokens}, but model.future_heads is {self.model.future_heads}",
-                "as many of each",
-                f"model.future_heads={self.objective.future_tokens}",
-            )
-        if self.objective.needs_position_ids and self.model.orders_by_column:
-            raise UserError(
-                "model.positions",
-                f"{type(self.objective).__name__} gives each token a position of its own, but some layer depends on "
-                "columns",
-                "Learned, Sinusoidal or Rope positions, and no window",
-            )
+        refuse(vocabulary > model.vocab_size, "model.vocab_size",
+               f"{model.vocab_size}, but the tokenizer of corpus {self.data.corpus.name!r} has {vocabulary} ids",
+               f"{vocabulary} or more", f"model.vocab_size={-(-vocabulary // 128) * 128}")
+        refuse(objective.future_tokens != model.future_heads, "objective.future_tokens",
+               f"{objective.future_tokens}, but model.future_heads is {model.future_heads}",
+               "as many of each", f"model.future_heads={objective.future_tokens}")
+        refuse(objective.needs_position_ids and model.orders_by_column, "model.positions",
+               f"{its_name} gives each token a position of its own, but some layer goes by columns",
+               "Learned, Sinusoidal or Rope positions, and no window")
         names = [task.name for task in self.evaluations]
         for place, name in enumerate(names):
-            if not name.isidentifier() or name in ("train", "data") or name in names[:place]:
-                raise UserError(
-                    f"evaluations.{place}.name", f"got {name!r}", "a name of its own: letters, digits and _", "held_out"
-                )
-        self.model.check_length(max(self.objective.capacity(self.data, self.model.shape)))
+            require(name.isidentifier() and name not in ("train", "data", *names[:place]), f"evaluations.{place}.name",
+                    repr(name), "a name of its own: letters, digits and _", "held_out")
+        model.check_length(max(objective.capacity(self.data, model.shape)))
 
     def lengths(self) -> tuple[int, int]:
         """(encoder, decoder) columns of a batch; 0 for a side that the model does not have."""
-        capacity = self.objective.capacity(self.data, self.model.shape)
-        if self.model.shape == "encoder-decoder":
-            return capacity[0], capacity[1]
-        return (0, capacity[0]) if self.model.shape == "decoder-only" else (capacity[0], 0)
+        first, second = (*self.objective.capacity(self.data, self.model.shape), 0)[:2]
+        return (0, first) if self.model.shape == "decoder-only" else (first, second)
 
 
 # Fields that a resumed run may change: they change neither its parameters nor its batches.
+# ``data.skip`` is checked against the checkpoint when the run goes on.
 FREE_TO_CHANGE = (
-    "name",
-    "mesh",
-    "checkpoint",
-    "report",
-    "optimizer",
-    "evaluations",
-    "train.steps",
-    "train.micro_batches",
-    "train.logits_chunk",
-    "train.z_loss",
-    "train.label_smoothing",
-    "train.evaluate_every",
-    "train.evaluate_batches",
-    "model.attention_backend",
-    "model.scan_layers",
-    "model.remat",
-    "model.dtype",
-    "model.*dropout",
-    "data.cache",
-    "data.skip",  # checked against the checkpoint when the run resumes
-    "data.prepare_processes",
-    "data.read_threads",
-    "data.worker_processes",
+    "name", "mesh", "checkpoint", "report", "optimizer", "evaluations",
+    "train.steps", "train.micro_batches", "train.logits_chunk", "train.z_loss", "train.label_smoothing",
+    "train.evaluate_every", "train.evaluate_batches",
+    "model.attention_backend", "model.scan_layers", "model.remat", "model.dtype", "model.*dropout",
+    "data.cache", "data.skip", "data.prepare_processes", "data.read_threads", "data.worker_processes",
     "data.prefetch_batches",
-)
+)  # fmt: skip
 
 
 def free_to_change(field: str) -> bool:

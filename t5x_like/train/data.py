@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import refuse
 from t5x_like.input_pipeline.batches.pipeline import Batches
 from t5x_like.input_pipeline.batches.windows import Windows
 from t5x_like.input_pipeline.config import Corpus, DataConfig, corpora
@@ -54,20 +54,16 @@ class Data:
         check_vocabulary(tokenizer, run.model.vocab_size)
         common = (tokenizer, run.objective, data, run.model.shape, run.train.batch_size)
         if isinstance(data.corpus, Corpus) and data.corpus.window:
-            corpus = data.corpus
-            caches = {}
+            corpus, caches = data.corpus, {}
             if corpus.heldout:
                 caches[corpus.name] = prepare(corpus.window_of(0, "heldout"), config, data.cache, show)
             kept = {name: cache.split("train") for name, cache in caches.items()}
             make = lambda splits, seed: Batches(splits, *common, seed)  # noqa: E731
-            identity = (run.objective, run.model.shape, run.train.batch_size)
-            train = Windows(corpus, config, make, data, identity, run.train.seed, show)
+            train = Windows(corpus, config, make, data, (common[1], *common[3:]), run.train.seed, show)
             fingerprint = train.fingerprint
         else:
-            caches = {
-                corpus.name: prepare(corpus, config, data.cache, show, data.prepare_processes)
-                for corpus in corpora(data.corpus)
-            }
+            processes = data.prepare_processes
+            caches = {c.name: prepare(c, config, data.cache, show, processes) for c in corpora(data.corpus)}
             train = Batches({name: cache.split("train") for name, cache in caches.items()}, *common, run.train.seed)
             kept = {c.name: caches[c.name].split("heldout") for c in corpora(data.corpus) if c.heldout}
             fingerprint = _fingerprint(caches)
@@ -81,13 +77,9 @@ def check_skipped(before: DataConfig, now: DataConfig, step: int) -> None:
     for first, end in before.skipped():
         taken += (end - first) * (first < taken)
     old, new = ([(a, min(b, taken)) for a, b in data.skipped() if a < taken] for data in (before, now))
-    if old != new:
-        raise UserError(
-            "data.skip",
-            f"{', '.join(now.skip) or 'nothing'}; the run has trained on batches before {taken:,} with "
-            f"{', '.join(before.skip) or 'nothing skipped'}",
-            f"the same up to there, and ranges from {taken:,} on",
-        )
+    wanted, made = ", ".join(now.skip) or "nothing", ", ".join(before.skip) or "nothing skipped"
+    refuse(old != new, "data.skip", f"{wanted}; the run has trained on batches before {taken:,} with {made}",
+           f"the same up to there, and ranges from {taken:,} on")
 
 
 def _fingerprint(caches: Mapping[str, TokenCache]) -> str:

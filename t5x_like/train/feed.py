@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from t5x_like.core.batch import text_arrays
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import refuse
 from t5x_like.input_pipeline.batches.features import Batch as HostBatch
 from t5x_like.input_pipeline.batches.features import TokenCount, tokens_in
 from t5x_like.sharding.mesh import Placement
@@ -21,14 +21,10 @@ _DECLARED = text_arrays(encoder=True, decoder=True)
 def check_batch_size(placement: Placement, batch_size: int, micro_batches: int) -> None:
     """Raises UserError unless the devices can share the rows of every micro-batch evenly."""
     ways = placement.batch_ways
-    if (batch_size // micro_batches) % ways:
-        raise UserError(
-            "train.batch_size",
-            f"{batch_size} rows in {micro_batches} micro-batches cannot be shared evenly among {ways} devices "
-            "(mesh.data x mesh.fsdp)",
-            f"a multiple of {micro_batches * ways}",
-            f"train.batch_size={-(-batch_size // (micro_batches * ways)) * micro_batches * ways}",
-        )
+    each = micro_batches * ways
+    refuse((batch_size // micro_batches) % ways > 0, "train.batch_size",
+           f"{batch_size} rows in {micro_batches} micro-batches cannot be shared evenly among {ways} devices "
+           "(mesh.data x mesh.fsdp)", f"a multiple of {each}", f"train.batch_size={-(-batch_size // each) * each}")
 
 
 def local_share(placement: Placement, batch_size: int) -> tuple[int, int]:
@@ -42,9 +38,10 @@ def local_share(placement: Placement, batch_size: int) -> tuple[int, int]:
     indices = placement.batch.addressable_devices_indices_map((batch_size,)).values()
     spans = {(s[0].start or 0, s[0].stop if s[0].stop is not None else batch_size) for s in indices if s is not None}
     start, stop = min(a for a, _ in spans), max(b for _, b in spans)
-    if sum(b - a for a, b in spans) != stop - start or batch_size % (stop - start) or start % (stop - start):
-        raise UserError("mesh", f"gives this process rows {sorted(spans)} of a batch", "one run of rows per process")
-    return start // (stop - start), batch_size // (stop - start)
+    rows = stop - start
+    refuse(sum(b - a for a, b in spans) != rows or batch_size % rows + start % rows > 0, "mesh",
+           f"gives this process rows {sorted(spans)} of a batch", "one run of rows per process")
+    return start // rows, batch_size // rows
 
 
 def to_devices(placement: Placement, local: Mapping[str, np.ndarray], share: tuple[int, int]) -> dict[str, jax.Array]:

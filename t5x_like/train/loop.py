@@ -33,11 +33,10 @@ class NotFinite(UserError):
 
     def __init__(self, step: int, loss: float, gradient_norm: float):
         self.step = step
+        got = f"the loss or gradient is not finite (loss {loss:g}, gradient norm {gradient_norm:g})"
+        suggestion = "a lower optimizer.learning_rate, a longer optimizer.schedule.warmup, optimizer.clip_norm=1.0"
         super().__init__(
-            f"step {step}",
-            f"the loss or gradient is not finite (loss {loss:g}, gradient norm {gradient_norm:g}); the run has stopped "
-            "with the state before this step",
-            suggestion="a lower optimizer.learning_rate, a longer optimizer.schedule.warmup, optimizer.clip_norm=1.0",
+            f"step {step}", f"{got}; the run has stopped with the state before this step", suggestion=suggestion
         )
 
 
@@ -134,26 +133,14 @@ class Loop:
         self.clock.stepped(1, self.costs.tokens)
         rate, costs = self.clock.tokens_per_second(), self.costs
         utilization = rate / costs.tokens * costs.flops / costs.peak_flops if rate and costs.peak_flops else None
-        self.console.progress(
-            RunProgress(
-                step,
-                means.get("nll", means["loss"]),
-                rate,
-                utilization,
-                costs.utilization_of,
-                means["learning_rate"],
-                self.clock.seconds_left(self.run.train.steps - step),
-                self.checkpoints.latest(),
-                {name: value for name, value in means.items() if name not in USUAL},
-            )
-        )
+        left, saved = self.clock.seconds_left(self.run.train.steps - step), self.checkpoints.latest()
+        others = {name: value for name, value in means.items() if name not in USUAL}
+        loss, learning_rate, of = means.get("nll", means["loss"]), means["learning_rate"], costs.utilization_of
+        self.console.progress(RunProgress(step, loss, rate, utilization, of, learning_rate, left, saved, others))
         if self.reporter.due(step) or step == self.run.train.steps:
             row = {f"train/{name}": value for name, value in means.items()} | {"train/targets": sums["loss"][1]}
-            row |= self.data_metrics(step)
-            if rate is not None:
-                row["train/tokens_per_second"] = rate
-            if utilization is not None:
-                row["train/utilization"] = utilization
+            speed = {"train/tokens_per_second": rate, "train/utilization": utilization}
+            row |= {**self.data_metrics(step)} | {name: value for name, value in speed.items() if value is not None}
             self.reporter.log(step, row)
 
     def _save(self, state: State, step: int) -> None:

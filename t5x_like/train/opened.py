@@ -13,7 +13,7 @@ import jax
 from t5x_like.arrays.trees import Tree
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import override
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import UserError, refuse
 from t5x_like.decode.generate import generate
 from t5x_like.decode.sample import Sampling
 from t5x_like.evaluate.task import Values
@@ -58,8 +58,8 @@ class OpenedRun:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        data = self.given_data
-        return data.tokenizer if data else load_tokenizer(self.run.data.corpus, self.run.data.cache)
+        given, data = self.given_data, self.run.data
+        return given.tokenizer if given else load_tokenizer(data.corpus, data.cache)
 
     def at(self, step: int, state: State) -> OpenedRun:
         """The same run with the parameters of another state."""
@@ -87,8 +87,7 @@ class OpenedRun:
           UserError: nothing is held out, or the devices cannot share the rows of a batch.
         """
         check_batch_size(self.placement, self.run.train.batch_size, 1)
-        batches = self.data.held_out
-        if batches is None:
+        if (batches := self.data.held_out) is None:
             raise UserError("data.corpus.heldout", "is 0: no text is held out", "a share above 0")
         share = local_share(self.placement, self.run.train.batch_size)
         return (to_devices(self.placement, b, share) for b in batches.heldout_batches(limit or None, *share))
@@ -102,8 +101,8 @@ class OpenedRun:
 
     def write(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int = 0) -> list[list[int]]:
         """Continues token prompts, or answers them where there is an encoder. Raises as ``decode.generate``."""
-        if jax.process_count() > 1:
-            raise UserError("generate", f"runs in one process, got {jax.process_count()}", "one process")
+        count = jax.process_count()
+        refuse(count > 1, "generate", f"runs in one process, got {count}", "one process")
         tokenizer = self.tokenizer
         return generate(
             self.setup.bind, self.run.model, self.params, prompts, sampling, placement=self.placement,
@@ -132,12 +131,9 @@ def open_model(run: Run) -> tuple[Placement, Setup]:
 
 
 def open_run(
-    directory: Path,
-    step: int | None = None,
-    assignments: Sequence[str] = (),
-    code: Sequence[str] = (),
+    directory: Path, step: int | None = None, assignments: Sequence[str] = (), code: Sequence[str] = (),
     accept_changed: Sequence[str] = (),
-) -> OpenedRun:
+) -> OpenedRun:  # fmt: skip
     """Reads a run's config and the parameters of a checkpoint, onto whatever mesh the config asks for.
 
     Args:

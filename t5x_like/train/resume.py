@@ -10,7 +10,7 @@ import jax
 
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import to_plain
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import refuse
 from t5x_like.input_pipeline.batches.order import ORDER_VERSION
 from t5x_like.sharding.mesh import Placement
 from t5x_like.train.config import Run
@@ -37,19 +37,12 @@ def first_state(
 def check(run: Run, data: Data, metadata: Mapping[str, Any]) -> None:
     """Raises UserError unless the run can resume, with the same batches, from a checkpoint with this metadata."""
     before = metadata["data"]
-    if before["fingerprint"] != data.fingerprint:
-        raise UserError(
-            "data.corpus",
-            f"{run.data.corpus.name!r} is not what the run was trained on: its text, tokenizer or split has changed",
-            "the same files as before",
-            "another directory, or the old corpus",
-        )
-    if before["order"] != ORDER_VERSION:
-        raise UserError(
-            "the checkpoint",
-            f"its batches were ordered by rules {before['order']}, those of this version are {ORDER_VERSION}",
-            "the version of t5x-like that it was begun with",
-        )
+    refuse(before["fingerprint"] != data.fingerprint, "data.corpus",
+           f"{run.data.corpus.name!r} is not what the run was trained on: its text, tokenizer or split has changed",
+           "the same files as before", "another directory, or the old corpus")
+    refuse(before["order"] != ORDER_VERSION, "the checkpoint",
+           f"its batches were ordered by rules {before['order']}, those of this version are {ORDER_VERSION}",
+           "the version of t5x-like that it was begun with")
     skipped = dataclasses.replace(run.data, skip=tuple(metadata["config"]["data"]["skip"]))
     check_skipped(skipped, run.data, int(metadata["step"]))
 

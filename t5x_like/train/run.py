@@ -82,15 +82,17 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
     Raises:
       UserError: a mistake in config, folder, corpus or checkpoint; raised before anything is changed.
     """
-    clock = Clock()
-    directory = Path(directory)
+    clock, directory = Clock(), Path(directory)
     placement, setup = open_model(run)
+    index = jax.process_index()
     check_batch_size(placement, run.train.batch_size, run.train.micro_batches)
     setup.abstract_state(placement)  # every parameter has a place on the mesh, or says why not
     open_directory(directory, run, accept_changed)
-    console = Console(run.train.steps, process_index=jax.process_index())
+    console = Console(run.train.steps, process_index=index)
     with Checkpoints(directory / CHECKPOINTS, run.checkpoint) as checkpoints, contextlib.ExitStack() as exits:
-        data = _open_data(run, console)
+        with Preparing(silent=index > 0) as preparing:
+            data = Data.open(run, preparing, console.note)
+        data.train.check(run.train.steps)
         stop = exits.enter_context(Stop())  # from here on there is something to save
         with clock.doing("setup" if checkpoints.latest() is None else "checkpoint"):
             state, first = first_state(run, setup, placement, data, checkpoints)
@@ -103,9 +105,8 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         # Several processes must leave at the same step: the loop sees to that.
         asked = (lambda: stop.wanted(0)) if jax.process_count() == 1 else (lambda: False)
         opened = OpenedRun(run, setup, placement, None, first, data, asked)
-        reporter = Reporter(
-            directory, run.report, first_step=first + 1, process_index=jax.process_index(), run_config=to_plain(run)
-        )
+        plain = to_plain(run)
+        reporter = Reporter(directory, run.report, first_step=first + 1, process_index=index, run_config=plain)
         hooks = _hooks(opened, tasks, directory, reporter, console, clock)
         share = local_share(placement, run.train.batch_size)
         feed = Feed(placement, data.train.reader(first, *share, stop_step=run.train.steps), share)
@@ -113,7 +114,7 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
             run, compile_step(setup, placement), hooks, checkpoints, reporter, console, clock, stop,
             functools.partial(metadata, run, data), functools.partial(_data_metrics, data, feed), _costs(run, setup),
         )  # fmt: skip
-        if jax.process_index() == 0:
+        if index == 0:
             record_start(directory, run, first, _devices())
         trust(own_code(run).values())  # on each machine
         console.opening(_opening(run, setup, placement, first, directory))
@@ -131,14 +132,9 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         if picture:
             facts["curves"] = str(picture)
         console.summary(f"{run.name}: {'complete' if complete else 'stopped'}", facts, clock.account())
-        return _outcome(done, complete, stop, directory, hooks)
-
-
-def _open_data(run: Run, console: Console) -> Data:
-    with Preparing(silent=jax.process_index() > 0) as preparing:
-        data = Data.open(run, preparing, console.note)
-    data.train.check(run.train.steps)
-    return data
+        evaluations = {hook.task.name: hook.values for hook in hooks if isinstance(hook, Measure) and hook.values}
+        written = next((hook.last for hook in hooks if isinstance(hook, Sample)), {})
+        return Outcome(done, complete, 0 if complete else stop.exit_code, directory, evaluations, written)
 
 
 def _tasks(run: Run, data: Data, directory: Path, step: int) -> list[tuple[Evaluation, Every, bool]]:
@@ -149,8 +145,7 @@ def _tasks(run: Run, data: Data, directory: Path, step: int) -> list[tuple[Evalu
     for task in run.evaluations:
         if task.needs_held_out and data.held_out is None:
             continue
-        when = task.when or Every(run.train.evaluate_every)
-        made = any(name.startswith(f"{task.name}/") for name in logged)
+        when, made = task.when or Every(run.train.evaluate_every), any(n.startswith(f"{task.name}/") for n in logged)
         found.append((task, when, when.due(step, run.train.steps) and not made))
     return found
 
@@ -171,21 +166,12 @@ def _hooks(
     return hooks
 
 
-def _outcome(done: int, complete: bool, stop: Stop, directory: Path, hooks: list[Hook]) -> Outcome:
-    evaluations = {hook.task.name: hook.values for hook in hooks if isinstance(hook, Measure) and hook.values}
-    written = next((hook.last for hook in hooks if isinstance(hook, Sample)), {})
-    return Outcome(done, complete, 0 if complete else stop.exit_code, directory, evaluations, written)
-
-
 def _costs(run: Run, setup: Setup) -> Costs:
     rows, lengths, device = run.train.batch_size, run.lengths(), jax.devices()[0]
     peak = peak_flops(device)
-    return Costs(
-        tokens=rows * sum(lengths),
-        flops=rows * train_flops(run.model, setup.specs, *lengths),
-        peak_flops=peak * jax.device_count() if peak else None,
-        utilization_of="roofline" if device.platform == "cpu" else "MFU",
-    )
+    peak = peak * jax.device_count() if peak else None
+    flops, of = rows * train_flops(run.model, setup.specs, *lengths), "roofline" if device.platform == "cpu" else "MFU"
+    return Costs(tokens=rows * sum(lengths), flops=flops, peak_flops=peak, utilization_of=of)
 
 
 def _data_metrics(data: Data, feed: Feed, done: int) -> dict[str, float]:
@@ -197,20 +183,13 @@ def _data_metrics(data: Data, feed: Feed, done: int) -> dict[str, float]:
 
 
 def _opening(run: Run, setup: Setup, placement: Placement, first: int, directory: Path) -> Opening:
-    model = run.model
-    layers = "+".join(str(side.depth) for _, side in model.sides)
+    layers = "+".join(str(side.depth) for _, side in run.model.sides)
+    model = f"{run.model.shape}, {layers} layers of width {run.model.d_model}, {type(run.objective).__name__}"
+    tokens = run.train.batch_size * sum(run.lengths())
     return Opening(
-        name=run.name,
-        model=f"{model.shape}, {layers} layers of width {model.d_model}, {type(run.objective).__name__}",
-        devices=_devices(),
-        attention=_attention(run),
-        parameters=parameter_count(setup.specs),
-        tokens_per_step=run.train.batch_size * sum(run.lengths()),
-        steps=run.train.steps,
-        directory=str(directory),
-        first_step=first,
-        gradients=_gradients(setup, placement),
-    )
+        run.name, model, _devices(), _attention(run), parameter_count(setup.specs), tokens, run.train.steps,
+        str(directory), first, _gradients(setup, placement),
+    )  # fmt: skip
 
 
 def _gradients(setup: Setup, placement: Placement) -> str:

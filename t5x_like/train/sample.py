@@ -5,6 +5,7 @@ For the eye; nothing is measured.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -45,20 +46,15 @@ def write_sample(opened: OpenedRun, tokens: int = 72) -> dict[str, str]:
         best = np.asarray(opened.compute(_most_likely, {"encoder_tokens": jnp.asarray([given])}))[0].tolist()
         chosen = (example.weights if example.weights is not None else np.ones(len(given))) > 0
         places = list(zip(given, best, truth, chosen.tolist(), strict=True))
-        return {
-            "given": tokenizer.decode(given),
-            "model": _marked(tokenizer, [(guess if c else here, c) for here, guess, _, c in places]),
-            "truth": _marked(tokenizer, [(there, c) for _, _, there, c in places]),
-        }
+        model = _marked(tokenizer, [(guess if c else here, c) for here, guess, _, c in places])
+        truth = _marked(tokenizer, [(there, c) for _, _, there, c in places])
+        return {"given": tokenizer.decode(given), "model": model, "truth": truth}
     written = opened.write([given], Sampling(max_new_tokens=len(truth) + 16))[0]
     if not set(given) & set(tokenizer.sentinel_ids):  # not spans: a prefix and its continuation
         return {"given": tokenizer.decode(given), "model": tokenizer.decode(written), "truth": tokenizer.decode(truth)}
-    given = [t for t in given if t != tokenizer.eos_id]
-    return {
-        "given": tokenizer.decode(given),
-        "model": fill(given, written, tokenizer),
-        "truth": fill(given, [t for t in truth if t != tokenizer.eos_id], tokenizer),
-    }
+    given, truth = ([t for t in tokens if t != tokenizer.eos_id] for tokens in (given, truth))
+    model, truth = (fill(given, answer, tokenizer) for answer in (written, truth))
+    return {"given": tokenizer.decode(given), "model": model, "truth": truth}
 
 
 def _most_likely(model: Any, batch: Batch) -> jax.Array:
@@ -84,16 +80,11 @@ def fill(given: Sequence[int], written: Sequence[int], tokenizer: Tokenizer) -> 
 
 def _marked(tokenizer: Tokenizer, pairs: Sequence[tuple[int, bool]]) -> str:
     """The text of all tokens, those marked in brackets."""
-    text, run, was = "", [], False
-    for token, marked in [*pairs, (None, None)]:
-        if marked != was and run:
-            piece = tokenizer.decode(run)
-            lead = piece[: len(piece) - len(piece.lstrip())]
-            text += f"{lead}{OPEN}{piece.strip()}{CLOSE}" if was else piece
-            run = []
-        was = marked
-        if token is not None:
-            run.append(token)
+    text = ""
+    for marked, run in itertools.groupby(pairs, key=lambda pair: pair[1]):
+        piece = tokenizer.decode([token for token, _ in run])
+        lead = piece[: len(piece) - len(piece.lstrip())]
+        text += f"{lead}{OPEN}{piece.strip()}{CLOSE}" if marked else piece
     return text
 
 
@@ -101,13 +92,9 @@ def _continued(opened: OpenedRun, passage: list[int]) -> dict[str, str]:
     tokenizer = opened.tokenizer
     mode = getattr(opened.run.objective.streams()[0][1], "mode", "")
     passage = ([found] if (found := tokenizer.find(mode) if mode else None) is not None else []) + passage
-    half = len(passage) // 2
-    sampling = Sampling(max_new_tokens=half, temperature=0.8, top_p=0.9)
-    return {
-        "given": tokenizer.decode(passage[:half]),
-        "model": tokenizer.decode(opened.write([passage[:half]], sampling)[0]),
-        "truth": tokenizer.decode(passage[half:]),
-    }
+    given, truth = passage[: len(passage) // 2], passage[len(passage) // 2 :]
+    written = opened.write([given], Sampling(max_new_tokens=len(given), temperature=0.8, top_p=0.9))[0]
+    return {"given": tokenizer.decode(given), "model": tokenizer.decode(written), "truth": tokenizer.decode(truth)}
 
 
 def _passage(split: TokenSplit, tokenizer: Tokenizer, tokens: int) -> list[int]:

@@ -63,10 +63,9 @@ class Setup:
     def eval_params(self, state: State) -> Tree:
         """Stored parameters for evaluation, sampling and export: the optimizer's choice if it has one (an average over
         updates, say). ``state`` is whole, or what ``eval_state`` names."""
-        choose = getattr(self.optimizer, "eval_params", None)
-        if choose is None or "optimizer" not in state:
+        if "optimizer" not in state:
             return state["params"]
-        return choose(state["params"], state["optimizer"])
+        return self.optimizer.eval_params(state["params"], state["optimizer"])
 
     def eval_state(self, placement: Placement) -> State:
         """The part of ``abstract_state`` that ``eval_params`` reads: without the optimizer's state where it does not
@@ -75,30 +74,20 @@ class Setup:
         params, optimizer = state["params"], state["optimizer"]
         traced = jax.make_jaxpr(lambda o, p: self.eval_params({"params": p, "optimizer": o}))(optimizer, params).jaxpr
         read = {id(v) for v in traced.outvars} | {id(v) for equation in traced.eqns for v in equation.invars}
-        of_optimizer = traced.invars[: len(jax.tree.leaves(optimizer))]
-        needed = any(id(v) in read for v in of_optimizer)
-        return {"params": params, "optimizer": optimizer} if needed else {"params": params}
-
-    def abstract_params(self, placement: Placement) -> Tree:
-        """ShapeDtypeStructs of the parameters with their shardings."""
-        return abstract(self.specs, placement.of(self.specs))
+        needed = any(id(v) in read for v in traced.invars[: len(jax.tree.leaves(optimizer))])
+        return {"params": params} | ({"optimizer": optimizer} if needed else {})
 
     def abstract_state(self, placement: Placement) -> State:
         """ShapeDtypeStructs of the whole state with their shardings. Allocates nothing."""
-        params = self.abstract_params(placement)
-        shapes = jax.eval_shape(self.optimizer.init, params)
-        axes = self.optimizer.state_axes()
+        params = abstract(self.specs, placement.of(self.specs))
 
         def place(path: str, array: jax.ShapeDtypeStruct, names: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
             sharding = placement.sharding(names, array.shape, path)
             return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
-        return {
-            "params": params,
-            "optimizer": map_named(place, shapes, axes),
-            "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=placement.replicated),
-            "halted": jax.ShapeDtypeStruct((), jnp.bool_, sharding=placement.replicated),
-        }
+        optimizer = map_named(place, jax.eval_shape(self.optimizer.init, params), self.optimizer.state_axes())
+        step, halted = (jax.ShapeDtypeStruct((), t, sharding=placement.replicated) for t in (jnp.int32, jnp.bool_))
+        return {"params": params, "optimizer": optimizer, "step": step, "halted": halted}
 
     def initial_state(self, placement: Placement, seed: int) -> State:
         """The state before the first update; every array is computed on the devices that keep it."""
@@ -107,11 +96,8 @@ class Setup:
         params = initialize(self.specs, named(jax.random.key(seed), "params"), shardings.pop("params"))
 
         def rest(params: Tree) -> State:
-            return {
-                "optimizer": self.optimizer.init(params),
-                "step": jnp.zeros((), jnp.int32),
-                "halted": jnp.zeros((), jnp.bool_),
-            }
+            step, halted = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.bool_)
+            return {"optimizer": self.optimizer.init(params), "step": step, "halted": halted}
 
         return {"params": params, **jax.jit(rest, out_shardings=shardings)(params)}
 
