@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from t5x_like.core.structure import Config
+from t5x_like.input_pipeline.sources.filters import Filters
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 70  # lines of a function
@@ -86,6 +87,8 @@ def test_functions_are_short():
 BY_OTHER_NAMES = {
     "MeshConfig.fsdp": "by getattr over sharding.config.AXES",
     "MeshConfig.tensor": "by getattr over sharding.config.AXES",
+    **dict.fromkeys(("Corpus.licence", "Corpus.origin"), "by getattr over the manifest's fields in prepare"),
+    **{f"Filters.{field.name}": "by getattr over the checks in Filters.drops" for field in dataclasses.fields(Filters)},
 }
 
 

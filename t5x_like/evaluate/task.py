@@ -42,12 +42,15 @@ class Opened(Protocol):
 
     def sums(self, batch: Any) -> dict[str, jax.Array]:
         """name: [2], (sum, weight) of what the run's loss measures on one batch."""
+        ...
 
     def held_out(self, limit: int = 0) -> Iterator[dict[str, jax.Array]]:
         """Batches of the held-out split on the devices, at most ``limit`` of them, or all for 0."""
+        ...
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, seed: int = 0) -> list[str]:
         """What the model writes after each prompt."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

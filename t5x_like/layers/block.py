@@ -109,8 +109,8 @@ class Layer(Config, where="model"):
             across, inner = self.cross, parts.cross_attention.inner
 
             def look(x):
-                memory_BSD = context.memory[0] if context.memory is not None else None
-                seen = cache["cross"] if memory_BSD is None else across.keys_values(inner, memory_BSD)
+                memory_BSD: Any = context.memory and context.memory[0]
+                seen = across.keys_values(inner, memory_BSD) if cache is None else cache["cross"]
                 return across.apply_across(inner, x, seen, context, maybe_named(key, "cross_attention")), Out()
 
             x_BLD = run("cross_attention", look, x_BLD)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t5x_like.losses.base import Loss, Sums, with_layers
 from t5x_like.losses.token import TokenLoss
@@ -37,7 +37,7 @@ class FutureTokens(Loss):
         losses, weights = zip(*further, strict=True)
         loss, weight = found["loss"]
         future = sum(losses) / len(losses)
-        further_sums: Sums = {"loss": (loss + self.weight * future, weight)}
+        further_sums: dict[str, Any] = {"loss": (loss + self.weight * future, weight)}
         further_sums["future_loss"] = (future, sum(weights) / len(weights))
         return with_layers(found | further_sums, out)
 
