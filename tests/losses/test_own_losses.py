@@ -16,7 +16,7 @@ from t5x_like.arrays.trees import flatten, join, split
 from t5x_like.config import Autoregressive, Evaluation, Every, HeldOut, Loss, TokenLoss, UserError
 from t5x_like.core.config import from_json, to_json
 from t5x_like.models.transformer import make_model
-from t5x_like.optim.config import AdamW
+from t5x_like.optim import AdamW
 from t5x_like.optim.optimizer import make_optimizer
 from t5x_like.sharding.config import MeshConfig
 from t5x_like.sharding.mesh import make_placement
