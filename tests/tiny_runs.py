@@ -52,7 +52,7 @@ _WORDS = "a quick brown fox jumps over the lazy dog while seven wizards box with
 
 @functools.lru_cache(maxsize=1)
 def scratch() -> Path:
-    """A folder for this session, removed at its end."""
+    """A folder for these tests, removed at their end."""
     folder = Path(tempfile.mkdtemp(prefix="t5x_like_tests_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -91,10 +92,17 @@ def check(chosen: dict) -> None:
         assert not moved[:, :4].any()
 
 
+QUIETLY = dict(derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-@settings(max_examples=6, derandomize=True, deadline=None, database=None,
-          suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
+@settings(max_examples=6, **QUIETLY)
 @given(st.fixed_dictionaries(CHOICES))
 def test_any_combination_runs_and_keeps_its_mask(chosen):
+    check(chosen)
+
+
+@pytest.mark.proof
+@settings(max_examples=600, **QUIETLY)
+@given(st.fixed_dictionaries(CHOICES))
+def test_many_combinations_run_and_keep_their_masks(chosen):
     check(chosen)
