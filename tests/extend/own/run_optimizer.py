@@ -1,6 +1,7 @@
 """An optimizer of one's own, of pieces of optax, in the run file itself."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from t5x_like.config import OptimizerConfig, code
 
@@ -13,9 +14,7 @@ class SignOfTrace(OptimizerConfig):
 
     decay: float = 0.9
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.bounded(decay="[0, 1)")
+    intervals: ClassVar[dict[str, str]] = {"decay": "[0, 1)"}
 
     def transformation(self, context):
         import optax
