@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TESTS = """
 import os
 def test_one(): pass
@@ -15,6 +17,7 @@ def test_two(): assert not os.environ.get("FAIL")
 """
 
 
+@pytest.mark.slow
 def test_only_what_has_passed_with_the_same_code_is_passed_over(tmp_path):
     shutil.copy(Path(__file__).resolve().parents[1] / "conftest.py", tmp_path)
     (tmp_path / "test_some.py").write_text(TESTS)

@@ -174,6 +174,7 @@ def test_what_the_folder_keeps(place):
     assert digests == {config["code"]["sha256"], config["code"]["loads"]["splits.py"]}
 
 
+@pytest.mark.slow
 def test_the_same_user_goes_on_without_the_file(place, copy):
     """From the copies in the folder, also in a worker process, with fields of the user's own set."""
     kept = ["copy/code/my_objective.py", "copy/code/splits.py"]
@@ -203,6 +204,7 @@ def test_the_same_user_goes_on_without_the_file(place, copy):
             shutil.move(path, place.folder / path.name)
 
 
+@pytest.mark.slow
 def test_the_run_file_again(place, copy):
     said, ran = place.good("train", "own.py", "--directory", "copy", "train.steps=4")
     assert "resuming from step 3" in said and "copy/code/my_objective.py" not in ran
@@ -221,6 +223,7 @@ def test_the_run_file_again(place, copy):
         (place.folder / "splits.py").write_text(before)
 
 
+@pytest.mark.slow
 def test_a_class_of_the_run_file_itself(place):
     _, ran = place.good("train", "loud.py", "--directory", "loud", "objective.volume=3")
     assert (place.folder / "loud" / "code" / "loud.py").is_file()
@@ -247,6 +250,7 @@ def test_a_strangers_run_runs_nothing(place, copy):
     assert not (place.folder / "stranger").exists()
 
 
+@pytest.mark.slow
 def test_the_file_given_again(place, copy):
     """By a stranger who has read it; a changed one only with a yes by its name."""
     said, ran = place.good("eval", "copy", "--code", "my_objective.py", user="stranger")

@@ -75,7 +75,9 @@ AFTER = {"optax": 0, "optimizer": 0, "objective": 1, "loss": 2, "positions": 1, 
          "exact_match": 1}  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind == "objective" else pytest.mark.slow) for kind in KINDS]
+)
 def test_trained_resumed_evaluated_and_written_from(kind, folder, capsys):
     assert len(KINDS[kind]) <= AFTER[kind]
     bring(folder, f"run_{kind}", *KINDS[kind])

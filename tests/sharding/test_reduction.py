@@ -53,7 +53,7 @@ def gradients(mesh: MeshConfig, micro_batches: int):
 @pytest.mark.parametrize(
     "sizes, micro_batches",
     [
-        (dict(data=2, fsdp=2, tensor=2), 2),
+        pytest.param(dict(data=2, fsdp=2, tensor=2), 2, marks=pytest.mark.slow),
         pytest.param(dict(data=8), 1, marks=pytest.mark.slow),
         pytest.param(dict(data=4, tensor=2), 2, marks=pytest.mark.slow),
         pytest.param(dict(data=4, fsdp=2), 1, marks=pytest.mark.slow),
