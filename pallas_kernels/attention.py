@@ -68,7 +68,7 @@ def attention(
       sinks: [H] float32, a further score of each head that takes its share of the softmax and has no value.
       dropout: of the attention probabilities, or None.
       q_offset: column of the first query; a Python number if known when compiling.
-      backend: ``tpu`` and ``gpu`` are Pallas kernels, ``cudnn`` is that of ``jax.nn.dot_product_attention``, ``xla`` is
+      backend: ``tpu`` and ``gpu`` are Pallas kernels, ``cudnn`` calls ``jax.nn.dot_product_attention``, ``xla`` is
         plain JAX for every device; ``auto`` asks ``choose``.
       blocks: sizes of blocks, instead of those of the table.
       return_lse: whether to return the log-sum-exp too.

@@ -224,7 +224,7 @@ def recorded(path: Path) -> list[list[str]]:
 
 
 def environment(devices: int = 1, **more: str) -> dict[str, str]:
-    """Of a process with so many virtual devices, which compiles what it needs itself."""
+    """Environment of a process with n virtual devices, which compiles what it needs itself."""
     return os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)} | more
 
 

@@ -1,6 +1,6 @@
 """Python files that a user chose: a run file, and the files that it names. Loaded by path, never through ``sys.path``.
 
-A class that such a file defines is known by the file's name and digest: the digest is that of the very bytes that were
+A class that such a file defines is known by the file's name and digest: it is computed from the same bytes that were
 run, and a ``.pyc`` beside them is never read. Must not know what the classes mean, nor which files may be run
 (``core.own_code``).
 """

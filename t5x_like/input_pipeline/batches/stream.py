@@ -104,7 +104,7 @@ class Stream:
         return draws
 
     def _lengths(self, epoch: int, start: int, stop: int) -> Iterator[np.ndarray]:
-        """Raw tokens of the rows that are drawn in an epoch from place ``start`` to ``stop``, so many at a time."""
+        """Raw tokens of the rows from place ``start`` to ``stop`` of an epoch, in chunks."""
         order, shift = self._epoch_order(epoch)
         for first in range(start, stop, _COUNTED_TOGETHER):
             yield self.rows.lengths(order(np.arange(first, min(first + _COUNTED_TOGETHER, stop))), shift)

@@ -35,7 +35,7 @@ def tiny(**changes):
 
 
 def with_layer(times: int = 2, side: dict | None = None, **changes):
-    """``tiny`` with so many layers, changed, and its decoder with other fields."""
+    """``tiny`` with n changed layers, and its decoder with other fields."""
     run = tiny()
     layer = dataclasses.replace(run.model.decoder.groups[0].pattern[0], **changes)
     decoder = dataclasses.replace(run.model.decoder, groups=(Group(times, (layer,)),), **(side or {}))

@@ -1,4 +1,4 @@
-"""Beam search of one's own: the most likely of so many continuations are kept at each token."""
+"""Beam search of one's own: the n most likely continuations are kept at each token."""
 
 from __future__ import annotations
 
