@@ -171,8 +171,7 @@ def structure(hint: Any, value: Any, where: str = "", text: bool = True) -> Any:
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        allowed = next((each for each in args[1:] if isinstance(each, Range)), None)
-        return _structure_number(hint, allowed, value, where, text) if allowed else structure(args[0], value, where, text)
+        return _structure_annotated(hint, value, where, text)
     if origin in _UNIONS:
         return _structure_union(hint, args, value, where, text)
     if isinstance(hint, type) and hint not in _SCALARS and origin is None:
@@ -197,8 +196,11 @@ def structure(hint: Any, value: Any, where: str = "", text: bool = True) -> Any:
     raise UserError(where, f"got {value!r}", describe_type(hint), nearest(str(value), options))
 
 
-def _structure_number(hint: Any, allowed: Range, value: Any, where: str, text: bool) -> Any:
-    kind = typing.get_args(hint)[0]
+def _structure_annotated(hint: Any, value: Any, where: str, text: bool) -> Any:
+    kind, *metadata = typing.get_args(hint)
+    allowed = next((each for each in metadata if isinstance(each, Range)), None)
+    if allowed is None:
+        return structure(kind, value, where, text)
     try:
         number = structure(kind, value, where, text)
     except UserError as error:
