@@ -27,6 +27,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+\w*)\[([\d,<=]*)\]")
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})?\}")
 _NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
+_CHAIN = re.compile(r"channel_id=(\d+),.*chain_id=")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 
 
@@ -83,9 +84,13 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
     """
     computations, entry = _computations(text)
     loops = _loops(computations, entry)
-    found = []
+    found, chains = [], set()
     for name, instructions in computations.items():
         for instruction in instructions.values() if name in loops else ():
+            if chain := _CHAIN.search(instruction.rest):  # sent a piece at a time, between several fused computations
+                if chain[1] in chains:
+                    continue
+                chains.add(chain[1])
             kind = instruction.operation.removesuffix("-start")
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):  # how libtpu writes the fused form
                 kind = "reduce-scatter"

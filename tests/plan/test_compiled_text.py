@@ -94,3 +94,13 @@ def test_a_program_that_was_compiled_here(axis):
     found = collectives(function.lower(jnp.zeros((4, 8))).compile().as_text(), MESH)
     facts = [(one.kind, one.axes, one.depth, one.times, one.bytes) for one in found]
     assert facts == [("all-reduce", (axis,), 1, 3, 128)]
+
+
+def test_a_collective_sent_in_pieces_counts_once():
+    """As libtpu writes those of v5e that run beside the arithmetic: again in every computation that sends a piece."""
+    gathered = "all-gather(%g), channel_id=1, replica_groups=[4,2]<=[2,2,2]T(0,2,1), dimensions={1}"
+    in_chain = f'{gathered}, frontend_attributes={{chain_id="0"}}'
+    chained = TEXT.replace(gathered, in_chain)
+    pieces = chained.replace("  ROOT %t =", f"  %piece = bf16[4,16]{{1,0}} {in_chain}\n  ROOT %t =")
+    assert collectives(pieces, MESH) == collectives(chained, MESH) == collectives(TEXT, MESH)
+    assert len(collectives(pieces.replace("chain_id", "other"), MESH)) == len(collectives(TEXT, MESH)) + 1
