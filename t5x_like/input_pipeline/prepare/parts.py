@@ -19,10 +19,9 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,7 @@ from t5x_like.input_pipeline.config import Filters, Source, TokenizerConfig
 from t5x_like.input_pipeline.disk import HashedFile, room_in, temporary_name
 from t5x_like.input_pipeline.prepare.progress import Tally
 from t5x_like.input_pipeline.prepare.token_cache import file_digest, token_type
-from t5x_like.input_pipeline.processes import ending, team
+from t5x_like.input_pipeline.processes import team
 from t5x_like.input_pipeline.sources.files import File, Unit, list_files
 from t5x_like.input_pipeline.sources.splits import text_hash
 from t5x_like.input_pipeline.tokenizers.base import Tokenizer
@@ -94,6 +93,10 @@ class Part:
     number: int
     units: tuple[Unit, ...]
     stamp: str = ""
+
+    def __str__(self) -> str:
+        where = ", ".join(unit.file for unit in self.units[:1]) + (", ..." if len(self.units) > 1 else "")
+        return f"{self.number} ({where})"
 
     @property
     def size(self) -> int:
@@ -197,11 +200,13 @@ def tokenize_part(work: Work, part: Part, tokenizer: Tokenizer, report: Report, 
     """Tokenizes a part into its files; see ``tokenize_documents``. Raises ``SourceChanged`` too."""
     read: list[int] = []  # bytes of each unit
     _require_unchanged(work.source, part)
-    return tokenize_documents(
+    counts = tokenize_documents(
         work, part.number, part.identity, read_part(work.source, part, read.append), tokenizer,
         lambda documents, tokens, text: report(documents, tokens, max(sum(read), min(text, part.size))), threads,
         lambda: _require_unchanged(work.source, part),
     )  # fmt: skip
+    report(counts.documents, counts.tokens, part.size)
+    return counts
 
 
 def tokenize_in_processes(work: Work, parts: Sequence[Part], processes: int, tally: Tally) -> dict[int, Counts]:
@@ -219,48 +224,19 @@ def tokenize_in_processes(work: Work, parts: Sequence[Part], processes: int, tal
     Raises:
       UserError: of the first part, in the order of the corpus, that has one; or a process that died.
     """
-    finished: dict[int, Counts] = {}
-    failed: dict[int, Exception] = {}
-    waiting = iter(parts)
-    with team(functools.partial(_tokenize, work), min(processes, len(parts))) as workers:
-        idle, busy = list(workers), {}
-        while True:
-            # Parts before a failed one are all given out already: the first error of the corpus will be known.
-            for worker, part in zip(idle, () if failed else waiting, strict=False):
-                worker.send(part)
-                busy[worker.connection] = worker, part
-            if not busy:
-                break
-            idle = []
-            for ready in wait(list(busy)):
-                worker, part = busy[ready]
-                kind, value = worker.answer()
-                if kind == "report":
-                    tally.advance(part.number, *value)
-                    continue
-                if kind == "done":
-                    finished[part.number] = value
-                    tally.advance(part.number, value.documents, value.tokens, part.size)
-                else:
-                    failed[part.number] = value if kind == "error" else _fault(kind, value, part)
-                del busy[ready]
-                idle.append(worker)
-    if failed:
-        raise failed[min(failed)]
-    return finished
+    with team(
+        functools.partial(_tokenize, work), min(processes, len(parts)), "data.prepare_processes", "part"
+    ) as submit:
+        given = [submit(part, functools.partial(tally.advance, part.number)) for part in parts]
+        wait(given, return_when=FIRST_EXCEPTION)
+        for waiting in given:  # those before a failed one have begun: the first error of the corpus will be known
+            waiting.cancel()
+        wait(given)
+        return {part.number: result.result() for part, result in zip(parts, given, strict=True)}
 
 
 def _tokenize(work: Work, part: Part, report: Report) -> Counts:
     return tokenize_part(work, part, work.open_tokenizer(), report)
-
-
-def _fault(kind: str, value: Any, part: Part) -> Exception:
-    where = ", ".join(unit.file for unit in part.units[:1]) + (", ..." if len(part.units) > 1 else "")
-    if kind == "fault":
-        return RuntimeError(f"part {part.number} ({where}) could not be tokenized:\n{value}")
-    got = f"a process that tokenized part {part.number} ({where}) was ended by {ending(value)}"
-    suggestion = "run again: what is finished is kept; fewer processes need less memory"
-    return UserError("data.prepare_processes", got, "", suggestion)
 
 
 def tokenize_documents(

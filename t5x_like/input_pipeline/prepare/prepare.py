@@ -74,7 +74,12 @@ def prepare(
         count = processes or min(available_cores(), sum(part.size for part in wanted) // _BYTES_PER_PROCESS)
         if min(count, len(wanted)) > 1:
             return parts.tokenize_in_processes(work, wanted, count, tally)
-        return {part.number: _tokenize_here(work, part, opened, tally, threads=processes != 1) for part in wanted}
+        return {
+            part.number: parts.tokenize_part(
+                work, part, opened, functools.partial(tally.advance, part.number), threads=processes != 1
+            )
+            for part in wanted
+        }
 
     return prepare_by(tokenize, corpus, tokenizer, cache, progress)
 
@@ -276,13 +281,6 @@ def _note_unfinished(work: Path, name: str) -> str:
         return ""
     of = "another state of it was" if len(others) == 1 else f"{len(others)} other states of it were"
     return f"{of} begun and not finished; to make room remove {', '.join(map(str, others))}"
-
-
-def _tokenize_here(work: Work, part: Part, tokenizer: Tokenizer, tally: Tally, threads: bool) -> Counts:
-    report = functools.partial(tally.advance, part.number)
-    counts = parts.tokenize_part(work, part, tokenizer, report, threads)
-    report(counts.documents, counts.tokens, part.size)
-    return counts
 
 
 def _cut_documents(items: Iterable[str | UserError]) -> Iterator[Iterator[str | UserError]]:
