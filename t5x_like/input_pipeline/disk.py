@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import mmap
 import os
 import re
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,43 @@ class HashedFile:
         """Closes it, whole or not."""
         with contextlib.suppress(OSError):  # the rest of the buffer may find no room
             self._file.close()
+
+
+class NewFolder(contextlib.AbstractContextManager):
+    """A folder of files that appears whole, by one rename. A context: at its end what is not published is removed.
+
+    Args:
+      path: path until then.
+      names: names of the files.
+
+    Attributes:
+      files: the files by name, to be written.
+    """
+
+    def __init__(self, path: Path, names: Iterable[str]):
+        path.mkdir()
+        self._path = path
+        self.files = {name: HashedFile(path / name) for name in names}
+
+    def close(self) -> dict[str, dict]:
+        """``bytes`` and ``sha256`` of each file, which the disk itself now has."""
+        return {name: file.close(durable=True) for name, file in self.files.items()}
+
+    def publish(self, final: Path, name: str, note: dict) -> bool:
+        """Adds a JSON file ``name`` to the closed ones, and renames the folder.
+
+        Returns:
+          False where another process's folder of that name was first.
+        """
+        file = HashedFile(self._path / name)
+        file.write(json.dumps(note, indent=2).encode())
+        file.close(durable=True)
+        return publish(self._path, final)
+
+    def __exit__(self, *_: object) -> None:
+        for file in self.files.values():
+            file.abandon()
+        shutil.rmtree(self._path, ignore_errors=True)
 
 
 def publish(folder: Path, final: Path) -> bool:
