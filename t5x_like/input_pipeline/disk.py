@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +131,26 @@ def publish(folder: Path, final: Path) -> bool:
         return False
     _sync(final.parent)
     return True
+
+
+def check_files(folder: Path, files: Mapping[str, dict], by_content: bool) -> None:
+    """Checks the files of a published folder against what ``NewFolder.close`` said of them: sizes, or digests too.
+
+    Raises:
+      UserError: a file that is missing or not as it was written.
+    """
+    for name, file in files.items():
+        size = (folder / name).stat().st_size if (folder / name).is_file() else -1
+        if size != file["bytes"] or (by_content and file_digest(folder / name) != file["sha256"]):
+            allowed = f"{file['bytes']} bytes with SHA-256 {file['sha256'][:16]}..."
+            got = "missing" if size < 0 else f"{size} bytes, not as it was written"
+            raise UserError(str(folder / name), got, allowed, f"remove {folder}; it will be made again")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

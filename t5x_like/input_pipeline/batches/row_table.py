@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.batches.packing import Fit, plan
-from t5x_like.input_pipeline.disk import NewFolder, held_lock, map_array, room_in, temporary_name
+from t5x_like.input_pipeline.disk import NewFolder, check_files, held_lock, map_array, room_in, temporary_name
 from t5x_like.input_pipeline.prepare.token_cache import TokenSplit
 
 # Bump when what a table holds changes, so that older ones are made anew.
@@ -142,13 +141,6 @@ def _store(folder: Path, windows: Iterator[_Window], dtypes: dict[str, str]) -> 
 
 def _open(folder: Path, dtypes: dict[str, str]) -> RowTable:
     facts = json.loads((folder / "table.json").read_text())
-    sizes = {"starts": facts["rows"] + 1, "document": facts["pieces"], "part": facts["pieces"]}
-    arrays = {}
-    for name, size in sizes.items():
-        expected = size * np.dtype(dtypes[name]).itemsize
-        found = (folder / name).stat().st_size if (folder / name).is_file() else -1
-        if found != expected:
-            remedy = f"remove {folder}; it will be made again"
-            raise UserError(str(folder / name), f"{found} bytes", f"{expected}", remedy)
-        arrays[name] = map_array(folder / name, dtypes[name])
+    check_files(folder, facts["files"], by_content=False)
+    arrays = {name: map_array(folder / name, dtype) for name, dtype in dtypes.items()}
     return RowTable(**arrays, tokens=facts["tokens"], left_out=facts["left_out"])

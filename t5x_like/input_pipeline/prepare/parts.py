@@ -28,9 +28,9 @@ import numpy as np
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Filters, Source, TokenizerConfig
-from t5x_like.input_pipeline.disk import NewFolder, room_in, temporary_name
+from t5x_like.input_pipeline.disk import NewFolder, check_files, room_in, temporary_name
 from t5x_like.input_pipeline.prepare.progress import Tally
-from t5x_like.input_pipeline.prepare.token_cache import file_digest, token_type
+from t5x_like.input_pipeline.prepare.token_cache import token_type
 from t5x_like.input_pipeline.processes import team
 from t5x_like.input_pipeline.sources.files import File, Unit, list_files
 from t5x_like.input_pipeline.sources.splits import text_hash
@@ -292,9 +292,9 @@ def finished_part(folder: Path, number: int, identity: str) -> Counts | None:
     path = part_path(folder, number)
     try:
         recorded = json.loads((path / _NOTE).read_text())
-        sound = (file_digest(path / name) == file["sha256"] for name, file in recorded["files"].items())
-        return Counts(**recorded["counts"]) if recorded["identity"] == identity and all(sound) else None
-    except (OSError, ValueError, KeyError, TypeError):  # killed, or the machine lost its power
+        check_files(path, recorded["files"], by_content=True)
+        return Counts(**recorded["counts"]) if recorded["identity"] == identity else None
+    except (OSError, ValueError, KeyError, TypeError, UserError):  # killed, or the machine lost its power
         return None
 
 

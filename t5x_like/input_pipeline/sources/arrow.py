@@ -44,7 +44,9 @@ class Parquet(FileSource):
                 groups = list(map(parquet.metadata.row_group, range(parquet.num_row_groups)))
         except messages.Unreadable:  # ``read`` says what is wrong, once
             return [whole]
-        paths = [groups[0].column(index).path_in_schema for index in range(groups[0].num_columns)] if groups else []
+        if not groups:
+            return [whole]
+        paths = [groups[0].column(index).path_in_schema for index in range(groups[0].num_columns)]
         size = sum(group.column(paths.index(self.field)).total_uncompressed_size for group in groups)
         return cut(whole.file, len(groups), size)
 
