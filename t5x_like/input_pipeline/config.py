@@ -6,6 +6,7 @@ command line can load and print a run in milliseconds. Must not know how any of 
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -15,7 +16,7 @@ from typing import Annotated, Literal
 
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
-from t5x_like.core.ranges import Range, Size
+from t5x_like.core.ranges import INT32_MAX, BelowOne, NonNegativeFloat, NonNegativeInt, PositiveInt, Range, Size
 from t5x_like.input_pipeline.sources.arrow import Parquet
 from t5x_like.input_pipeline.sources.csv_files import Csv
 from t5x_like.input_pipeline.sources.filters import Filters
@@ -66,16 +67,14 @@ class Corpus(Config, where="data.corpus"):
     tokenizer: TokenizerConfig
     licence: str
     origin: str
-    heldout: float = 0.05
+    heldout: BelowOne = 0.05
     deduplicate: bool = False
     filters: Filters = Filters()
     bad_documents: BadDocuments = "error"
-    window: int = 0
+    window: Size = 0
 
     def __post_init__(self):
-        require(self.window >= 0, "data.corpus.window", self.window, "0 (none) or more documents")
         _require_name(self.name)
-        require(0.0 <= self.heldout < 1.0, "data.corpus.heldout", self.heldout, "a share from 0 on and below 1")
 
     def window_of(self, number: int, side: SplitName = "train") -> Corpus:
         """One split of a window of an endless corpus, as a corpus of its own that holds nothing out."""
@@ -92,16 +91,15 @@ class RateSchedule(Config, where="data.corpus.parts.rate"):
       rates: rates at these steps, 0 or more.
     """
 
-    steps: tuple[int, ...]
-    rates: tuple[float, ...]
+    steps: tuple[NonNegativeInt, ...]
+    rates: tuple[NonNegativeFloat, ...]
 
     def __post_init__(self):
         where = "data.corpus.parts.rate"
         counts = f"{len(self.steps)} steps, {len(self.rates)} rates"
         require(0 < len(self.steps) == len(self.rates), where, counts, "as many of each, at least 1")
-        ascend = all(a < b for a, b in zip((-1, *self.steps), self.steps, strict=False))
+        ascend = all(a < b for a, b in itertools.pairwise(self.steps))
         require(ascend, f"{where}.steps", self.steps, "ascending whole numbers, 0 or more")
-        require(min(self.rates) >= 0.0, f"{where}.rates", self.rates, "numbers, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ class Proportional(Config, where="data.corpus.parts.rate"):
     temperature: Annotated[float, Range(0.05, math.inf, "0.05 or more, or infinity")] = 1.0  # infinite: all alike
 
 
-Rate = float | RateSchedule | Proportional
+Rate = NonNegativeFloat | RateSchedule | Proportional
 
 
 @dataclass(frozen=True)
@@ -136,17 +134,12 @@ class Part(Config, where="data.corpus.parts"):
 
     corpus: Corpus | Mixture
     rate: Rate = 1.0
-    epochs: float = 0.0
-    tokens: int = 0
+    epochs: NonNegativeFloat = 0.0
+    tokens: Size = 0
 
     def __post_init__(self):
-        if isinstance(self.rate, float):
-            require(self.rate >= 0.0, "data.corpus.parts.rate", self.rate, "a number, 0 or more")
         if isinstance(self.corpus, Mixture) and (self.epochs or self.tokens):
             raise UserError("data.corpus.parts", f"epochs or tokens of mixture {self.corpus.name!r}", "of a corpus")
-        for name in ("epochs", "tokens"):
-            value = getattr(self, name)
-            require(value >= 0, f"data.corpus.parts.{name}", value, "0 (no limit) or more")
 
 
 @dataclass(frozen=True)
@@ -209,22 +202,17 @@ class DataConfig(Config, where="data"):
     """
 
     corpus: Corpus | Mixture
-    input_length: int
-    target_length: int = 0
+    input_length: Annotated[int, Range(4, INT32_MAX, "4 or more, at most 2^31 - 1")]
+    target_length: NonNegativeInt = 0
     packing: Packing = "concatenate"
     skip: tuple[str, ...] = ()
     cache: str = ""
-    prepare_processes: int = 0
-    read_threads: int = 1
-    worker_processes: int = 0
-    prefetch_batches: int = 4
+    prepare_processes: NonNegativeInt = 0
+    read_threads: NonNegativeInt = 1
+    worker_processes: NonNegativeInt = 0
+    prefetch_batches: PositiveInt = 4
 
     def __post_init__(self):
-        smallest = {"input_length": 4, "target_length": 0, "prefetch_batches": 1}
-        smallest |= dict.fromkeys(("prepare_processes", "read_threads", "worker_processes"), 0)
-        for name, least in smallest.items():
-            value = getattr(self, name)
-            require(value >= least, f"data.{name}", value, f"a whole number, {least} or more")
         if self.skipped() and isinstance(self.corpus, Corpus) and self.corpus.window:
             raise UserError("data.skip", "batches of a corpus with a window", "none: skip documents in its source")
 

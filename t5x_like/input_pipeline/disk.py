@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import mmap
 import os
 import re
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,43 @@ class HashedFile:
             self._file.close()
 
 
+class NewFolder(contextlib.AbstractContextManager):
+    """A folder of files that appears whole, by one rename. A context: at its end what is not published is removed.
+
+    Args:
+      path: path until then.
+      names: names of the files.
+
+    Attributes:
+      files: the files by name, to be written.
+    """
+
+    def __init__(self, path: Path, names: Iterable[str]):
+        path.mkdir()
+        self._path = path
+        self.files = {name: HashedFile(path / name) for name in names}
+
+    def close(self) -> dict[str, dict]:
+        """``bytes`` and ``sha256`` of each file, which the disk itself now has."""
+        return {name: file.close(durable=True) for name, file in self.files.items()}
+
+    def publish(self, final: Path, name: str, note: dict) -> bool:
+        """Adds a JSON file ``name`` to the closed ones, and renames the folder.
+
+        Returns:
+          False where another process's folder of that name was first.
+        """
+        file = HashedFile(self._path / name)
+        file.write(json.dumps(note, indent=2).encode())
+        file.close(durable=True)
+        return publish(self._path, final)
+
+    def __exit__(self, *_: object) -> None:
+        for file in self.files.values():
+            file.abandon()
+        shutil.rmtree(self._path, ignore_errors=True)
+
+
 def publish(folder: Path, final: Path) -> bool:
     """Renames a finished folder, whose files have been closed durably, to its final name.
 
@@ -93,6 +131,26 @@ def publish(folder: Path, final: Path) -> bool:
         return False
     _sync(final.parent)
     return True
+
+
+def check_files(folder: Path, files: Mapping[str, dict], by_content: bool) -> None:
+    """Checks the files of a published folder against what ``NewFolder.close`` said of them: sizes, or digests too.
+
+    Raises:
+      UserError: a file that is missing or not as it was written.
+    """
+    for name, file in files.items():
+        size = (folder / name).stat().st_size if (folder / name).is_file() else -1
+        if size != file["bytes"] or (by_content and file_digest(folder / name) != file["sha256"]):
+            allowed = f"{file['bytes']} bytes with SHA-256 {file['sha256'][:16]}..."
+            got = "missing" if size < 0 else f"{size} bytes, not as it was written"
+            raise UserError(str(folder / name), got, allowed, f"remove {folder}; it will be made again")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from t5x_like.core.errors import UserError
@@ -35,16 +35,8 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Worker:
-    """A process that calls one function, again and again.
-
-    Args:
-      function: function of a task and of ``report``, a function whose arguments come as answers; pickled, as tasks and
-        results are.
-
-    Attributes:
-      connection: object for ``multiprocessing.connection.wait``, ready when there is an answer.
-    """
+class _Worker:
+    """A process that calls one function, again and again; function, tasks and results are pickled."""
 
     def __init__(self, function: Callable[[Any, Report], Any]):
         environment = {
@@ -56,44 +48,79 @@ class Worker:
         self.connection, theirs = multiprocessing.Pipe()
         number = theirs.fileno()
         options = {"stdin": subprocess.DEVNULL, "pass_fds": (number,), "env": {**os.environ, **environment}}
-        self._process = subprocess.Popen((*_COMMAND, str(number)), **options)
+        self.process = subprocess.Popen((*_COMMAND, str(number)), **options)
         theirs.close()
-        self.send(function)
+        self._send(function)
 
-    def send(self, task: Any) -> None:
-        """Gives it a task; its answer comes after those of earlier ones."""
-        with contextlib.suppress(OSError):  # one that has died cannot read; its answer will say so
+    def call(self, task: Any, report: Report) -> Any:
+        """What the function returns for ``task``, or raises; ``EOFError`` if the process has died."""
+        self._send(task)
+        while True:
+            try:
+                kind, value = self.connection.recv()
+            except OSError:
+                raise EOFError from None
+            if kind == "report":
+                report(*value)
+            elif kind == "raised":
+                raise value
+            else:
+                return value
+
+    def _send(self, task: Any) -> None:
+        with contextlib.suppress(OSError):  # one that has died cannot read; that there is no answer will say so
             self.connection.send(task)
-
-    def answer(self) -> tuple[str, Any]:
-        """("report", arguments), ("done", result), ("error", ``UserError``), ("fault", traceback) or ("died", exit
-        code); waits for it."""
-        try:
-            return self.connection.recv()
-        except (EOFError, OSError):
-            return "died", self._process.wait()
-
-    def end(self) -> None:
-        """Ends it, whatever it is doing."""
-        self._process.kill()
-        self._process.wait()
-        self.connection.close()
 
 
 @contextlib.contextmanager
-def team(function: Callable[[Any, Report], Any], count: int) -> Iterator[list[Worker]]:
-    """``count`` processes for ``function``, ended with the ``with`` block."""
-    workers: list[Worker] = []
+def team(
+    function: Callable[[Any, Report], Any], count: int, field: str, what: str
+) -> Iterator[Callable[..., Future[Any]]]:
+    """Processes that share tasks, ended with the ``with`` block whatever they are doing.
+
+    Args:
+      function: function of a task and of ``report``, a function whose arguments come back to here at once; pickled, as
+        tasks and results are.
+      count: number of processes.
+      field: name of the field that says how many, for errors.
+      what: a task in a word.
+
+    Yields:
+      A function from a task, and from what is called with each report, to the future result. Tasks are begun in order.
+      A future raises ``UserError`` as its task does, or if its process died; ``RuntimeError``: a fault of ours.
+    """
+    workers: list[_Worker] = []
+    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    pool = ThreadPoolExecutor(count, "worker")
+
+    def call(task: Any, report: Report = lambda *_: None) -> Any:
+        worker = idle.get()
+        try:
+            return worker.call(task, report)
+        except EOFError:
+            got = f"a process at work on {what} {task} was ended by {_ending(worker.process.wait())}"
+            suggestion = "run again: what is finished is kept; fewer processes need less memory"
+            raise UserError(field, got, "", suggestion) from None
+        except RuntimeError as error:
+            raise RuntimeError(f"{what} {task}: {error}") from None
+        finally:
+            idle.put(worker)
+
     try:
         for _ in range(count):
-            workers.append(Worker(function))
-        yield workers
+            workers.append(_Worker(function))
+            idle.put(workers[-1])
+        yield functools.partial(pool.submit, call)
     finally:
         for worker in workers:
-            worker.end()
+            worker.process.kill()
+            worker.process.wait()
+        pool.shutdown(cancel_futures=True)
+        for worker in workers:
+            worker.connection.close()
 
 
-def ending(code: int) -> str:
+def _ending(code: int) -> str:
     """How a process ended, in words."""
     if code >= 0:
         return f"exit code {code}"
@@ -116,42 +143,24 @@ def done_ahead(
     Raises:
       UserError: of a task; or a process was killed.
     """
-    if processes:
-        return _by_processes(functools.partial(_without_report, function), iter(tasks), processes, ahead)
-    return _by_threads(function, iter(tasks), threads, ahead) if threads else map(function, tasks)
-
-
-def _by_threads(function: Callable, tasks: Iterator, threads: int, ahead: int) -> Iterator[Any]:
-    pool = ThreadPoolExecutor(threads, "ahead")
-    try:
-        waiting = collections.deque(pool.submit(function, task) for task in itertools.islice(tasks, ahead))
+    if not threads and not processes:
+        yield from map(function, tasks)
+        return
+    with contextlib.ExitStack() as stack:
+        if processes:
+            work = functools.partial(_without_report, function)
+            submit = stack.enter_context(team(work, processes, "data.worker_processes", "batch"))
+            ahead *= processes
+        else:
+            pool = ThreadPoolExecutor(threads, "ahead")
+            stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+            submit = functools.partial(pool.submit, function)
+        iterator = iter(tasks)
+        waiting = collections.deque(map(submit, itertools.islice(iterator, ahead)))
         while waiting:
             found = waiting.popleft().result()
-            waiting.extend(pool.submit(function, task) for task in itertools.islice(tasks, 1))
+            waiting.extend(map(submit, itertools.islice(iterator, 1)))
             yield found
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _by_processes(function: Callable, tasks: Iterator, processes: int, ahead: int) -> Iterator[Any]:
-    def give(worker: Worker, task: Any) -> Worker:
-        worker.send(task)
-        return worker
-
-    with team(function, processes) as workers:
-        given = map(give, itertools.cycle(workers), tasks)
-        waiting = collections.deque(itertools.islice(given, processes * ahead))
-        while waiting:
-            kind, value = waiting.popleft().answer()
-            if kind == "error":
-                raise value
-            if kind == "died":
-                how = f"a process that worked ahead was ended by {ending(value)}"
-                raise UserError("data.worker_processes", how, "", "run again; fewer processes need less memory")
-            if kind == "fault":
-                raise RuntimeError(value)
-            waiting.extend(itertools.islice(given, 1))
-            yield value
 
 
 def _without_report(function: Callable, task: Any, report: Report) -> Any:
@@ -174,9 +183,9 @@ def main() -> None:
                     raise each
             connection.send(("done", function(task, lambda *given: connection.send(("report", given)))))
         except UserError as error:
-            connection.send(("error", error))
+            connection.send(("raised", error))
         except Exception:  # an internal error: the parent ends, and shows the traceback
-            connection.send(("fault", traceback.format_exc()))
+            connection.send(("raised", RuntimeError(traceback.format_exc())))
 
 
 def _listen(connection: multiprocessing.connection.Connection, tasks: queue.SimpleQueue[Any]) -> None:

@@ -180,7 +180,7 @@ def test_a_file_that_changes_while_it_is_read_makes_no_cache(tmp_path, texts):
 def interrupted(corpus, cache, patch) -> None:
     """Prepares, killed when all parts are finished."""
     with patch.context() as here:
-        here.setattr(module, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        here.setattr(module.CacheWriter, "splits", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             prepare(corpus, Bytes(), str(cache))
 
@@ -207,10 +207,10 @@ def test_a_part_of_other_content_is_not_kept_when_the_files_change_back(tmp_path
     (tmp_path / "texts" / "1.txt").write_text(contents["1.txt"])
     interrupted(corpus, tmp_path / "cache", monkeypatch)
     (work,) = (tmp_path / "cache" / "corpora").glob(".*.work")
-    stamps = [json.loads(path.read_text())["identity"] for path in sorted(work.glob("*.json"))]
+    stamps = [json.loads(path.read_text())["identity"] for path in sorted(work.glob("[0-9]*/part.json"))]
     os.utime(tmp_path / "texts" / "1.txt", ns=(2 * 10**18, 2 * 10**18))
     interrupted(corpus, tmp_path / "cache", monkeypatch)
-    again = [json.loads(path.read_text())["identity"] for path in sorted(work.glob("*.json"))]
+    again = [json.loads(path.read_text())["identity"] for path in sorted(work.glob("[0-9]*/part.json"))]
     assert again[0] == stamps[0] and again[1] != stamps[1], "the part whose file was written since is made again"
     assert texts_of(prepare(corpus, Bytes(), str(tmp_path / "cache"))) == list(contents.values())
 
@@ -320,7 +320,7 @@ def test_what_a_kill_after_the_last_rename_leaves_is_removed(tmp_path, text_fold
     made = prepare(byte_corpus(text_folder), Bytes(), str(tmp_path))
     work = made.path.with_name(f".{made.path.name}.work")
     work.mkdir()
-    (work / "000000.tokens").write_bytes(b"ids")
+    (work / "000000").mkdir()
     prepare(byte_corpus(text_folder), Bytes(), str(tmp_path))
     assert not work.exists()
 
@@ -341,16 +341,16 @@ def test_only_what_is_left_behind_is_swept(tmp_path, text_folder, monkeypatch):
     name = disk.temporary_name("000000")
     assert disk.is_left_behind(name) and str(os.getpid()) in name
     host = name.split("-")[1]
-    swept = [f".000000-{host}-{ended.pid}-01234567.tokens", f".cache-{host}-{ended.pid}-01234567"]
-    kept = [f".000000-{host}-{os.getppid()}-01234567.tokens", f".000000-elsewhere-{ended.pid}-01234567.tokens"]
+    swept = [f".000000-{host}-{ended.pid}-01234567", f".cache-{host}-{ended.pid}-01234567"]
+    kept = [f".000000-{host}-{os.getppid()}-01234567", f".000000-elsewhere-{ended.pid}-01234567"]
     assert [disk.is_left_behind(name) for name in swept + kept] == [True, True, False, False]
     with monkeypatch.context() as patch:
         patch.setattr(disk.socket, "gethostname", lambda: "my-host.of.domain")
-        assert disk.is_left_behind(disk.temporary_name("cache") + ".tokens")
+        assert disk.is_left_behind(disk.temporary_name("cache"))
     interrupted(byte_corpus(text_folder), tmp_path, monkeypatch)
     (work,) = (tmp_path / "corpora").glob(".*.work")
     for each in swept + kept:
-        (work / each).touch()
+        (work / each).mkdir()
     interrupted(byte_corpus(text_folder), tmp_path, monkeypatch)
     left = {path.name for path in work.glob(".*")}
     assert left.issuperset(kept) and not left.intersection(swept)
@@ -369,10 +369,10 @@ def test_an_error_removes_the_work_folder_only_where_nobody_else_is_in_it(tmp_pa
 def test_a_damaged_part_is_tokenized_again(tmp_path, text_folder, monkeypatch):
     whole = prepare(byte_corpus(text_folder), Bytes(), str(tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        patch.setattr(module, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(module.CacheWriter, "splits", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             prepare(byte_corpus(text_folder), Bytes(), str(tmp_path / "cache"))
-    (part,) = (tmp_path / "cache" / "corpora").glob(".*.work/*.tokens")
+    (part,) = (tmp_path / "cache" / "corpora").glob(".*.work/*/tokens")
     content = bytearray(part.read_bytes())
     content[5] ^= 1
     part.write_bytes(content)
@@ -383,7 +383,7 @@ def test_a_damaged_part_is_tokenized_again(tmp_path, text_folder, monkeypatch):
 
 def test_a_finished_part_is_not_tokenized_again(tmp_path, text_folder, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(module, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(module.CacheWriter, "splits", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             prepare(byte_corpus(text_folder), Bytes(), str(tmp_path))
     monkeypatch.setattr(ByteTokenizer, "encode_batch", None)
@@ -399,7 +399,7 @@ def test_parts_with_other_borders_are_not_taken(tmp_path, text_folder, monkeypat
     for size in (1, 3000):
         with monkeypatch.context() as patch:
             patch.setattr(parts, "_SMALLEST_PART", size)
-            patch.setattr(module, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+            patch.setattr(module.CacheWriter, "splits", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
             with pytest.raises(KeyboardInterrupt):
                 prepare(byte_corpus(text_folder), Bytes(), str(tmp_path / "cache"))
     assert prepare(byte_corpus(text_folder), Bytes(), str(tmp_path / "cache")).fingerprint == whole.fingerprint

@@ -103,7 +103,8 @@ def test_foreign_files_among_the_hashes_do_no_harm(tmp_path, monkeypatch):
     """Network file systems keep a file that is open and removed under a name of their own."""
     documents = np.zeros(3, parts.DOCUMENT)
     documents["hash"] = [(1, 2), (1, 3), (1, 2)]
-    documents.tofile(tmp_path / "000000.documents")
+    (tmp_path / "000000").mkdir()
+    documents.tofile(tmp_path / "000000" / "documents")
     monkeypatch.setattr(merge, "_BUCKET_DOCUMENTS", 1)
     make = Path.mkdir
 
@@ -120,7 +121,8 @@ def test_foreign_files_among_the_hashes_do_no_harm(tmp_path, monkeypatch):
 def test_a_half_hash_alone_makes_no_copy(tmp_path):
     documents = np.zeros(4, parts.DOCUMENT)
     documents["hash"] = [(1, 2), (1, 3), (1, 2), (2, 2)]
-    documents.tofile(tmp_path / "000000.documents")
+    (tmp_path / "000000").mkdir()
+    documents.tofile(tmp_path / "000000" / "documents")
     marks = merge.mark_copies([merge.PartFiles(tmp_path / "000000", 4)], tmp_path)
     assert marks.get(0, 4).tolist() == [False, False, True, False]
-    assert [path.name for path in tmp_path.iterdir()] == ["000000.documents"]
+    assert [path.name for path in tmp_path.iterdir()] == ["000000"]

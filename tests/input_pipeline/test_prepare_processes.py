@@ -111,9 +111,9 @@ def test_any_number_of_processes_makes_the_same_bits(tmp_path, folder, expected,
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_killed_at_every_stage_and_gone_on_with(tmp_path, folder, expected, processes):
     stages = [
-        lambda: work_files(tmp_path, ".??????-*.tokens"),  # in the middle of a part
-        lambda: work_files(tmp_path, "*.json"),  # a part is finished
-        lambda: len(work_files(tmp_path, "*.json")) >= 3,
+        lambda: work_files(tmp_path, ".??????-*/tokens"),  # in the middle of a part
+        lambda: work_files(tmp_path, "[0-9]*/part.json"),  # a part is finished
+        lambda: len(work_files(tmp_path, "[0-9]*/part.json")) >= 3,
         lambda: work_files(tmp_path, ".cache-*"),  # merging
     ]
     for stage in stages:
@@ -128,7 +128,7 @@ def test_killed_at_every_stage_and_gone_on_with(tmp_path, folder, expected, proc
             time.sleep(0.01)
         assert not any(map(alive, helpers)), "workers die with their parent"
         if stage is stages[-2]:
-            assert len(work_files(tmp_path, "*.json")) >= 3
+            assert len(work_files(tmp_path, "[0-9]*/part.json")) >= 3
             assert not list((tmp_path / "corpora").glob("killed-*/manifest.json"))
     assert run(folder, tmp_path, processes) == expected
     assert not list((tmp_path / "corpora").glob(".*"))
@@ -149,7 +149,7 @@ def test_killed_at_random_moments(tmp_path, folder, expected, processes):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_a_killed_worker_is_told_and_its_part_done_again(tmp_path, folder, expected):
     process = start(folder, tmp_path, 2)
-    assert wait_for(lambda: work_files(tmp_path, ".??????-*.tokens"), process)
+    assert wait_for(lambda: work_files(tmp_path, ".??????-*/tokens"), process)
     os.kill(children(process.pid)[0], signal.SIGKILL)
     _, error = process.communicate(timeout=60)
     assert "was ended by signal SIGKILL, as when memory runs out" in error and "part " in error and ".txt" in error
@@ -181,8 +181,8 @@ def test_one_that_is_overtaken_leaves_nothing(tmp_path, text_folder, monkeypatch
         folder = Path(work.folder)
         assert not folder.exists()
         folder.mkdir()
-        (folder / ".000000-late.tokens").write_text("what was being written meanwhile")
-        raise FileNotFoundError(folder / "000000.json")
+        (folder / ".000000-late").mkdir()  # what was being written meanwhile
+        raise FileNotFoundError(folder / "000000")
 
     found = prepare_by(overtaken, corpus, Bytes(), str(tmp_path), None)
     assert found.path == prepare(corpus, Bytes(), str(tmp_path)).path
@@ -227,7 +227,7 @@ def test_a_full_disk(tmp_path, folder, expected, processes, megabytes):
         said = run(folder, small, processes)
         assert "data.cache: no room in" in said and str(small) in said and "make room" in said
         assert not list((small / "corpora").glob("killed-*/manifest.json"))
-        finished = len(work_files(small, "*.json"))
+        finished = len(work_files(small, "[0-9]*/part.json"))
         assert finished == 4 if megabytes == 14 else finished < 4
         subprocess.run(["mount", "-o", "remount,size=40m", str(small)], check=True)
         assert run(folder, small, processes) == expected

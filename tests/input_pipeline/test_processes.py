@@ -9,7 +9,7 @@ import time
 import pytest
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.processes import Worker, done_ahead
+from t5x_like.input_pipeline.processes import done_ahead, team
 
 
 def slow_square(task: int) -> int:
@@ -61,12 +61,8 @@ def test_a_process_that_is_killed_is_told():
 
 
 def test_a_worker_process_has_no_accelerator():
-    worker = Worker(modules)
-    try:
-        worker.send("here")
-        assert worker.answer() == ("report", ("here",))
-        kind, loaded = worker.answer()
-        assert kind == "done" and "numpy" in loaded
-        assert not {"jax", "jaxlib", "flax", "orbax", "rich", "tensorflow"} & loaded
-    finally:
-        worker.end()
+    said = []
+    with team(modules, 1, "field", "task") as submit:
+        loaded = submit("here", said.append).result()
+    assert said == ["here"] and "numpy" in loaded
+    assert not {"jax", "jaxlib", "flax", "orbax", "rich", "tensorflow"} & loaded

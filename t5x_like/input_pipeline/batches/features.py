@@ -73,78 +73,60 @@ def make_batch(
         batch[name] = np.full((len(rows), length), fill, array.dtype)
     if examples := [example for row in rows for example in row]:
         # All examples of a batch are written together: a short one costs little more than its tokens.
-        place = _Placing([len(row) for row in rows], batch)
+        counts = np.asarray([len(row) for row in rows])
         write = {"encoder-decoder": _write_pair, "decoder-only": _write_decoder, "encoder-only": _write_encoder}[shape]
-        write(place, examples, pad_id)
+        write(batch, counts, examples, pad_id)
     return batch
 
 
-class _Placing:
-    """Puts the examples of a batch where they belong.
+class _Side:
+    """The slots of one side that hold tokens, in order. Writes their segments and positions.
 
     Args:
-      counts: examples of each row.
       batch: the arrays to write to.
-    """
-
-    def __init__(self, counts: Sequence[int], batch: Batch):
-        self._batch, numbers = batch, np.asarray(counts)
-        self._rows = np.repeat(np.arange(len(numbers)), numbers)
-        self._firsts = np.repeat(np.cumsum(numbers) - numbers, numbers)  # the first example of each one's row
-        self._segments = np.arange(len(self._rows)) - self._firsts + 1
-
-    def side(self, side: str, texts: Sequence[np.ndarray]) -> _Side:
-        """Writes segments and positions of one side, where the examples' ``texts`` have their tokens.
-
-        Raises:
-          ValueError: the texts of a row are longer than the row.
-        """
-        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-        ends = np.cumsum(lengths)
-        begins = ends - lengths
-        width = self._batch[f"{side}_tokens"].shape[1]
-        starts = begins - begins[self._firsts]
-        if (starts + lengths > width).any():
-            row = int(self._rows[np.argmax(starts + lengths)])
-            raise ValueError(f"row {row} of the {side} has examples of more than {width} tokens")
-        counted = np.arange(ends[-1])
-        slots = counted + np.repeat(self._rows * width + starts - begins, lengths)
-        made = _Side(self._batch, slots, counted - np.repeat(begins, lengths), lengths, begins[lengths > 0])
-        made.write(f"{side}_segments", np.repeat(self._segments, lengths))
-        made.write(f"{side}_positions", made.positions)
-        return made
-
-
-@dataclass(frozen=True)
-class _Side:
-    """The slots of one side that hold tokens, in order.
+      side: ``encoder`` or ``decoder``.
+      counts: number of examples of each row.
+      texts: of each example the tokens, or anything of their number.
 
     Attributes:
-      batch: the arrays to write to.
-      slots: (tokens,) places in the array of all rows end to end.
       positions: (tokens,) counted from 0 in each example.
       lengths: (examples,).
-      firsts: whether each token is the first of its example.
+
+    Raises:
+      ValueError: the texts of a row are longer than the row.
     """
 
-    batch: Batch
-    slots: np.ndarray
-    positions: np.ndarray
-    lengths: np.ndarray
-    firsts: np.ndarray
+    def __init__(self, batch: Batch, side: str, counts: np.ndarray, texts: Sequence[np.ndarray]):
+        self.batch = batch
+        self.lengths = lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+        rows = np.repeat(np.arange(len(counts)), counts)
+        firsts = np.repeat(np.cumsum(counts) - counts, counts)  # the first example of each one's row
+        ends = np.cumsum(lengths)
+        begins = ends - lengths
+        width = batch[f"{side}_tokens"].shape[1]
+        starts = begins - begins[firsts]
+        if (starts + lengths > width).any():
+            row = int(rows[np.argmax(starts + lengths)])
+            raise ValueError(f"row {row} of the {side} has examples of more than {width} tokens")
+        counted = np.arange(ends[-1])
+        self._slots = counted + np.repeat(rows * width + starts - begins, lengths)
+        self._begins = begins[lengths > 0]
+        self.positions = counted - np.repeat(begins, lengths)
+        self.write(f"{side}_segments", np.repeat(np.arange(len(rows)) - firsts + 1, lengths))
+        self.write(f"{side}_positions", self.positions)
 
     def write(self, name: str, values: np.ndarray | Sequence[np.ndarray] | float) -> None:
         """Puts ``values``, those of all examples end to end, into the array ``name``."""
         if isinstance(values, list):
             values = np.concatenate(values)
-        self.batch[name].reshape(-1)[self.slots] = values
+        self.batch[name].reshape(-1)[self._slots] = values
 
     def write_targets(self, texts: list[np.ndarray], pad_id: int) -> None:
         """Targets, and the decoder's inputs: the same after one start token each."""
         targets = np.concatenate(texts)
         shifted = np.empty_like(targets)
         shifted[1:] = targets[:-1]
-        shifted[self.firsts] = pad_id
+        shifted[self._begins] = pad_id
         self.write("targets", targets)
         self.write("decoder_tokens", shifted)
 
@@ -156,15 +138,15 @@ def _weights(examples: Sequence[Example]) -> np.ndarray | float:
     return np.concatenate(given)
 
 
-def _write_pair(place: _Placing, examples: Sequence[Example], pad_id: int) -> None:
+def _write_pair(batch: Batch, counts: np.ndarray, examples: Sequence[Example], pad_id: int) -> None:
     inputs, targets = [example.inputs for example in examples], [example.targets for example in examples]
-    place.side("encoder", inputs).write("encoder_tokens", inputs)
-    decoder = place.side("decoder", targets)
+    _Side(batch, "encoder", counts, inputs).write("encoder_tokens", inputs)
+    decoder = _Side(batch, "decoder", counts, targets)
     decoder.write_targets(targets, pad_id)
     decoder.write("weights", _weights(examples))
 
 
-def _write_decoder(place: _Placing, examples: Sequence[Example], pad_id: int) -> None:
+def _write_decoder(batch: Batch, counts: np.ndarray, examples: Sequence[Example], pad_id: int) -> None:
     """One text of inputs and targets; loss on the targets only.
 
     The input at place j is the token before it, so the prefix of p tokens is read at places 1 to p, after the start
@@ -172,7 +154,7 @@ def _write_decoder(place: _Placing, examples: Sequence[Example], pad_id: int) ->
     """
     prefixes = np.fromiter((len(example.inputs) for example in examples), np.int64, len(examples))
     texts = [np.concatenate([e.inputs, e.targets]) if len(e.inputs) else e.targets for e in examples]
-    decoder = place.side("decoder", texts)
+    decoder = _Side(batch, "decoder", counts, texts)
     decoder.write_targets(texts, pad_id)
     if not prefixes.any():
         decoder.write("weights", _weights(examples))
@@ -185,9 +167,9 @@ def _write_decoder(place: _Placing, examples: Sequence[Example], pad_id: int) ->
         decoder.write("decoder_prefix", (decoder.positions <= prefix) & (prefix > 0))
 
 
-def _write_encoder(place: _Placing, examples: Sequence[Example], pad_id: int) -> None:
+def _write_encoder(batch: Batch, counts: np.ndarray, examples: Sequence[Example], pad_id: int) -> None:
     inputs = [example.inputs for example in examples]
-    encoder = place.side("encoder", inputs)
+    encoder = _Side(batch, "encoder", counts, inputs)
     encoder.write("encoder_tokens", inputs)
     encoder.write("targets", [example.targets for example in examples])
     encoder.write("weights", _weights(examples))

@@ -111,7 +111,7 @@ class Batches:
         most = np.full(len(streams), np.iinfo(np.int64).max)
         if epochs:  # rounded so that the rows of all together are right
             rows = np.cumsum(epochs * weights * [stream.rows.count for stream in streams])
-            most = np.diff(np.round(rows), prepend=0.0).astype(np.int64)
+            most = np.diff(np.round(np.minimum(rows, 2.0**62)), prepend=0.0).astype(np.int64)
         if tokens:
             most = np.minimum(most, [s.draws_within(int(tokens * w)) for s, w in zip(streams, weights, strict=True)])
         if not most.sum():

@@ -9,18 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from t5x_like.core.errors import UserError
-from t5x_like.core.paths import write_atomically
 from t5x_like.input_pipeline.batches.packing import Fit, plan
-from t5x_like.input_pipeline.disk import HashedFile, held_lock, map_array, publish, room_in
+from t5x_like.input_pipeline.disk import NewFolder, check_files, held_lock, map_array, room_in, temporary_name
 from t5x_like.input_pipeline.prepare.token_cache import TokenSplit
 
 # Bump when what a table holds changes, so that older ones are made anew.
@@ -131,36 +127,20 @@ def _windows(
 
 
 def _store(folder: Path, windows: Iterator[_Window], dtypes: dict[str, str]) -> None:
-    with room_in(folder.parent):
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        files = {name: HashedFile(temporary / name) for name in dtypes}
-        try:
-            facts = {"rows": 0, "pieces": 0, "tokens": 0, "left_out": 0}
-            files["starts"].write(np.zeros(1, dtypes["starts"]).tobytes())
-            for (per_row, document, part), (taken, short) in windows:
-                columns = {"starts": facts["pieces"] + np.cumsum(per_row), "document": document, "part": part}
-                for name, column in columns.items():
-                    files[name].write(column.astype(dtypes[name]).tobytes())
-                found = {"rows": len(per_row), "pieces": len(document), "tokens": taken, "left_out": short}
-                facts = {name: facts[name] + found[name] for name in facts}
-            described = {name: file.close(durable=True) for name, file in files.items()}
-            write_atomically(temporary / "table.json", json.dumps({**facts, "files": described}, indent=2))
-            publish(temporary, folder)
-        finally:
-            for file in files.values():
-                file.abandon()
-            shutil.rmtree(temporary, ignore_errors=True)
+    with room_in(folder.parent), NewFolder(folder.parent / temporary_name(folder.name), dtypes) as table:
+        facts = {"rows": 0, "pieces": 0, "tokens": 0, "left_out": 0}
+        table.files["starts"].write(np.zeros(1, dtypes["starts"]).data)
+        for (per_row, document, part), (taken, short) in windows:
+            columns = {"starts": facts["pieces"] + np.cumsum(per_row), "document": document, "part": part}
+            for name, column in columns.items():
+                table.files[name].write(column.astype(dtypes[name]).data)
+            found = {"rows": len(per_row), "pieces": len(document), "tokens": taken, "left_out": short}
+            facts = {name: facts[name] + found[name] for name in facts}
+        table.publish(folder, "table.json", {**facts, "files": table.close()})
 
 
 def _open(folder: Path, dtypes: dict[str, str]) -> RowTable:
     facts = json.loads((folder / "table.json").read_text())
-    sizes = {"starts": facts["rows"] + 1, "document": facts["pieces"], "part": facts["pieces"]}
-    arrays = {}
-    for name, size in sizes.items():
-        expected = size * np.dtype(dtypes[name]).itemsize
-        found = (folder / name).stat().st_size if (folder / name).is_file() else -1
-        if found != expected:
-            remedy = f"remove {folder}; it will be made again"
-            raise UserError(str(folder / name), f"{found} bytes", f"{expected}", remedy)
-        arrays[name] = map_array(folder / name, dtypes[name])
+    check_files(folder, facts["files"], by_content=False)
+    arrays = {name: map_array(folder / name, dtype) for name, dtype in dtypes.items()}
     return RowTable(**arrays, tokens=facts["tokens"], left_out=facts["left_out"])

@@ -6,15 +6,14 @@ documents at a time: what it holds of all documents at once is one bit each, and
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from t5x_like.input_pipeline.disk import HashedFile, temporary_name
+from t5x_like.input_pipeline.disk import HashedFile, map_array, temporary_name
 from t5x_like.input_pipeline.prepare.parts import DOCUMENT
 from t5x_like.input_pipeline.sources.splits import SPLIT_NAMES, Division, SplitName
 from t5x_like.input_pipeline.tokenizers.pieces import groups_of
@@ -23,6 +22,7 @@ _CHUNK_DOCUMENTS = 2**20  # at a time: 24 MB
 _BUCKET_DOCUMENTS = 2**21  # whose hashes are sorted at a time: about 200 MB with what sorting needs
 _WRITE_TOKENS = 2**20  # at a time, or the whole of a longer run of documents
 _ENTRY = np.dtype([("hash", "<u8", (2,)), ("index", "<i8")])
+CACHE_FILES = tuple(f"{name}.{what}" for name in SPLIT_NAMES for what in ("tokens", "offsets"))
 _DROPPED = 2  # beside 0 for train and 1 for heldout, as in SPLIT_NAMES
 
 
@@ -31,7 +31,7 @@ class PartFiles:
     """A finished part.
 
     Attributes:
-      path: path of its files, without their suffix.
+      path: path of its folder.
       documents: number of its documents.
     """
 
@@ -47,11 +47,17 @@ class Chunk:
       part: part that holds them.
       index: number of the first one among all documents.
       documents: (n,) of type ``DOCUMENT``.
+      start: number of tokens of the part before them.
     """
 
     part: PartFiles
     index: int
     documents: np.ndarray
+    start: int
+
+    def tokens(self, dtype: str) -> np.ndarray:
+        """(tokens,) ids of the documents end to end, read from disk when touched."""
+        return map_array(self.part.path / "tokens", dtype)[self.start :][: self.documents["length"].sum()]
 
     @property
     def shares(self) -> np.ndarray:
@@ -145,7 +151,8 @@ def merge(
     parts: Sequence[PartFiles], dtype: str, copies: Marks | None, division: Division, cache: CacheWriter
 ) -> None:
     """Writes all documents that are not copies to their split; as ``Division.holds_out``, for many at a time."""
-    for chunk, tokens in _chunks_with_tokens(parts, dtype):
+    for chunk in _chunks(parts):
+        tokens = chunk.tokens(dtype)
         labels = (chunk.shares < division.border).astype(np.int8)
         if division.first and chunk.index == 0:
             labels[0] = SPLIT_NAMES.index("heldout")
@@ -163,18 +170,16 @@ def merge(
 
 
 class CacheWriter:
-    """The files of a token cache, written from front to back into a folder.
+    """The splits of a token cache, written from front to back.
 
     Args:
-      folder: empty folder, to be renamed when it is whole.
+      files: the files of ``CACHE_FILES``, empty.
       dtype: dtype of the tokens.
     """
 
-    def __init__(self, folder: Path, dtype: str):
-        self._folder, self._dtype = folder, dtype
+    def __init__(self, files: Mapping[str, HashedFile], dtype: str):
+        self._files, self._dtype = files, dtype
         self._counts = {name: [0, 0] for name in SPLIT_NAMES}  # documents, tokens
-        names = [f"{name}.{what}" for name in SPLIT_NAMES for what in ("tokens", "offsets")]
-        self._files = {name: HashedFile(folder / name) for name in names}
         for name in SPLIT_NAMES:
             self._files[f"{name}.offsets"].write(np.zeros(1, "<i8").data)
 
@@ -188,41 +193,25 @@ class CacheWriter:
             self._files[f"{name}.tokens"].write(joined.data)
             counts[1] += len(joined)
 
-    def finish(self, manifest: dict) -> None:
-        """Closes all files and writes the manifest, which gets ``splits``."""
-        files = {name: file.close(durable=True) for name, file in self._files.items()}
-        splits = {}
-        for name, (documents, tokens) in self._counts.items():
-            own = {file: files[file] for file in (f"{name}.tokens", f"{name}.offsets")}
-            splits[name] = {"documents": documents, "tokens": tokens, "files": own}
-        file = HashedFile(self._folder / "manifest.json")
-        file.write(json.dumps({**manifest, "splits": splits}, indent=2).encode())
-        file.close(durable=True)
-
-    def abandon(self) -> None:
-        """Closes all files, whole or not."""
-        for file in self._files.values():
-            file.abandon()
+    def splits(self, closed: Mapping[str, dict]) -> dict[str, dict]:
+        """What the manifest says of each split, from what ``NewFolder.close`` says of the files."""
+        return {
+            name: {
+                "documents": documents,
+                "tokens": tokens,
+                "files": {file: closed[file] for file in CACHE_FILES if file.startswith(f"{name}.")},
+            }
+            for name, (documents, tokens) in self._counts.items()
+        }
 
 
 def _chunks(parts: Sequence[PartFiles]) -> Iterator[Chunk]:
     index = 0
     for part in parts:
-        path = part.path.with_suffix(".documents")
+        start = 0
         for first in range(0, part.documents, _CHUNK_DOCUMENTS):
             count = min(_CHUNK_DOCUMENTS, part.documents - first)
-            documents = np.fromfile(path, DOCUMENT, count, offset=first * DOCUMENT.itemsize)
-            yield Chunk(part, index, documents)
+            documents = np.fromfile(part.path / "documents", DOCUMENT, count, offset=first * DOCUMENT.itemsize)
+            yield Chunk(part, index, documents, start)
             index += count
-
-
-def _chunks_with_tokens(parts: Sequence[PartFiles], dtype: str) -> Iterator[tuple[Chunk, np.ndarray]]:
-    part, position, tokens = None, 0, np.empty(0, dtype)
-    for chunk in _chunks(parts):
-        if chunk.part is not part:
-            part, position = chunk.part, 0
-            path = part.path.with_suffix(".tokens")
-            tokens = np.memmap(path, dtype, "r").view(np.ndarray) if path.stat().st_size else np.empty(0, dtype)
-        count = int(chunk.documents["length"].sum())
-        yield chunk, tokens[position : position + count]
-        position += count
+            start += int(documents["length"].sum())

@@ -2,36 +2,36 @@
 
 Knows sources, filters, tokenizers and the work folder; must not know who runs a part (this process, a worker process,
 Apache Beam), nor what becomes of it. Where the borders of parts lie follows from the source alone, so that any number
-of processes, stopped and started at any moment, make the same files. Part 7 of the work folder is
+of processes, stopped and started at any moment, make the same files. Part 7 of the work folder is a folder that appears
+when it is finished:
 
-  000007.tokens       ids of its documents end to end, as in a token cache
-  000007.documents    a record of type ``DOCUMENT`` for each
-  000007.json         counts, and size and digest of the two; written last: the part is finished
+  000007/tokens       ids of its documents end to end, as in a token cache
+  000007/documents    a record of type ``DOCUMENT`` for each
+  000007/part.json    counts, and size and digest of the two
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Filters, Source, TokenizerConfig
-from t5x_like.input_pipeline.disk import HashedFile, room_in, temporary_name
+from t5x_like.input_pipeline.disk import NewFolder, check_files, room_in, temporary_name
 from t5x_like.input_pipeline.prepare.progress import Tally
-from t5x_like.input_pipeline.prepare.token_cache import file_digest, token_type
-from t5x_like.input_pipeline.processes import ending, team
+from t5x_like.input_pipeline.prepare.token_cache import token_type
+from t5x_like.input_pipeline.processes import team
 from t5x_like.input_pipeline.sources.files import File, Unit, list_files
 from t5x_like.input_pipeline.sources.splits import text_hash
 from t5x_like.input_pipeline.tokenizers.base import Tokenizer
@@ -50,6 +50,7 @@ _UNIT_COST = 1000  # bytes that opening a file counts as, so that a part does no
 _GROUP_CHARACTERS = 1_000_000
 _REPORT_SECONDS = 0.5
 _MOST_KINDS = 20  # of documents that cannot be read, told apart
+_NOTE = "part.json"
 _OTHER_KINDS = "other reasons"
 
 
@@ -94,6 +95,10 @@ class Part:
     number: int
     units: tuple[Unit, ...]
     stamp: str = ""
+
+    def __str__(self) -> str:
+        where = ", ".join(unit.file for unit in self.units[:1]) + (", ..." if len(self.units) > 1 else "")
+        return f"{self.number} ({where})"
 
     @property
     def size(self) -> int:
@@ -197,11 +202,13 @@ def tokenize_part(work: Work, part: Part, tokenizer: Tokenizer, report: Report, 
     """Tokenizes a part into its files; see ``tokenize_documents``. Raises ``SourceChanged`` too."""
     read: list[int] = []  # bytes of each unit
     _require_unchanged(work.source, part)
-    return tokenize_documents(
+    counts = tokenize_documents(
         work, part.number, part.identity, read_part(work.source, part, read.append), tokenizer,
         lambda documents, tokens, text: report(documents, tokens, max(sum(read), min(text, part.size))), threads,
         lambda: _require_unchanged(work.source, part),
     )  # fmt: skip
+    report(counts.documents, counts.tokens, part.size)
+    return counts
 
 
 def tokenize_in_processes(work: Work, parts: Sequence[Part], processes: int, tally: Tally) -> dict[int, Counts]:
@@ -219,55 +226,26 @@ def tokenize_in_processes(work: Work, parts: Sequence[Part], processes: int, tal
     Raises:
       UserError: of the first part, in the order of the corpus, that has one; or a process that died.
     """
-    finished: dict[int, Counts] = {}
-    failed: dict[int, Exception] = {}
-    waiting = iter(parts)
-    with team(functools.partial(_tokenize, work), min(processes, len(parts))) as workers:
-        idle, busy = list(workers), {}
-        while True:
-            # Parts before a failed one are all given out already: the first error of the corpus will be known.
-            for worker, part in zip(idle, () if failed else waiting, strict=False):
-                worker.send(part)
-                busy[worker.connection] = worker, part
-            if not busy:
-                break
-            idle = []
-            for ready in wait(list(busy)):
-                worker, part = busy[ready]
-                kind, value = worker.answer()
-                if kind == "report":
-                    tally.advance(part.number, *value)
-                    continue
-                if kind == "done":
-                    finished[part.number] = value
-                    tally.advance(part.number, value.documents, value.tokens, part.size)
-                else:
-                    failed[part.number] = value if kind == "error" else _fault(kind, value, part)
-                del busy[ready]
-                idle.append(worker)
-    if failed:
-        raise failed[min(failed)]
-    return finished
+    with team(
+        functools.partial(_tokenize, work), min(processes, len(parts)), "data.prepare_processes", "part"
+    ) as submit:
+        given = [submit(part, functools.partial(tally.advance, part.number)) for part in parts]
+        wait(given, return_when=FIRST_EXCEPTION)
+        for waiting in given:  # those before a failed one have begun: the first error of the corpus will be known
+            waiting.cancel()
+        wait(given)
+        return {part.number: result.result() for part, result in zip(parts, given, strict=True)}
 
 
 def _tokenize(work: Work, part: Part, report: Report) -> Counts:
     return tokenize_part(work, part, work.open_tokenizer(), report)
 
 
-def _fault(kind: str, value: Any, part: Part) -> Exception:
-    where = ", ".join(unit.file for unit in part.units[:1]) + (", ..." if len(part.units) > 1 else "")
-    if kind == "fault":
-        return RuntimeError(f"part {part.number} ({where}) could not be tokenized:\n{value}")
-    got = f"a process that tokenized part {part.number} ({where}) was ended by {ending(value)}"
-    suggestion = "run again: what is finished is kept; fewer processes need less memory"
-    return UserError("data.prepare_processes", got, "", suggestion)
-
-
 def tokenize_documents(
     work: Work, number: int, identity: str, items: Iterable[str | UserError], tokenizer: Tokenizer, report: Report,
     threads: bool = False, check: Callable[[], None] = lambda: None,
 ) -> Counts:  # fmt: skip
-    """Tokenizes documents into the files of part ``number``, which appear whole.
+    """Tokenizes documents into the folder of part ``number``, which appears whole.
 
     Args:
       work: values that all parts share.
@@ -279,21 +257,33 @@ def tokenize_documents(
       check: function called when all has been read; if it raises, the part stays unfinished.
 
     Returns:
-      What became of them, as the part's JSON file has it too.
+      What became of them, as the part's ``part.json`` has it too.
 
     Raises:
       UserError: a document that cannot be read, if those are not to be skipped; no room on the disk.
     """
-    counts = Counts()
+    counts, folder = Counts(), Path(work.folder)
     spoken = time.monotonic()
-    with _Writer(Path(work.folder), number, tokenizer.vocab_size) as writer:
+    with room_in(folder):
+        part = NewFolder(folder / temporary_name(f"{number:06}"), ("tokens", "documents"))
+    with part:
         for texts in groups_of(kept_documents(items, work, counts), _GROUP_CHARACTERS):
-            writer.write(texts, tokenizer.encode_batch(texts, 0 if threads else 1), counts)
+            ids, documents = _recorded(texts, tokenizer.encode_batch(texts, 0 if threads else 1), counts)
+            if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:
+                raise RuntimeError(f"the tokenizer gave ids from {ids.min()} to {ids.max()} of {tokenizer.vocab_size}")
+            with room_in(folder):
+                part.files["tokens"].write(ids.astype(token_type(tokenizer.vocab_size)).data)
+                part.files["documents"].write(documents.data)
             if time.monotonic() - spoken >= _REPORT_SECONDS:
                 report(counts.documents, counts.tokens, counts.text_bytes)
                 spoken = time.monotonic()
         check()
-        writer.finish(identity, counts)
+        with room_in(folder):
+            final = part_path(folder, number)
+            note = {"identity": identity, "counts": vars(counts), "files": part.close()}
+            if not part.publish(final, _NOTE, note) and finished_part(folder, number, identity) is None:
+                shutil.rmtree(final)  # of other borders or other files
+                part.publish(final, _NOTE, note)
     return counts
 
 
@@ -301,15 +291,15 @@ def finished_part(folder: Path, number: int, identity: str) -> Counts | None:
     """The counts of a part that an earlier process has finished, its files checked; None if there is none."""
     path = part_path(folder, number)
     try:
-        recorded = json.loads(path.with_suffix(".json").read_text())
-        sound = (file_digest(path.with_suffix(name)) == file["sha256"] for name, file in recorded["files"].items())
-        return Counts(**recorded["counts"]) if recorded["identity"] == identity and all(sound) else None
-    except (OSError, ValueError, KeyError, TypeError):  # killed, or the machine lost its power
+        recorded = json.loads((path / _NOTE).read_text())
+        check_files(path, recorded["files"], by_content=True)
+        return Counts(**recorded["counts"]) if recorded["identity"] == identity else None
+    except (OSError, ValueError, KeyError, TypeError, UserError):  # killed, or the machine lost its power
         return None
 
 
 def part_path(folder: Path, number: int) -> Path:
-    """Where the files of a part lie, without their suffix."""
+    """The folder of a part."""
     return folder / f"{number:06}"
 
 
@@ -343,57 +333,15 @@ def source_changed() -> SourceChanged:
     return SourceChanged("data.corpus.source", "a file has changed while it was read", "", "run again")
 
 
-class _Writer:
-    """The files of a part, under other names until they are whole; removed again where an error ends them."""
-
-    def __init__(self, folder: Path, number: int, vocab_size: int):
-        self._folder, self._final = folder, part_path(folder, number)
-        self._dtype, self._vocab_size = token_type(vocab_size), vocab_size
-        self._files: dict[str, HashedFile] = {}
-        self._temporary = folder / temporary_name(f"{number:06}")
-
-    def __enter__(self) -> _Writer:
-        with room_in(self._folder):
-            for name in (".tokens", ".documents"):
-                self._files[name] = HashedFile(self._temporary.with_suffix(name))
-        return self
-
-    def write(self, texts: list[str], encoded: Sequence[np.ndarray], counts: Counts) -> None:
-        ids = np.concatenate(encoded)
-        if len(ids) and not 0 <= ids.min() <= ids.max() < self._vocab_size:
-            raise RuntimeError(f"the tokenizer gave ids from {ids.min()} to {ids.max()} of {self._vocab_size}")
-        lengths = np.asarray([len(each) for each in encoded])
-        if not lengths.all():  # normalization left nothing of a document
-            texts = [text for text, length in zip(texts, lengths, strict=True) if length]
-            counts.empty += len(lengths) - len(texts)
-            lengths = lengths[lengths > 0]
-            if not texts:
-                return
-        documents = np.empty(len(texts), DOCUMENT)
-        documents["length"] = lengths
-        data = [text.encode("utf-8", "surrogatepass") for text in texts]
-        documents["hash"] = np.frombuffer(b"".join(map(text_hash, data)), ">u8").reshape(-1, 2)
-        with room_in(self._folder):
-            self._files[".tokens"].write(ids.astype(self._dtype).data)
-            self._files[".documents"].write(documents.data)
-        counts.documents += len(texts)
-        counts.tokens += len(ids)
-        counts.text_bytes += sum(map(len, data))
-
-    def finish(self, identity: str, counts: Counts) -> None:
-        """Puts the files in place, the one that says so last."""
-        with room_in(self._folder):
-            files = {name: file.close() for name, file in self._files.items()}
-            for name in files:
-                os.replace(self._temporary.with_suffix(name), self._final.with_suffix(name))
-            note = {"identity": identity, "counts": vars(counts), "files": files}
-            self._temporary.with_suffix(".json").write_text(json.dumps(note, indent=1))
-            os.replace(self._temporary.with_suffix(".json"), self._final.with_suffix(".json"))
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if error is not None:
-            for file in self._files.values():
-                file.abandon()
-            for name in (".tokens", ".documents", ".json"):
-                with contextlib.suppress(OSError):
-                    self._temporary.with_suffix(name).unlink(missing_ok=True)
+def _recorded(texts: list[str], encoded: Sequence[np.ndarray], counts: Counts) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of texts end to end, and a record of type ``DOCUMENT`` for each that has any; counted too."""
+    lengths = np.asarray([len(each) for each in encoded])
+    kept = [text.encode("utf-8", "surrogatepass") for text, length in zip(texts, lengths, strict=True) if length]
+    counts.empty += len(texts) - len(kept)  # normalization left nothing of these
+    documents = np.empty(len(kept), DOCUMENT)
+    documents["length"] = lengths[lengths > 0]
+    documents["hash"] = np.frombuffer(b"".join(map(text_hash, kept)), ">u8").reshape(-1, 2)
+    counts.documents += len(kept)
+    counts.tokens += int(lengths.sum())
+    counts.text_bytes += sum(map(len, kept))
+    return np.concatenate(encoded), documents

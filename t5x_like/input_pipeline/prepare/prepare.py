@@ -23,9 +23,9 @@ import numpy as np
 from t5x_like.core.config import to_plain
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Corpus, TokenizerConfig, cache_folder
-from t5x_like.input_pipeline.disk import held_lock, is_left_behind, publish, room_in, temporary_name
+from t5x_like.input_pipeline.disk import NewFolder, held_lock, is_left_behind, room_in, temporary_name
 from t5x_like.input_pipeline.prepare import parts
-from t5x_like.input_pipeline.prepare.merge import CacheWriter, PartFiles, mark_copies, merge, survey
+from t5x_like.input_pipeline.prepare.merge import CACHE_FILES, CacheWriter, PartFiles, mark_copies, merge, survey
 from t5x_like.input_pipeline.prepare.parts import Counts, Part, SourceChanged, Work, cut_into_parts
 from t5x_like.input_pipeline.prepare.progress import Progress, Show, Tally
 from t5x_like.input_pipeline.prepare.token_cache import FORMAT_VERSION, TokenCache, TokenSplit, open_cache, token_type
@@ -74,7 +74,12 @@ def prepare(
         count = processes or min(available_cores(), sum(part.size for part in wanted) // _BYTES_PER_PROCESS)
         if min(count, len(wanted)) > 1:
             return parts.tokenize_in_processes(work, wanted, count, tally)
-        return {part.number: _tokenize_here(work, part, opened, tally, threads=processes != 1) for part in wanted}
+        return {
+            part.number: parts.tokenize_part(
+                work, part, opened, functools.partial(tally.advance, part.number), threads=processes != 1
+            )
+            for part in wanted
+        }
 
     return prepare_by(tokenize, corpus, tokenizer, cache, progress)
 
@@ -151,7 +156,7 @@ class _Build:
             # Where there are no locks, another process was first and took the folder away under this one, which may
             # have gone on writing into it while that happened.
             overtaken = isinstance(error, Exception) and (self.path / "manifest.json").is_file()
-            useless = isinstance(error, parts.BadDocument | SourceChanged) or not any(self.folder.glob("*.json"))
+            useless = isinstance(error, parts.BadDocument | SourceChanged) or not any(self.folder.glob("[0-9]*"))
             if alone and useless:
                 shutil.rmtree(self.folder, ignore_errors=True)
             if not overtaken:
@@ -210,7 +215,7 @@ class _Build:
 
     def _pass_over(self, work: Work, number: int, documents: Iterator[str | UserError]) -> None:
         """Reads the documents of a finished part, to come to those after it."""
-        recorded = parts.part_path(self.folder, number).with_suffix(".documents")
+        recorded = parts.part_path(self.folder, number) / "documents"
         hashes = iter(np.fromfile(recorded, parts.DOCUMENT)["hash"])
         wanted = next(hashes, None)
         for text in parts.kept_documents(documents, work, Counts()):
@@ -226,10 +231,8 @@ class _Build:
         copies = mark_copies(files, self.folder) if self.corpus.deduplicate else None
         least, greatest, only = survey(files, copies)
         dtype = token_type(self.tokenizer.vocab_size)
-        folder = self.folder / temporary_name("cache")
-        folder.mkdir()
-        cache = CacheWriter(folder, dtype)
-        try:
+        with NewFolder(self.folder / temporary_name("cache"), CACHE_FILES) as folder:
+            cache = CacheWriter(folder.files, dtype)
             if only is not None and self.corpus.heldout > 0.0:
                 for name, text in zip(SPLIT_NAMES, self._split_only(only), strict=False):
                     ids = self.tokenizer.encode_batch([text])[0].astype(dtype)
@@ -237,12 +240,8 @@ class _Build:
                         cache.write(name, [ids], np.asarray([len(ids)]))
             else:
                 merge(files, dtype, copies, division_of(self.corpus.heldout, least, greatest), cache)
-            cache.finish(self._manifest(dtype, counts, copies.count() if copies else 0))
-        except BaseException:
-            cache.abandon()
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        publish(folder, self.path)
+            manifest = self._manifest(dtype, counts, copies.count() if copies else 0)
+            folder.publish(self.path, "manifest.json", {**manifest, "splits": cache.splits(folder.close())})
 
     def _manifest(self, dtype: str, counts: Counts, copies: int) -> dict:
         corpus, tokenizer = self.corpus, self.tokenizer
@@ -276,13 +275,6 @@ def _note_unfinished(work: Path, name: str) -> str:
         return ""
     of = "another state of it was" if len(others) == 1 else f"{len(others)} other states of it were"
     return f"{of} begun and not finished; to make room remove {', '.join(map(str, others))}"
-
-
-def _tokenize_here(work: Work, part: Part, tokenizer: Tokenizer, tally: Tally, threads: bool) -> Counts:
-    report = functools.partial(tally.advance, part.number)
-    counts = parts.tokenize_part(work, part, tokenizer, report, threads)
-    report(counts.documents, counts.tokens, part.size)
-    return counts
 
 
 def _cut_documents(items: Iterable[str | UserError]) -> Iterator[Iterator[str | UserError]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ Show = Callable[[Progress], None]
 
 
 class Tally:
-    """What is done of each part, added up and shown a few times a second.
+    """What is done of each part, added up and shown a few times a second; of use to several threads at once.
 
     Args:
       name: name of the corpus.
@@ -52,6 +53,7 @@ class Tally:
         self._parts: dict[int, tuple[int, int, int]] = {}
         self._total = self._resumed = 0
         self._next = 0.0
+        self._lock = threading.RLock()
 
     def expect(self, total: int) -> None:
         """Sets the total to ``total`` bytes."""
@@ -64,9 +66,10 @@ class Tally:
 
     def advance(self, part: int, documents: int, tokens: int, done: int) -> None:
         """Sets what is done of ``part`` so far."""
-        self._parts[part] = (documents, tokens, done)
-        if time.monotonic() >= self._next:
-            self.say("tokenizing")
+        with self._lock:
+            self._parts[part] = (documents, tokens, done)
+            if time.monotonic() >= self._next:
+                self.say("tokenizing")
 
     def say(self, doing: Doing) -> None:
         """Shows the sums now."""

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from t5x_like.core.errors import UserError, require
-from t5x_like.input_pipeline.disk import map_array
+from t5x_like.input_pipeline.disk import check_files, map_array
 from t5x_like.input_pipeline.sources.splits import SPLIT_NAMES, SplitName
 
 # Bump when the layout changes, so that older caches are built anew instead of misread.
@@ -131,20 +131,8 @@ def open_cache(path: Path) -> TokenCache:
     """
     manifest = _read_manifest(path)
     files = {name: file for split in manifest["splits"].values() for name, file in split["files"].items()}
-    small = sum(file["bytes"] for file in files.values()) <= VERIFY_BYTES
-    for name, file in files.items():
-        size = (path / name).stat().st_size if (path / name).is_file() else -1
-        if size != file["bytes"] or (small and file_digest(path / name) != file["sha256"]):
-            allowed = f"{file['bytes']} bytes with SHA-256 {file['sha256'][:16]}..."
-            got = "missing" if size < 0 else "not as it was written"
-            raise UserError(str(path / name), got, allowed, f"remove {path}; it will be made again")
+    check_files(path, files, by_content=sum(file["bytes"] for file in files.values()) <= VERIFY_BYTES)
     return TokenCache(path, manifest)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_manifest(path: Path) -> dict:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.sources import messages
-from t5x_like.input_pipeline.sources.files import Unit, is_large, open_plain
+from t5x_like.input_pipeline.sources.files import Unit, cut, is_large, open_plain
 from t5x_like.input_pipeline.sources.source import FileSource
 
 # Rows at a time: documents can be long, and a batch of them is in memory twice.
@@ -38,19 +38,17 @@ class Parquet(FileSource):
         return units
 
     def _row_groups(self, whole: Unit) -> list[Unit]:
-        with _opened(whole.file) as parquet:
-            if isinstance(parquet, UserError) or column_error(parquet.schema_arrow, self.field, whole.file):
-                return [whole]  # ``read`` says what is wrong, once
-            metadata = parquet.metadata
-            paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
-            column = next(index for index, path in enumerate(paths) if path == self.field)
-            units, start, size = [], 0, 0
-            for group in range(metadata.num_row_groups):
-                size += metadata.row_group(group).column(column).total_uncompressed_size
-                if is_large(size) or group == metadata.num_row_groups - 1:
-                    units.append(Unit(whole.file, start, group + 1, size))
-                    start, size = group + 1, 0
-            return units or [whole]
+        try:
+            with _opened(whole.file) as parquet:
+                check_column(parquet.schema_arrow, self.field, whole.file)
+                groups = list(map(parquet.metadata.row_group, range(parquet.num_row_groups)))
+        except messages.Unreadable:  # ``read`` says what is wrong, once
+            return [whole]
+        if not groups:
+            return [whole]
+        paths = [groups[0].column(index).path_in_schema for index in range(groups[0].num_columns)]
+        size = sum(group.column(paths.index(self.field)).total_uncompressed_size for group in groups)
+        return cut(whole.file, len(groups), size)
 
     def read(self, unit: Unit) -> Iterator[str | UserError]:
         """The texts of a column in a range of row groups; no other column is read.
@@ -60,12 +58,7 @@ class Parquet(FileSource):
         not.
         """
         with _opened(unit.file) as parquet:
-            if isinstance(parquet, UserError):
-                yield parquet
-                return
-            if error := column_error(parquet.schema_arrow, self.field, unit.file):
-                yield error
-                return
+            check_column(parquet.schema_arrow, self.field, unit.file)
             groups = list(range(unit.start, parquet.num_row_groups if unit.stop < 0 else unit.stop))
             row = sum(parquet.metadata.row_group(group).num_rows for group in range(unit.start))
             batches = parquet.iter_batches(BATCH_ROWS, groups, columns=[self.field], use_threads=False)
@@ -74,7 +67,7 @@ class Parquet(FileSource):
                     yield from column_texts(batch.column(0), unit.file, row)
                     row += len(batch)
             except (OSError, ValueError) as error:
-                yield _broken(unit.file, error, f"after row {row}")
+                raise _broken(unit.file, error, f"after row {row}") from None
 
 
 def column_texts(column: Any, file: str, first_row: int) -> Iterator[str | UserError]:
@@ -103,34 +96,32 @@ def holds_text(kind: Any) -> bool:
     return text or types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
-def column_error(schema: Any, field: str, file: str) -> UserError | None:
-    """Why the column ``field`` of an Arrow schema cannot be read as texts; None if it can."""
+def check_column(schema: Any, field: str, file: str) -> None:
+    """Raises ``Unreadable`` if the column ``field`` of an Arrow schema cannot be read as texts."""
     if field not in schema.names:
-        return messages.no_column(file, "column", field, schema.names)
+        raise messages.no_column(file, "column", field, schema.names)
     if (count := schema.names.count(field)) > 1:
-        return UserError(file, f"{count} columns are named {field!r}", "one column of that name")
+        raise messages.Unreadable(file, f"{count} columns are named {field!r}", "one column of that name")
     if not holds_text(kind := schema.field(field).type):
-        return UserError(file, f"column {field!r} holds {kind}", "a column of strings")
-    return None
+        raise messages.Unreadable(file, f"column {field!r} holds {kind}", "a column of strings")
 
 
 @contextmanager
 def _opened(address: str) -> Iterator[Any]:
-    """The open file as pyarrow has it, or a ``UserError`` that says what is wrong with its content."""
+    """The open file as pyarrow has it. Raises ``Unreadable`` if it is none."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise messages.missing_package(address, error, "parquet") from None
     with open_plain(address) as stream:
-        opened: Any
         try:
             opened = parquet.ParquetFile(stream, page_checksum_verification=True)
         except (ArrowException, OSError, ValueError) as error:
-            opened = _broken(address, error, "at its end, where the table of contents is")
+            raise _broken(address, error, "at its end, where the table of contents is") from None
         yield opened
 
 
-def _broken(file: str, error: Exception, place: str) -> UserError:
+def _broken(file: str, error: Exception, place: str) -> messages.Unreadable:
     """``error`` as one about the content, or raised as one about the disk or network if it has the system's number."""
     if getattr(error, "errno", None) is not None:
         raise messages.cannot_be_read(file, error)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from t5x_like.core.config import Config
-from t5x_like.core.errors import require
+from t5x_like.core.ranges import NonNegativeFloat, Probability, Size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,18 +27,11 @@ class Filters(Config, where="data.corpus.filters"):
       max_mean_word_length: greatest mean length of words, in characters (Gopher: 10); 0 is no limit.
     """
 
-    min_characters: int = 0
-    max_characters: int = 0
-    min_letters: float = 0.0
-    max_repeated_lines: float = 1.0
-    max_mean_word_length: float = 0.0
-
-    def __post_init__(self):
-        for name, value in vars(self).items():
-            require(value >= 0, f"data.corpus.filters.{name}", value, "0 or more")
-        for name in ("min_letters", "max_repeated_lines"):
-            value = getattr(self, name)
-            require(value <= 1.0, f"data.corpus.filters.{name}", value, "a share from 0 to 1")
+    min_characters: Size = 0
+    max_characters: Size = 0
+    min_letters: Probability = 0.0
+    max_repeated_lines: Probability = 1.0
+    max_mean_word_length: NonNegativeFloat = 0.0
 
     def drops(self, text: str) -> str:
         """The name of the first rule (a field) that drops ``text``; empty if it is kept."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from t5x_like.core.errors import UserError, nearest
-from t5x_like.input_pipeline.sources.arrow import BATCH_ROWS, column_error, column_texts
-from t5x_like.input_pipeline.sources.files import BrokenFile, File, Unit, cut, folder_files, list_files
-from t5x_like.input_pipeline.sources.messages import broken_file, cannot_be_read, missing_package
+from t5x_like.input_pipeline.sources.arrow import BATCH_ROWS, check_column, column_texts
+from t5x_like.input_pipeline.sources.files import File, Unit, cut, folder_files, list_files
+from t5x_like.input_pipeline.sources.messages import Unreadable, broken_file, cannot_be_read, missing_package
 from t5x_like.input_pipeline.sources.source import FolderSource
 
 _WHERE = "data.corpus.source"
@@ -27,10 +27,6 @@ class HuggingFaceDataset(FolderSource):
       split: name of the split; empty: the only one.
       field: the column that holds the text.
     """
-
-    directory: str
-    split: str = ""
-    field: str = "text"
 
     def files(self) -> list[File]:
         """The files that ``save_to_disk`` wrote; what programs cached beside them later, ``cache-*.arrow``, is not.
@@ -53,20 +49,15 @@ class HuggingFaceDataset(FolderSource):
         files = self.files()
         try:
             rows = self._open()
-        except BrokenFile:
+        except Unreadable:
             return [Unit(self.folder)]  # ``read`` says what is wrong
-        if error := column_error(rows.data.schema, self.field, f"{_WHERE}.field"):
-            raise error
+        check_column(rows.data.schema, self.field, f"{_WHERE}.field")
         within = f"/{self.split}/" if self.split else "/"
         return cut(self.folder, len(rows), sum(file.size for file in files if within in file.address))
 
     def read(self, unit: Unit) -> Iterator[str | UserError]:
         """The texts of a range of rows."""
-        try:
-            rows = self._open().select_columns([self.field]).with_format("arrow")
-        except BrokenFile as error:
-            yield broken_file(unit.file, error, "from row 1 on")
-            return
+        rows = self._open().select_columns([self.field]).with_format("arrow")
         for start in range(unit.start, unit.stop, BATCH_ROWS):
             batch = rows[start : min(start + BATCH_ROWS, unit.stop)]
             yield from column_texts(batch.column(0), unit.file, start)
@@ -81,7 +72,7 @@ class HuggingFaceDataset(FolderSource):
         except (OSError, ValueError) as error:  # of pyarrow, without the system's number for an error
             if getattr(error, "errno", None) is not None:
                 raise cannot_be_read(self.folder, error) from None
-            raise BrokenFile(f"broken Arrow data: {str(error).strip()}") from None
+            raise broken_file(self.folder, f"broken Arrow data: {str(error).strip()}", "from row 1 on") from None
         if isinstance(opened, datasets.DatasetDict):
             splits = list(map(str, opened))
             name = self.split or (splits[0] if len(splits) == 1 else "")

@@ -21,10 +21,14 @@ def missing_package(what: str, error: Exception, extra: str) -> UserError:
     return UserError("data.corpus.source", f"{what} cannot be read: {error}", "", f"pip install 't5x-like[{extra}]'")
 
 
-def broken_file(file: str, error: object, place: str) -> UserError:
+class Unreadable(UserError):
+    """Content of a file of which nothing more can be read; the last that ``Source.read`` gives, or raises."""
+
+
+def broken_file(file: str, error: object, place: str) -> Unreadable:
     """A file that cannot be read beyond ``place``, such as ``after line 7``."""
     got = f"{error}, {place}: nothing beyond that is read"
-    return UserError(file, got, "a complete file", "make or copy it again")
+    return Unreadable(file, got, "a complete file", "make or copy it again")
 
 
 def not_utf8(file: str, place: str) -> UserError:
@@ -46,9 +50,9 @@ def is_whole(text: str) -> bool:
         return False
 
 
-def no_column(where: str, kind: str, field: str, known: list[str]) -> UserError:
+def no_column(where: str, kind: str, field: str, known: list[str]) -> Unreadable:
     """A column, field or feature (``kind``) that is not among the ``known`` ones."""
-    return UserError(where, f"no {kind} {field!r}", ", ".join(known), nearest(field, known))
+    return Unreadable(where, f"no {kind} {field!r}", ", ".join(known), nearest(field, known))
 
 
 def empty_file(file: str, got: str = "an empty file") -> UserError:

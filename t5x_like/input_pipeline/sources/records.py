@@ -82,17 +82,15 @@ def read_array_record(unit: Unit, content: RecordContent, field: str) -> Iterato
     with _array_record(unit.file) as reader:
         if not reader.ok():  # of a file that was cut the reader says that it has 0 records, and no more
             got = "broken ArrayRecord data: its end, where the index is, is missing or damaged"
-            yield broken_file(unit.file, got, "from record 1 on")
-            return
+            raise broken_file(unit.file, got, "from record 1 on")
         count = reader.num_records()
         stop = count if unit.stop < 0 else min(unit.stop, count)
         for start in range(unit.start, stop, BATCH_RECORDS):
             try:
                 records = reader.read(start, min(start + BATCH_RECORDS, stop))
             except (RuntimeError, IndexError) as error:
-                message = str(error).partition(";")[0]
-                yield broken_file(unit.file, f"broken ArrayRecord data: {message}", f"from record {start + 1} on")
-                return
+                got = f"broken ArrayRecord data: {str(error).partition(';')[0]}"
+                raise broken_file(unit.file, got, f"from record {start + 1} on") from None
             for number, record in enumerate(records, start + 1):
                 yield record_text(record, content, field, unit.file, number)
         if unit.stop > count:
@@ -115,8 +113,7 @@ def read_tf_record(unit: Unit, content: RecordContent, field: str) -> Iterator[s
                 if number == unit.stop:
                     return
     except BrokenFile as error:
-        yield broken_file(unit.file, error, f"after record {number}")
-        return
+        raise broken_file(unit.file, error, f"after record {number}") from None
     if unit.stop >= 0:
         yield _too_few(unit, number)
 

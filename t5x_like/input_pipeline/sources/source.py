@@ -21,7 +21,7 @@ from typing import ClassVar
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
 from t5x_like.input_pipeline.sources.files import File, Unit, digest_files, list_files
-from t5x_like.input_pipeline.sources.messages import cannot_be_read, empty_file, is_named, local_path
+from t5x_like.input_pipeline.sources.messages import Unreadable, cannot_be_read, empty_file, is_named, local_path
 from t5x_like.input_pipeline.sources.remote import is_remote
 
 
@@ -60,7 +60,7 @@ class Source(Config, abc.ABC, where="data.corpus.source"):
 
     def read(self, unit: Unit) -> Iterator[str | UserError]:
         """The documents of one unit, in order; a ``UserError`` in place of each that cannot be read, or of all that
-        follow in a file that is broken. ``read_unit`` is for those who call it."""
+        follow in a file that is broken (which may be raised, as ``Unreadable``). Others call ``read_unit``."""
         raise TypeError(f"{type(self).__name__} does not say how it is read")
 
     def digest(self) -> str:
@@ -93,6 +93,9 @@ class Source(Config, abc.ABC, where="data.corpus.source"):
             for document in self.read(unit):
                 found = True
                 yield document
+        except Unreadable as error:
+            found = True
+            yield error
         except OSError as error:
             raise cannot_be_read(unit.file, error) from error
         # A folder may have empty files; one that the user names is a mistake.
@@ -126,17 +129,21 @@ class Source(Config, abc.ABC, where="data.corpus.source"):
         require(found, "data.corpus.source", f"no documents in {self.describe()}", "at least one that has text")
 
 
+@dataclass(frozen=True)
 class FolderSource(Source):
     """The base of sources whose documents lie in a folder that a library wrote.
 
     Attributes:
       directory: the folder.
-      split: which part of it.
+      split: which part of it; empty: the only one.
+      field: the column or feature that holds the text.
     """
 
-    by_units: ClassVar[bool] = True
     directory: str
-    split: str
+    split: str = ""
+    field: str = "text"
+
+    by_units: ClassVar[bool] = True
 
     @property
     def folder(self) -> str:

@@ -1,4 +1,4 @@
-"""Text files, also of packages, and the lines of any file: read in blocks, decoded, numbered, from any byte on.
+"""Text files, also of packages, and the lines of any file: decoded, numbered, from any byte on.
 
 Knows UTF-8 and line ends; must not know formats.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.sources.files import BrokenFile, File, Unit, line_units, list_files, open_file, open_plain
@@ -90,99 +91,61 @@ class PackageText(Source):
 
 
 class Lines:
-    """The lines that begin in a unit, in lists of about 1 MB, without their line ends (``\\n`` or ``\\r\\n``).
+    """The lines that begin in a unit, without their line ends (``\\n`` or ``\\r\\n``); ``None``: one is not UTF-8.
 
-    Iterating gives ``(number, lines)``: the number of the list's first line within the unit, from 0, and the lines; one
-    that is not UTF-8 is ``None``. Takes time in proportion to the unit, however long a line is.
+    Takes time in proportion to the unit, however long a line of the unit before it is.
+
+    Attributes:
+      count: number of lines given so far.
     """
 
     def __init__(self, unit: Unit):
         self._unit = unit
         self._first_byte = 0  # of the unit's first line, within the file
-        self.count = 0  # lines given so far
+        self.count = 0
 
     def place(self, number: int) -> str:
-        """A line in words, numbered within the whole file, from 1."""
+        """A line in words; ``number`` counts from 0 within the unit, the words from 1 within the file."""
         before = _count_line_ends(self._unit.file, self._first_byte) if self._first_byte else 0
         return f"line {before + number + 1}"
+
+    def broken(self, error: BrokenFile) -> UserError:
+        """Why nothing more is read."""
+        return broken_file(self._unit.file, error, f"after {self.place(self.count - 1)}")
 
     def filled(self) -> Iterator[tuple[int, str | UserError]]:
         """Each line that is not empty, with its number; in place of one, or of all that follow, why it is not read."""
         try:
-            for first, block in self:
-                for number, line in enumerate(block, first):
-                    if line is None:
-                        yield number, not_utf8(self._unit.file, self.place(number))
-                    elif line and not line.isspace():
-                        yield number, line
+            for number, line in enumerate(self):
+                if line is None:
+                    yield number, not_utf8(self._unit.file, self.place(number))
+                elif line and not line.isspace():
+                    yield number, line
         except BrokenFile as error:
-            yield self.count, broken_file(self._unit.file, error, f"after {self.place(self.count - 1)}")
+            yield self.count, self.broken(error)
 
-    def __iter__(self) -> Iterator[tuple[int, list[str | None]]]:
+    def __iter__(self) -> Iterator[str | None]:
+        start, stop = self._unit.start, self._unit.stop
         with open_file(self._unit.file) as stream:
-            start = _first_line_start(stream, self._unit)
-            if start is None:
-                return
-            self._first_byte = start
-            for block in _blocks(stream, start, self._unit.stop):
-                lines = _decode_lines(block)
-                if start == 0 and self.count == 0 and lines[0]:
-                    lines[0] = lines[0].removeprefix("\ufeff")
-                yield self.count, lines
-                self.count += len(lines)
+            if start:  # a line begins at ``start`` itself if a line end lies just before it
+                stream.seek(start - 1)
+                before = stream.readline(-1 if stop < 0 else stop - start)
+                if not before.endswith(b"\n"):
+                    return
+                start += len(before) - 1
+            position = self._first_byte = start
+            while (stop < 0 or position < stop) and (line := stream.readline()):
+                text = _decode(line)
+                yield text.removeprefix("\ufeff") if text and position == 0 else text
+                position += len(line)
+                self.count += 1
 
 
-def _first_line_start(stream: BinaryIO, unit: Unit) -> int | None:
-    """Goes to the first line that begins in the unit, and says where that is; ``None`` if none does."""
-    if unit.start == 0:
-        return 0
-    position = unit.start - 1  # a line begins at ``start`` itself if a line end lies just before it
-    stream.seek(position)
-    while unit.stop < 0 or position < unit.stop - 1:
-        left = _BLOCK_BYTES if unit.stop < 0 else unit.stop - 1 - position
-        chunk = stream.read(min(_BLOCK_BYTES, left))
-        if not chunk:
-            break
-        if (end := chunk.find(b"\n")) >= 0:
-            stream.seek(position + end + 1)
-            return position + end + 1
-        position += len(chunk)
-    return None
-
-
-def _blocks(stream: BinaryIO, position: int, stop: int) -> Iterator[bytes]:
-    """Whole lines, about 1 MB at a time: those that begin before ``stop``, or all if that is -1."""
-    parts: list[bytes] = []  # of a line that is not complete yet
-    while chunk := stream.read1(_BLOCK_BYTES):  # type: ignore[attr-defined]  # read() loses what comes before a break
-        end = position + len(chunk)
-        last = 0 <= stop <= end
-        at = chunk.find(b"\n", max(0, stop - 1 - position)) if last else chunk.rfind(b"\n")
-        if at >= 0:
-            yield b"".join((*parts, chunk[: at + 1]))
-            if last:
-                return
-            parts = [chunk[at + 1 :]] if at + 1 < len(chunk) else []
-        else:
-            parts.append(chunk)
-        position = end
-    if parts:
-        yield b"".join(parts)
-
-
-def _decode_lines(block: bytes) -> list[str | None]:
-    lines: list[str | None] = []
+def _decode(line: bytes) -> str | None:
     try:
-        text = block.decode("utf-8")
-        lines += (text.replace("\r\n", "\n") if "\r" in text else text).split("\n")
+        return line.removesuffix(b"\r\n" if line.endswith(b"\r\n") else b"\n").decode("utf-8")
     except UnicodeDecodeError:
-        for line in block.replace(b"\r\n", b"\n").split(b"\n"):
-            try:
-                lines.append(line.decode("utf-8"))
-            except UnicodeDecodeError:
-                lines.append(None)
-    if block.endswith(b"\n"):
-        lines.pop()
-    return lines
+        return None
 
 
 @lru_cache(maxsize=64)
@@ -215,20 +178,16 @@ def _read_paragraphs(unit: Unit) -> Iterator[str | UserError]:
     paragraph: list[str] = []
     bad = -1  # a line of the paragraph that is not UTF-8
     try:
-        for first, block in lines:
-            for number, line in enumerate(block, first):
-                if line is None:
-                    bad = number
-                elif line and not line.isspace():
-                    paragraph.append(line)
-                elif paragraph or bad >= 0:
-                    yield "\n".join(paragraph) if bad < 0 else not_utf8(unit.file, lines.place(bad))
-                    paragraph, bad = [], -1
+        for number, line in enumerate(itertools.chain(lines, [""])):
+            if line is None:
+                bad = number
+            elif line and not line.isspace():
+                paragraph.append(line)
+            elif paragraph or bad >= 0:
+                yield "\n".join(paragraph) if bad < 0 else not_utf8(unit.file, lines.place(bad))
+                paragraph, bad = [], -1
     except BrokenFile as error:  # the paragraph may continue in the lost part
-        yield broken_file(unit.file, error, f"after {lines.place(lines.count - 1)}")
-        return
-    if paragraph or bad >= 0:
-        yield "\n".join(paragraph) if bad < 0 else not_utf8(unit.file, lines.place(bad))
+        yield lines.broken(error)
 
 
 def _package_folder(package: str) -> Path:

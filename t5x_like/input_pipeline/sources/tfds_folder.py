@@ -42,9 +42,7 @@ class TfdsBuilder(FolderSource):
       field: the feature that holds the text.
     """
 
-    directory: str
     split: str = "train"
-    field: str = "text"
 
     def files(self) -> list[File]:
         """The files of the version folder.

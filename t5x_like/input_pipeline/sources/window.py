@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from t5x_like.core.errors import UserError
+from t5x_like.core.ranges import BelowOne, Size
 from t5x_like.input_pipeline.sources.files import Unit
 from t5x_like.input_pipeline.sources.source import Source
 from t5x_like.input_pipeline.sources.splits import SplitName, hashed_share
@@ -32,9 +33,9 @@ class Window(Source):
     """
 
     source: Source
-    number: int
-    documents: int
-    heldout: float
+    number: Size
+    documents: Size
+    heldout: BelowOne
     side: SplitName
 
     def read(self, unit: Unit) -> Iterator[str | UserError]:
