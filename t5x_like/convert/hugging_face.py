@@ -51,18 +51,15 @@ def to_hugging_face(config: ModelConfig, params: Tree, family: Family | None = N
       family: family with its names; None: the one that fits.
 
     Raises:
-      UserError: the family is unknown, or has parameters that the table does not name.
+      UserError: the family is unknown, or does not name some parameter.
     """
-    leaves, used = flatten(params), set()
+    leaves = flatten(params)
     found: dict[str, np.ndarray] = {}
     for name, entry in (family or family_of(config)).names(config).items():
         for layer in range(len(leaves[entry.paths[0]]) if "{}" in name else 1):
             parts = [np.asarray(leaves[path][layer] if "{}" in name else leaves[path]) for path in entry.paths]
             value = np.concatenate(parts, axis=-1)
             found[name.format(layer)] = value.T if entry.turned else value
-        used.update(entry.paths)
-    if left := sorted(leaves.keys() - used):
-        raise UserError("model", f"parameters without a Hugging Face name: {', '.join(left)}", "a model of the family")
     return found
 
 
@@ -70,7 +67,7 @@ def from_hugging_face(config: ModelConfig, tensors: Mapping[str, np.ndarray], fa
     """Their tensors as our parameters, a nested dict of numpy arrays with the declared shapes and dtypes.
 
     Raises:
-      UserError: listing at once every tensor that is missing, of another shape, or not known.
+      UserError: as above; or listing at once every tensor that is missing, of another shape, or not known.
     """
     specs: dict[str, ParamSpec] = flatten(make_model(config)[1])
     leaves = {path: np.empty(spec.shape, spec.dtype) for path, spec in specs.items()}

@@ -82,8 +82,7 @@ class Attention(Mixer):
         return 4.0 * self.heads * self.head_dim * queries * seen
 
     def declare(self, site: Site) -> Module:
-        from t5x_like.layers.linear import Linear
-        from t5x_like.layers.module import Module
+        from t5x_like.layers.module import Linear, Module
 
         D, inner, key_inner = site.width, self.heads * self.head_dim, self.key_heads * self.head_dim
         query = site.init.kernel(D if self.scaled else D * self.head_dim)

@@ -44,8 +44,7 @@ class FeedForward(PerToken):
         return {"mlp": self.width}
 
     def declare(self, site: Site) -> Module:
-        from t5x_like.layers.linear import Linear
-        from t5x_like.layers.module import Module
+        from t5x_like.layers.module import Linear, Module
 
         D, F, init = site.width, self.width, site.init.kernel(site.width)
         return Module(

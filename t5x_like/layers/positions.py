@@ -132,9 +132,9 @@ class T5Relative(Positions):
         return param((self.buckets, heads), ("buckets", "heads"), init.kernel(width))
 
     def bias(self, table: Any, heads: int, bidirectional: bool, columns: tuple[jax.Array, jax.Array]) -> Bias | None:
-        from t5x_like.ops.attention import T5Relative as Buckets
+        from t5x_like.ops.attention import biases
 
-        return Buckets(table[...], bidirectional, self.max_distance)
+        return biases.T5Relative(table[...], bidirectional, self.max_distance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,10 +144,9 @@ class Alibi(Positions):
     def bias(self, table: Any, heads: int, bidirectional: bool, columns: tuple[jax.Array, jax.Array]) -> Bias | None:
         import jax.numpy as jnp
 
-        from t5x_like.ops.attention import Alibi as Slopes
-        from t5x_like.ops.attention import alibi_slopes
+        from t5x_like.ops.attention import biases
 
-        return Slopes(jnp.asarray(alibi_slopes(heads), jnp.float32))
+        return biases.Alibi(jnp.asarray(biases.alibi_slopes(heads), jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +169,7 @@ class Learned(Positions):
         return self.length
 
     def declare_embedding(self, width: int, init_std: float) -> Any:
-        from t5x_like.layers.embedding import Table
+        from t5x_like.layers.module import Table
 
         return Table(self.length, width, "positions", init_std)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from t5x_like.core.batch import TOKENS, WEIGHTS, BatchArray
 from t5x_like.core.config import Config
@@ -19,6 +19,11 @@ from t5x_like.layers.init import FanIn, Init
 from t5x_like.layers.norms import Norm
 from t5x_like.layers.stack import Stack
 from t5x_like.models.inputs import Inputs, Tokens
+
+if TYPE_CHECKING:
+    import jax
+
+    from t5x_like.layers.module import Module
 
 Shape = Literal["encoder-decoder", "decoder-only", "encoder-only"]
 
@@ -50,6 +55,18 @@ class HeadTransform(Config, where="model.head_transform"):
     activation: ActivationName
     norm: Norm
     bias: bool = True
+
+    def declare(self, width: int, init: Init) -> Module:
+        from t5x_like.layers.module import Linear, Module
+
+        linear = Linear(width, width, ("embed", None), init.kernel(width), self.bias)
+        return Module(self, linear=linear, norm=self.norm.declare(width))
+
+    def apply(self, parts: Module, x_BLD: jax.Array) -> jax.Array:
+        """[B, L, D] before the logits."""
+        from t5x_like.layers.activations import ACTIVATIONS
+
+        return parts.norm(ACTIVATIONS[self.activation](parts.linear(x_BLD)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

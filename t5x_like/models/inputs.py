@@ -17,9 +17,8 @@ from t5x_like.core.errors import require
 if TYPE_CHECKING:
     import jax
 
-    from t5x_like.layers.embedding import Table
     from t5x_like.layers.init import Init
-    from t5x_like.layers.module import Module
+    from t5x_like.layers.module import Module, Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +77,7 @@ class Tokens(Inputs):
         return {f"{side}_tokens": TOKENS} | ({f"{side}_types": TOKENS} if self.types else {})
 
     def declare(self, width: int, init: Init, embedding_init_std: float) -> Module:
-        from t5x_like.layers.embedding import Table
-        from t5x_like.layers.module import Module
+        from t5x_like.layers.module import Module, Table
 
         return Module(self, types=Table(self.types, width, "positions", embedding_init_std) if self.types else None)
 
@@ -117,8 +115,7 @@ class Features(Inputs):
         return {f"{side}_features": BatchArray(axes, "float32", (("features", self.size),))}
 
     def declare(self, width: int, init: Init, embedding_init_std: float) -> Module:
-        from t5x_like.layers.linear import Linear
-        from t5x_like.layers.module import Module
+        from t5x_like.layers.module import Linear, Module
 
         return Module(self, projection=Linear(self.size, width, ("features", "embed"), init.kernel(self.size),
                                               self.bias))  # fmt: skip

@@ -25,10 +25,10 @@ from flax import nnx
 
 from t5x_like.arrays.keys import maybe_named
 from t5x_like.arrays.trees import Tree, map_named
-from t5x_like.layers.context import Cache, Context, Out, add_sums
+from t5x_like.layers.context import Cache, Context, Out, joined
 from t5x_like.layers.dropout import dropout
-from t5x_like.layers.embedding import OutputHead, OutputTransform, Table
-from t5x_like.layers.param import declare
+from t5x_like.layers.module import Module, Table
+from t5x_like.layers.param import ZEROS, declare, param
 from t5x_like.layers.stack import unstack
 from t5x_like.models.config import HeadTransform, ModelConfig
 from t5x_like.ops.losses import Head
@@ -52,15 +52,13 @@ class Transformer(nnx.Module):
             setattr(self, f"{name}_inputs", side.inputs.declare(D, c.init, std))
             setattr(self, f"{name}_positions", side.positions.declare_embedding(D, std))
             setattr(self, f"{name}_embedding_norm", side.embedding_norm and side.embedding_norm.declare(D))
-        self.output_transform = self._transform(c.head_transform) if c.head_transform else None
-        graphdef, specs = declare(self._transform(c.head_transform or self._future_transform()))  # of one future head
+        self.output_transform: Any = c.head_transform and c.head_transform.declare(D, c.init)
+        graphdef, specs = declare((c.head_transform or self._future_transform()).declare(D, c.init))  # of a future head
         stacked = map_named(lambda _, spec: spec.stack(c.future_heads), specs)
         self.future_transforms: Any = nnx.merge(graphdef, stacked) if c.future_heads else None
-        self.output_head = OutputHead(c.vocab_size, D, c.tied_head, c.head_bias, c.init)
-
-    def _transform(self, chosen: HeadTransform) -> OutputTransform:
-        c = self.config
-        return OutputTransform(c.d_model, chosen.activation, chosen.norm, chosen.bias, c.init)
+        kernel = None if c.tied_head else param((c.vocab_size, D), ("vocab", "embed"), c.init.kernel(D), fan=1)
+        bias = param((c.vocab_size,), ("vocab",), ZEROS) if c.head_bias else None
+        self.output_head = Module(None, kernel=kernel, bias=bias)
 
     def _future_transform(self) -> HeadTransform:
         """Activation, norm and bias of the model's last layer."""
@@ -80,16 +78,14 @@ class Transformer(nnx.Module):
           batch: arrays by name, as the module's docstring lists them.
           key: random key of dropout; None: no dropout.
         """
-        if not self.config.has_encoder:
-            x_BLD, out = self._side("decoder", batch, key, maybe_named(key, "decoder"))
-            return self.transform(x_BLD), out
-        encoder_key = maybe_named(key, "encoder")
-        memory_BSD, out = self._side("encoder", batch, encoder_key, encoder_key)
-        if not self.config.has_decoder:
-            return self.transform(memory_BSD), out
-        x_BLD, more = self._side("decoder", batch, key, maybe_named(key, "decoder"), memory_BSD)
-        losses, metrics = add_sums(out.losses, more.losses), add_sums(out.metrics, more.metrics)
-        return self.transform(x_BLD), Out(None, losses, metrics, out.statistics | more.statistics)
+        x_BLD: Any = None
+        outs: dict[str, Out] = {}
+        if self.config.has_encoder:
+            encoder_key = maybe_named(key, "encoder")
+            x_BLD, outs["encoder"] = self._side("encoder", batch, encoder_key, encoder_key)
+        if self.config.has_decoder:
+            x_BLD, outs["decoder"] = self._side("decoder", batch, key, maybe_named(key, "decoder"), x_BLD)
+        return self.transform(x_BLD), joined(outs)
 
     def encode(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
         """The encoder's output [B, S, D]."""
@@ -153,15 +149,18 @@ class Transformer(nnx.Module):
         return self.head().logits(self(batch))
 
     def _side(
-        self, side: str, batch: Batch, key: jax.Array | None, layers_key: jax.Array | None,
+        self,
+        side: str,
+        batch: Batch,
+        key: jax.Array | None,
+        layers_key: jax.Array | None,
         memory_BSD: jax.Array | None = None,
     ) -> tuple[jax.Array, Out]:
         """(output of one stack, further results of its layers)."""
         context = self._context(side, batch)
         if memory_BSD is not None:
             context = dataclasses.replace(context, memory=(memory_BSD, _segments(batch, side, "encoder")))
-        x, out = getattr(self, side)(self.embed(side, batch, key), context, layers_key)
-        return x, out._replace(statistics={side: out.statistics} if out.statistics else {})
+        return getattr(self, side)(self.embed(side, batch, key), context, layers_key)
 
     def _context(self, side: str, batch: Batch) -> Context:
         """Values that the layers of one side share; the masks of training and decoding are made of them."""
