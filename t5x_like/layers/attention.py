@@ -6,10 +6,10 @@ Letters: B batch, L queries, S keys, D model width, H heads, K key heads, N size
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from t5x_like.core.errors import UserError, require
+from t5x_like.core.errors import UserError
+from t5x_like.core.ranges import BelowOne, NonNegativeInt, OffOrPositive, PositiveInt
 from t5x_like.layers.context import Cache, Context, Out
 from t5x_like.layers.mixer import Mixer
 from t5x_like.layers.norms import Norm
@@ -38,29 +38,24 @@ class Attention(Mixer):
       dropout: rate of dropout of attention probabilities.
     """
 
-    heads: int
-    head_dim: int
-    kv_heads: int = 0
+    heads: PositiveInt  # pyright: ignore[reportIncompatibleVariableOverride]
+    head_dim: PositiveInt  # pyright: ignore[reportIncompatibleVariableOverride]
+    kv_heads: NonNegativeInt = 0
     bias: bool = False
     scaled: bool = True
     qk_norm: Norm | None = None
-    soft_cap: float = 0.0
-    window: int = 0
+    soft_cap: OffOrPositive = 0.0
+    window: NonNegativeInt = 0
     positions: Positions | None = None
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
 
     name: ClassVar[str] = "attention"
 
     def __post_init__(self):
-        for field in ("heads", "head_dim"):
-            require(getattr(self, field) >= 1, f"model.{field}", getattr(self, field), "a whole number from 1")
-        if self.kv_heads < 0 or self.heads % self.key_heads:
+        if self.heads % self.key_heads:
             divisors = ", ".join(str(n) for n in range(1, self.heads + 1) if self.heads % n == 0)
             got = f"{self.kv_heads} does not divide model.heads = {self.heads}"
             raise UserError("model.kv_heads", got, f"0 (as many as heads) or one of {divisors}")
-        require(0 <= self.soft_cap < math.inf, "model.attention_soft_cap", self.soft_cap, "a number, 0 or more")
-        require(self.window >= 0, "model.window", self.window, "0 or more")
-        require(0 <= self.dropout < 1, "model.dropout.attention", self.dropout, "a number from 0 up to but not 1")
 
     @property
     def key_heads(self) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from t5x_like.core.config import Config
-from t5x_like.core.errors import require
+from t5x_like.core.ranges import BelowOne
 from t5x_like.layers.attention import Attention
 from t5x_like.layers.context import Cache, Context, Out, joined
 from t5x_like.layers.mixer import Mixer, PerToken
@@ -43,10 +43,7 @@ class Layer(Config, where="model"):
     cross: Attention | None = None
     norm: Norm = RMSNorm()
     placement: Placement = "pre"
-    dropout: float = 0.0
-
-    def __post_init__(self):
-        require(0 <= self.dropout < 1, "model.dropout.residual", self.dropout, "a number from 0 up to but not 1")
+    dropout: BelowOne = 0.0
 
     @property
     def parts(self) -> dict[str, Mixer | PerToken]:

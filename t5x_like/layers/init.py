@@ -8,7 +8,7 @@ import math
 from typing import TYPE_CHECKING
 
 from t5x_like.core.config import Config
-from t5x_like.core.errors import require
+from t5x_like.core.ranges import NonNegativeFloat
 
 if TYPE_CHECKING:
     from t5x_like.arrays.spec import Initializer
@@ -53,10 +53,7 @@ class FanIn(Init):
 class Normal(Init):
     """Normal with one standard deviation for all kernels."""
 
-    stddev: float = 0.02
-
-    def __post_init__(self):
-        require(0 <= self.stddev < math.inf, "model.init.stddev", self.stddev, "a number, 0 or more")
+    stddev: NonNegativeFloat = 0.02
 
     def std(self, fan: int) -> float:
         return self.stddev

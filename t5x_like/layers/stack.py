@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
+from t5x_like.core.ranges import BelowOne, PositiveInt
 from t5x_like.layers.block import Layer
 from t5x_like.layers.context import Cache, Context, Out, joined
 from t5x_like.layers.norms import Norm
@@ -35,11 +36,10 @@ class Group(Config, where="model.groups"):
       pattern: layers of one repeat, alike or not.
     """
 
-    times: int
+    times: PositiveInt
     pattern: tuple[Layer, ...]
 
     def __post_init__(self):
-        require(self.times >= 1, "model.groups.times", self.times, "1 or more")
         require(bool(self.pattern), "model.groups.pattern", "no layer", "one layer or more")
 
     def declare(self, site: Site) -> Module:
@@ -113,11 +113,10 @@ class Stack(Config, where="model"):
     groups: tuple[Group, ...]
     positions: Positions = NoPositions()
     final_norm: Norm | None = None
-    final_dropout: float = 0.0
+    final_dropout: BelowOne = 0.0
 
     def __post_init__(self):
         require(bool(self.groups), "model.groups", "no layer", "one group or more")
-        require(0 <= self.final_dropout < 1, "model.dropout.final", self.final_dropout, "from 0 up to but not 1")
 
     @property
     def depth(self) -> int:

@@ -6,13 +6,13 @@ Imports no JAX.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from t5x_like.core.batch import TOKENS, WEIGHTS, BatchArray
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
+from t5x_like.core.ranges import BelowOne, NonNegativeFloat, NonNegativeInt, OffOrPositive, PositiveInt
 from t5x_like.layers.block import Layer
 from t5x_like.layers.feed_forward import ActivationName
 from t5x_like.layers.init import FanIn, Init
@@ -40,12 +40,7 @@ class Side(Stack):
 
     inputs: Inputs = Tokens()
     embedding_norm: Norm | None = None
-    embedding_dropout: float = 0.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        rate = self.embedding_dropout
-        require(0 <= rate < 1, "model.dropout.embedding", rate, "a number from 0 up to but not 1")
+    embedding_dropout: BelowOne = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,26 +87,24 @@ class ModelConfig(Config, where="model"):
         attention; ``full``, all.
     """
 
-    vocab_size: int
-    d_model: int
+    vocab_size: PositiveInt
+    d_model: PositiveInt
     encoder: Side | None = None
     decoder: Side | None = None
     init: Init = FanIn()
-    embedding_init_std: float = 1.0
+    embedding_init_std: NonNegativeFloat = 1.0
     tied_head: bool = False
     scale_tied_logits: bool = False
     head_bias: bool = False
     head_transform: HeadTransform | None = None
-    logits_soft_cap: float = 0.0
-    future_heads: int = 0
+    logits_soft_cap: OffOrPositive = 0.0
+    future_heads: NonNegativeInt = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention_backend: Literal["auto", "tpu", "gpu", "cudnn", "xla"] = "auto"
     scan_layers: bool = True
     remat: Literal["none", "dots", "full"] = "none"
 
     def __post_init__(self):
-        for name in ("vocab_size", "d_model"):
-            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "a whole number from 1")
         require(bool(self.sides), "model", "neither an encoder nor a decoder", "one or both")
         for _, side in self.sides:
             side.check(self.d_model)
@@ -125,8 +118,6 @@ class ModelConfig(Config, where="model"):
             raise UserError("model.scale_tied_logits", "on with model.tied_head=false", "model.tied_head=true")
         if self.future_heads and self.shape != "decoder-only":
             raise UserError("model.future_heads", f"got {self.future_heads}", "0 unless the model is decoder-only")
-        for name in ("logits_soft_cap", "embedding_init_std", "future_heads"):
-            require(0 <= getattr(self, name) < math.inf, f"model.{name}", getattr(self, name), "a number, 0 or more")
 
     @property
     def sides(self) -> tuple[tuple[str, Side], ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from t5x_like.core.batch import TOKENS, BatchArray
 from t5x_like.core.config import Config
-from t5x_like.core.errors import require
+from t5x_like.core.ranges import NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:
     import jax
@@ -66,12 +66,9 @@ class Tokens(Inputs):
     """
 
     scaled: bool = False
-    types: int = 0
+    types: NonNegativeInt = 0
 
     uses_tokens: ClassVar[bool] = True
-
-    def __post_init__(self):
-        require(self.types >= 0, "model.token_types", self.types, "0 or more")
 
     def arrays(self, side: str) -> dict[str, BatchArray]:
         return {f"{side}_tokens": TOKENS} | ({f"{side}_types": TOKENS} if self.types else {})
@@ -104,11 +101,8 @@ class Features(Inputs):
       bias: whether the map has a bias.
     """
 
-    size: int
+    size: PositiveInt
     bias: bool = True
-
-    def __post_init__(self):
-        require(self.size >= 1, "model.inputs.size", self.size, "1 or more")
 
     def arrays(self, side: str) -> dict[str, BatchArray]:
         axes = ("batch", "length", "features")

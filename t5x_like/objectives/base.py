@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError
+from t5x_like.core.ranges import Range
 from t5x_like.input_pipeline.config import DataConfig, Shape
 from t5x_like.objectives.requirements import require_special_ids
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from t5x_like.input_pipeline.tokenizers.base import Tokenizer
+
+Share = Annotated[float, Range(5e-324, 1 - 2**-53, "between 0 and 1")]
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from t5x_like.core.errors import require
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.objectives.base import Example, Objective
+from t5x_like.objectives.base import Example, Objective, Share
 from t5x_like.objectives.requirements import require_mask_id, require_special_ids
 
 if TYPE_CHECKING:
@@ -42,14 +42,10 @@ class PermutationLM(Objective):
       predicted: share of tokens that are predicted (XLNet's 1 / K, K = 6).
     """
 
-    predicted: float = 1 / 6
+    predicted: Share = 1 / 6
 
     shapes: ClassVar[tuple[Shape, ...]] = ("encoder-only",)
     needs_position_ids: ClassVar[bool] = True
-
-    def __post_init__(self):
-        fits = 0.0 < self.predicted < 1.0
-        require(fits, "objective.predicted", self.predicted, "a share between 0 and 1", "0.1667")
 
     def extras(self, shape: Shape) -> tuple[str, ...]:
         """``encoder_order``, from which the mask is made."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from t5x_like.core.errors import UserError, require
+from t5x_like.core.ranges import FLOAT32_MAX, Range
 from t5x_like.input_pipeline.config import DataConfig, Shape
 from t5x_like.objectives import requirements
-from t5x_like.objectives.base import Example, Objective
+from t5x_like.objectives.base import Example, Objective, Share
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,8 +36,8 @@ class SpanCorruption(Objective):
       mode: piece of the vocabulary put before the inputs, such as ``[NLU]``; empty: none.
     """
 
-    noise_density: float = 0.15
-    mean_span_length: float = 3.0
+    noise_density: Share = 0.15
+    mean_span_length: Annotated[float, Range(1, FLOAT32_MAX, "1.0 or more tokens")] = 3.0
     mode: str = ""
 
     shapes: ClassVar[tuple[Shape, ...]] = ("encoder-decoder", "decoder-only")
@@ -44,11 +45,6 @@ class SpanCorruption(Objective):
     has_prefix: ClassVar[bool] = True
     inputs_end_in_eos: ClassVar[bool] = True
     minimum_length: ClassVar[int] = 2
-
-    def __post_init__(self):
-        density, length = self.noise_density, self.mean_span_length
-        require(0.0 < density < 1.0, "objective.noise_density", density, "a share between 0 and 1", "0.15")
-        require(length >= 1.0, "objective.mean_span_length", length, "1.0 or more tokens", "3.0")
 
     def piece_length(self, data: DataConfig, shape: Shape) -> int:
         """Raw tokens that fill ``data.input_length`` after corruption: 568 for 512 with the defaults."""

@@ -92,8 +92,12 @@ class JsonTokenizer(FileTokenizer):
     def piece(self, identifier: int) -> str:
         return self._names.get(identifier, f"<id {identifier}>")
 
-    def _encode_part(self, text: str) -> list[int]:
-        return [identifier for chunk in self._cut(text) for identifier in _ids(self._tokenizer, chunk)]
+    def encode(self, text: str) -> list[int]:
+        ids = []
+        for encoded in (self._of_prompts.encode(chunk, add_special_tokens=False) for chunk in self._cut(text)):
+            # The library gives added pieces the first ids that it takes for free, which holes may lie below.
+            ids += [self._beyond.get(piece, each) for piece, each in zip(encoded.tokens, encoded.ids, strict=True)]
+        return ids
 
     def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[np.ndarray]:
         def encode(chunks: list[str]) -> list[np.ndarray]:
@@ -105,10 +109,14 @@ class JsonTokenizer(FileTokenizer):
         return encode_documents(texts, _CHUNK, self._cut, encode, self._hidden, self._spell)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return super().decode([each for each in ids if each not in (self.pad_id, self.eos_id)])
-
-    def _is_in_file(self, identifier: int) -> bool:
-        return identifier < self._file_size and identifier in self._names
+        parts, run = [], []
+        for identifier in (each for each in map(int, ids) if each not in (self.pad_id, self.eos_id)):
+            if identifier < self._file_size and identifier in self._names:
+                run.append(identifier)
+            else:  # a sentinel beyond the file, or an id of a padded model but of no vocabulary
+                parts += [self._decode_run(run, bool(parts)), self.piece(identifier)]
+                run = []
+        return "".join([*parts, self._decode_run(run, bool(parts))])
 
     def _cut(self, text: str) -> list[str]:
         return cut_text(text, _CHUNK, _LONGEST, self._resume)
@@ -122,6 +130,13 @@ class JsonTokenizer(FileTokenizer):
     @functools.cached_property
     def _anchor(self) -> list[int]:
         return _ids(self._tokenizer, "a")
+
+    @functools.cached_property
+    def _of_prompts(self) -> Any:
+        """The tokenizer that knows the sentinels beyond the file too."""
+        tokenizer = _open(self._tokenizer.to_str().encode(), self.path)
+        tokenizer.add_special_tokens(list(self._beyond))
+        return tokenizer
 
     @functools.cached_property
     def _of_documents(self) -> Any:
