@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import jax
 
     from t5x_like.layers.module import Module, Site
+    from t5x_like.ops.attention import Bias, Mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class Attention(Mixer):
 
         D, inner, key_inner = site.width, self.heads * self.head_dim, self.key_heads * self.head_dim
         query = site.init.kernel(D if self.scaled else D * self.head_dim)
-        key, output = site.init.kernel(D), site.init.output(inner, site.depth)
+        key, output = site.init.kernel(D), site.init.kernel(inner, site.depth)
         own = self.positions or (site.positions if site.positions and site.positions.per_layer else None)
         return Module(
             self,
@@ -114,14 +115,8 @@ class Attention(Mixer):
         table = context.position_table if parts.position_bias is None else parts.position_bias
         columns = (context.offset + jnp.arange(x_BLD.shape[1]), jnp.arange(seen["key"].shape[1]))
         bias = None if positions is None else positions.bias(table, self.heads, not context.causal, columns)
-        out = self._attend(parts, x_BLD, seen, context, context.mask(self.window), bias, prepared, key)
+        out = self.attend(parts, x_BLD, seen, context, context.mask(self.window), key, bias, prepared)
         return out, Out(None if cache is None else seen)
-
-    def apply_across(
-        self, parts: Module, x_BLD: jax.Array, memory: Cache, context: Context, key: jax.Array | None = None
-    ) -> jax.Array:
-        """[B, L, D] of cross-attention to ``memory``, which ``keys_values`` makes of the encoder's output."""
-        return self._attend(parts, x_BLD, memory, context, context.cross_mask(), None, None, key)
 
     def keys_values(self, parts: Module, source_BSD: jax.Array, rotation: Any = None) -> Cache:
         """Keys and values of ``source_BSD``, each [B, S, K, N]."""
@@ -141,7 +136,11 @@ class Attention(Mixer):
         shape = (batch, columns, self.key_heads, self.head_dim)
         return {name: jnp.zeros(shape, dtype) for name in ("key", "value")}
 
-    def _attend(self, parts, x_BLD, seen: Cache, context: Context, mask, bias, rotation, key):
+    def attend(
+        self, parts: Module, x_BLD: jax.Array, seen: Cache, context: Context, mask: Mask, key: jax.Array | None,
+        bias: Bias | None = None, rotation: Any = None,
+    ) -> jax.Array:
+        """[B, L, D] of attention to what ``keys_values`` gives; of the encoder's output it is cross-attention."""
         from t5x_like.ops.attention import attention, attention_scale
         from t5x_like.sharding.mesh import constrain
 

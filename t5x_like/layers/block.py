@@ -98,7 +98,8 @@ class Layer(Config, where="model"):
         def look(inner, x):
             across: Any = self.cross
             seen = caches.get("cross_attention") or across.keys_values(inner, context.memory and context.memory[0])
-            return across.apply_across(inner, x, seen, context, maybe_named(key, "cross_attention")), Out()
+            mask = context.cross_mask()
+            return across.attend(inner, x, seen, context, mask, maybe_named(key, "cross_attention")), Out()
 
         x_BLD = add(self.mixer.name, x_BLD, mix)
         if self.cross is not None:

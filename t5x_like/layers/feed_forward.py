@@ -47,7 +47,7 @@ class FeedForward(PerToken):
             self,
             gate=Linear(D, F, ("embed", "mlp"), init, self.bias) if self.gated else None,
             up=Linear(D, F, ("embed", "mlp"), init, self.bias),
-            down=Linear(F, D, ("mlp", "embed"), site.init.output(F, site.depth), self.bias),
+            down=Linear(F, D, ("mlp", "embed"), site.init.kernel(F, site.depth), self.bias),
         )
 
     def apply(

@@ -44,16 +44,12 @@ class Group(Config, where="model.groups"):
 
     def declare(self, site: Site) -> Module:
         """The layers of one repeat, named 0, 1, ...; a single layer by itself. Stacked over the repeats."""
-        from flax import nnx
-
-        from t5x_like.arrays.trees import map_named
         from t5x_like.layers.module import Module
-        from t5x_like.layers.param import declare
+        from t5x_like.layers.param import stacked
 
         layers = [layer.declare(site) for layer in self.pattern]
         repeat = layers[0] if len(layers) == 1 else Module(self, **{str(i): one for i, one in enumerate(layers)})
-        structure, specs = declare(repeat)
-        return nnx.merge(structure, map_named(lambda _, spec: spec.stack(self.times), specs))
+        return stacked(repeat, self.times)
 
     def layers_of(self, repeat: Module) -> list[tuple[str, Layer, Module]]:
         """(name, choice, parameters) of the layers of one repeat; the name is empty where there is one only."""

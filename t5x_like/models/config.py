@@ -139,10 +139,6 @@ class ModelConfig(Config, where="model"):
     def has_decoder(self) -> bool:
         return self.decoder is not None
 
-    @property
-    def has_token_table(self) -> bool:
-        return self.tied_head or any(side.inputs.uses_tokens for _, side in self.sides)
-
     def side(self, name: str) -> Side:
         """The side of this name, which must exist."""
         return dict(self.sides)[name]

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from t5x_like.layers.init import Init
     from t5x_like.layers.module import Module, Table
 
+    Batch = Mapping[str, jax.Array]
+
 
 @dataclasses.dataclass(frozen=True)
 class Inputs(Config, abc.ABC, where="model.inputs"):
@@ -41,9 +43,7 @@ class Inputs(Config, abc.ABC, where="model.inputs"):
 
         return Module(self)
 
-    def apply(
-        self, parts: Module, batch: Mapping[str, jax.Array], side: str, table: Table | None, dtype: Any
-    ) -> jax.Array:
+    def apply(self, parts: Module, batch: Batch, side: str, table: Table | None, dtype: Any) -> jax.Array:
         """[B, L, D] before positions are added.
 
         Args:
@@ -78,9 +78,7 @@ class Tokens(Inputs):
 
         return Module(self, types=Table(self.types, width, "positions", embedding_init_std) if self.types else None)
 
-    def apply(
-        self, parts: Module, batch: Mapping[str, jax.Array], side: str, table: Table | None, dtype: Any
-    ) -> jax.Array:
+    def apply(self, parts: Module, batch: Batch, side: str, table: Table | None, dtype: Any) -> jax.Array:
         import jax.numpy as jnp
 
         tokens = batch[f"{side}_tokens"]
@@ -114,7 +112,5 @@ class Features(Inputs):
         return Module(self, projection=Linear(self.size, width, ("features", "embed"), init.kernel(self.size),
                                               self.bias))  # fmt: skip
 
-    def apply(
-        self, parts: Module, batch: Mapping[str, jax.Array], side: str, table: Table | None, dtype: Any
-    ) -> jax.Array:
+    def apply(self, parts: Module, batch: Batch, side: str, table: Table | None, dtype: Any) -> jax.Array:
         return parts.projection(batch[f"{side}_features"].astype(dtype))

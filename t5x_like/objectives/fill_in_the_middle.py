@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from t5x_like.core.errors import require
 from t5x_like.core.ranges import Probability
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.objectives.base import Example, Objective
-from t5x_like.objectives.requirements import piece_id, require_input_length, require_special_ids
+from t5x_like.objectives.base import Example, Objective, piece_id, require_input_length, require_special_ids
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from t5x_like.input_pipeline.config import DataConfig, Shape
+from t5x_like.objectives import base
 from t5x_like.objectives.base import Example, Objective, Share
-from t5x_like.objectives.requirements import require_sentinels, require_special_ids, require_target_length
 from t5x_like.objectives.span_corruption import keep_and_mark
 
 if TYPE_CHECKING:
@@ -54,8 +54,9 @@ class IidDenoising(Objective):
         runs, targets = iid_limits(piece, self.noise_density)
         reason = f"{piece} tokens with objective.noise_density={self.noise_density} may be cut into {runs} runs"
         super().check(tokenizer, data, shape)
-        require_special_ids(tokenizer, require_sentinels(tokenizer, runs, reason, "a shorter data.input_length"))
-        require_target_length(data, targets)
+        sentinels = base.require_sentinels(tokenizer, runs, reason, "a shorter data.input_length")
+        base.require_special_ids(tokenizer, sentinels)
+        base.require_target_length(data, targets)
 
     def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """inputs: the kept tokens, a sentinel for each run, EOS; targets: each sentinel and its run, EOS."""

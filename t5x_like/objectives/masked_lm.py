@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from t5x_like.core.errors import require
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.objectives.base import Example, Objective, Share
-from t5x_like.objectives.requirements import require_mask_id, require_special_ids
+from t5x_like.objectives.base import Example, Objective, Share, require_mask_id, require_special_ids
 
 if TYPE_CHECKING:
     import numpy as np

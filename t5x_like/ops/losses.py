@@ -83,17 +83,9 @@ def _sums(arrays, targets_BL, weights_BL, static):
     return _over_chunks(arrays, targets_BL, weights_BL, static, with_gradient=False)[0]
 
 
-def _sums_forward(arrays, targets_BL, weights_BL, static):
-    sums, gradients = _over_chunks(arrays, targets_BL, weights_BL, static, with_gradient=True)
-    return sums, gradients
-
-
 def _sums_backward(static, gradients, cotangents: LossSums):
     scaled = jax.tree.map(lambda g: (g.astype(jnp.float32) * cotangents.loss).astype(g.dtype), gradients)
     return scaled, None, None
-
-
-_sums.defvjp(_sums_forward, _sums_backward)
 
 
 def _over_chunks(arrays, targets_BL, weights_BL, static, with_gradient):
@@ -121,6 +113,9 @@ def _over_chunks(arrays, targets_BL, weights_BL, static, with_gradient):
     if dx is not None:
         dx = jnp.moveaxis(dx, 0, 1).reshape(B, count * chunk, D)[:, :L]
     return sums, (dx, _turned(dw_DV), db_V)
+
+
+_sums.defvjp(functools.partial(_over_chunks, with_gradient=True), _sums_backward)
 
 
 def _turned(dw_DV: jax.Array | None) -> jax.Array | None:

@@ -198,7 +198,7 @@ def require_symbols(symbols: Iterable[str]) -> None:
 
 
 def _symbol(piece: str) -> bytes:
-    """A user-defined symbol of a model, in the format of protocol buffers: ``ModelProto.pieces``, appended to a file."""
+    """A user-defined symbol of a model, to be appended to its file: one more ``ModelProto.pieces``."""
     name = piece.encode()
     content = b"\x0a" + bytes([len(name)]) + name + b"\x15" + struct.pack("<f", 0.0) + b"\x18\x04"
     return b"\x0a" + bytes([len(content)]) + content

@@ -15,7 +15,8 @@ from t5x_like.models.inputs import Tokens
 
 def bert(**overrides: Any) -> ModelConfig:
     """BERT base with its masked-LM head; overrides are fields of ``uniform``."""
-    fields: dict[str, Any] = dict(
+    return uniform(
+        overrides,
         vocab_size=30522,
         d_model=768,
         d_ff=3072,
@@ -37,7 +38,6 @@ def bert(**overrides: Any) -> ModelConfig:
         embedding_init_std=0.02,
         dropout=Dropout(embedding=0.1, attention=0.1, residual=0.1),
     )
-    return uniform(**(fields | overrides))
 
 
 def modules(config: ModelConfig) -> dict[str, str]:

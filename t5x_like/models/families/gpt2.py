@@ -14,7 +14,8 @@ from t5x_like.models.families.uniform import Dropout, uniform
 
 def gpt2(**overrides: Any) -> ModelConfig:
     """GPT-2 small; overrides are fields of ``uniform``."""
-    fields: dict[str, Any] = dict(
+    return uniform(
+        overrides,
         vocab_size=50257,
         d_model=768,
         d_ff=3072,
@@ -30,7 +31,6 @@ def gpt2(**overrides: Any) -> ModelConfig:
         embedding_init_std=0.02,
         dropout=Dropout.gpt2(0.1),
     )
-    return uniform(**(fields | overrides))
 
 
 def modules(config: ModelConfig) -> dict[str, str]:

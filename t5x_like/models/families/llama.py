@@ -14,7 +14,8 @@ from t5x_like.models.families.uniform import uniform
 
 def llama(**overrides: Any) -> ModelConfig:
     """Llama's block, by default at the size of TinyLlama 1.1B; overrides are fields of ``uniform``."""
-    fields: dict[str, Any] = dict(
+    return uniform(
+        overrides,
         vocab_size=32000,
         d_model=2048,
         d_ff=5632,
@@ -28,7 +29,6 @@ def llama(**overrides: Any) -> ModelConfig:
         init=Normal(),
         embedding_init_std=0.02,
     )
-    return uniform(**(fields | overrides))
 
 
 def modules(config: ModelConfig) -> dict[str, str]:

@@ -31,17 +31,15 @@ BYT5 = _sizes(base=(1536, 12, 64, 3968, 18, 6))
 
 def t5_1_0(size: str = "small", **overrides: Any) -> ModelConfig:
     """T5 1.0 (Raffel et al. 2020): ReLU, one table for both stacks and the logits."""
-    fields: dict[str, Any] = dict(
-        vocab_size=32128, activation="relu", gated=False, scaled=False, positions=T5Relative(), tied_head=True,
-        scale_tied_logits=True,
+    return uniform(
+        of_size(T5_1_0, size) | overrides, vocab_size=32128, activation="relu", gated=False, scaled=False,
+        positions=T5Relative(), tied_head=True, scale_tied_logits=True,
     )  # fmt: skip
-    return uniform(**(fields | of_size(T5_1_0, size) | overrides))
 
 
 def t5_1_1(size: str = "small", **overrides: Any) -> ModelConfig:
     """T5 1.1: gated GELU and an output head of its own."""
-    fields: dict[str, Any] = dict(vocab_size=32128, scaled=False, positions=T5Relative())
-    return uniform(**(fields | of_size(T5_1_1, size) | overrides))
+    return uniform(of_size(T5_1_1, size) | overrides, vocab_size=32128, scaled=False, positions=T5Relative())
 
 
 def mt5(size: str = "small", **overrides: Any) -> ModelConfig:
@@ -56,8 +54,7 @@ def umt5(size: str = "small", **overrides: Any) -> ModelConfig:
 
 def byt5(size: str = "base", **overrides: Any) -> ModelConfig:
     """ByT5 (Xue et al. 2022): bytes, and three times as many layers in the encoder as in the decoder."""
-    fields: dict[str, Any] = dict(vocab_size=384, scaled=False, positions=T5Relative())
-    return uniform(**(fields | of_size(BYT5, size) | overrides))
+    return uniform(of_size(BYT5, size) | overrides, vocab_size=384, scaled=False, positions=T5Relative())
 
 
 def modules(config: ModelConfig) -> dict[str, str]:

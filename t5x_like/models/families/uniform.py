@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from t5x_like.core.config import Config
@@ -110,12 +112,13 @@ class Uniform(Config, where="model"):
         )
 
 
-def uniform(**fields: Any) -> ModelConfig:
-    """A model from the fields of ``Uniform`` and of ``ModelConfig``, but for its stacks.
+def uniform(overrides: Mapping[str, Any] = MappingProxyType({}), /, **fields: Any) -> ModelConfig:
+    """A model from the fields of ``Uniform`` and of ``ModelConfig``, but for its stacks; ``overrides`` come first.
 
     Raises:
       UserError: a field that neither has, or a value that does not fit.
     """
+    fields |= overrides
     of_layers = {field.name for field in dataclasses.fields(Uniform)}
     of_model = {field.name for field in dataclasses.fields(ModelConfig)} - {"encoder", "decoder"}
     if unknown := sorted(fields.keys() - of_layers - of_model):
