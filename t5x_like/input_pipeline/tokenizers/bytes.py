@@ -52,12 +52,9 @@ class ByteTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []
-        end = 0
-        for match in SENTINEL.finditer(text):
-            if match.group() in _sentinels():
-                ids += [*_ids(text[end : match.start()]).tolist(), _sentinels()[match.group()]]
-                end = match.end()
-        return [*ids, *_ids(text[end:]).tolist()]
+        for part in SENTINEL.split(text):
+            ids += [_sentinels()[part]] if part in _sentinels() else _ids(part).tolist()
+        return ids
 
     def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[np.ndarray]:
         return [_ids(text) for text in texts]

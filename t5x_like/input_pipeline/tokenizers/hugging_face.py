@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,14 +110,13 @@ class JsonTokenizer(FileTokenizer):
         return encode_documents(texts, _CHUNK, self._cut, encode, self._hidden, self._spell)
 
     def decode(self, ids: Sequence[int]) -> str:
-        parts, run = [], []
-        for identifier in (each for each in map(int, ids) if each not in (self.pad_id, self.eos_id)):
-            if identifier < self._file_size and identifier in self._names:
-                run.append(identifier)
-            else:  # a sentinel beyond the file, or an id of a padded model but of no vocabulary
-                parts += [self._decode_run(run, bool(parts)), self.piece(identifier)]
-                run = []
-        return "".join([*parts, self._decode_run(run, bool(parts))])
+        parts: list[str] = []
+        shown = (each for each in map(int, ids) if each not in (self.pad_id, self.eos_id))
+        # Others are sentinels beyond the file, or of a padded model but of no vocabulary.
+        for in_file, run in itertools.groupby(shown, lambda each: each < self._file_size and each in self._names):
+            each = list(run)
+            parts += [self._decode_run(each, bool(parts))] if in_file else map(self.piece, each)
+        return "".join(parts)
 
     def _cut(self, text: str) -> list[str]:
         return cut_text(text, _CHUNK, _LONGEST, self._resume)

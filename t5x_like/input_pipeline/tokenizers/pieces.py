@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 _Sized = TypeVar("_Sized", bound=Sized)
-SENTINEL = re.compile(r"<extra_id_\d+>")
+SENTINEL = re.compile(r"(<extra_id_\d+>)")
 # Where a text is cut: before a single space or newline between letters or digits, the one place where no pre-tokenizer
 # in use looks at both sides.
 _BORDER = re.compile(r"(?<=\w)[ \n](?=\w)")

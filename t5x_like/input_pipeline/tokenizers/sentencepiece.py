@@ -75,8 +75,8 @@ class SentencePieceTokenizer(FileTokenizer):
         mark = SPACE if self._space_first else ""
         added = [_symbol(f"{mark}{sentinel_piece(i)}") for i in reversed(range(beyond))]
         self._of_prompts = _open(model + b"".join(added), self.path) if added else self._processor
-        sentinels = enumerate(map(self._of_prompts.id_to_piece, self.sentinel_ids))
-        self._marked = {sentinel_piece(i) for i, piece in sentinels if piece.startswith(SPACE)}
+        pieces = enumerate(map(self._of_prompts.id_to_piece, self.sentinel_ids))
+        self._marked = {sentinel_piece(i) for i, piece in pieces if piece.startswith(SPACE)}
         self._spellings: dict[int, np.ndarray] = {}
 
     def piece(self, identifier: int) -> str:

@@ -19,10 +19,12 @@ class Entry(NamedTuple):
     Attributes:
       paths: paths of our parameters, joined along the last dimension where they keep several in one.
       turned: whether the array is transposed: our kernels are [in, out], tables and output head [rows, D].
+      layers: number of tensors, of one layer each; 1 for a parameter that is no layer's.
     """
 
     paths: list[str]
     turned: bool
+    layers: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +50,13 @@ class Family:
         from t5x_like.models.transformer import make_model
 
         found: dict[str, Entry] = {}
-        left = dict.fromkeys(flatten(make_model(config)[1]))
+        left = flatten(make_model(config)[1])
         for module, theirs in self.modules(config).items():
             for leaf in (leaf for leaf in LEAVES if module + leaf in left):
+                spec = left.pop(module + leaf)
                 turned = self.turned and leaf == "/kernel" and module != "output_head"
-                found.setdefault(theirs + LEAVES[leaf], Entry([], turned)).paths.append(module + leaf)
-                del left[module + leaf]
+                entry = Entry([], turned, spec.shape[0] if spec.stacked else 1)
+                found.setdefault(theirs + LEAVES[leaf], entry).paths.append(module + leaf)
         if left:
             got = f"parameters without a Hugging Face name: {', '.join(left)}"
             raise UserError("model", got, f"a model of the family {self.name}")
