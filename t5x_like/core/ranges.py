@@ -40,6 +40,13 @@ class Range:
         return math.isinf(self.high) or math.isinf(self.low)
 
 
+class OffOr(Range):
+    """0, or a number of the range."""
+
+    def __contains__(self, number: float) -> bool:
+        return number == 0 or super().__contains__(number)
+
+
 PositiveInt = Annotated[int, Range(1, INT32_MAX, f"1 or more, at most {INT32_MAX}")]
 NonNegativeInt = Annotated[int, Range(0, INT32_MAX, f"0 or more, at most {INT32_MAX}")]
 Size = Annotated[int, Range(0, 2**53, "0 or more, at most 2^53")]
@@ -48,5 +55,7 @@ Seed = Annotated[int, Range(0, 2**32 - 1, "0 or more, at most 2^32 - 1")]
 FiniteFloat = Annotated[float, Range(-FLOAT32_MAX, FLOAT32_MAX, "at most 3.4e38 either way")]
 PositiveFloat = Annotated[float, Range(FLOAT32_TINY, FLOAT32_MAX, "above 0 (1.2e-38 to 3.4e38)")]
 NonNegativeFloat = Annotated[float, Range(0, FLOAT32_MAX, "0 or more, at most 3.4e38")]
+OffOrPositive = Annotated[float, OffOr(FLOAT32_TINY, FLOAT32_MAX, "0 or more, at most 3.4e38, and 0 or above 1.2e-38")]
+"""The hint of a number that divides, and is off at 0."""
 Probability = Annotated[float, Range(0, 1, "from 0 to 1")]
 BelowOne = Annotated[float, Range(0, BELOW_1, "from 0 up to but not 1")]

@@ -12,6 +12,8 @@ import numpy as np
 
 from t5x_like.arrays.trees import Tree
 from t5x_like.core.errors import refuse
+from t5x_like.core.ranges import Seed
+from t5x_like.core.structure import structure
 from t5x_like.decode.state import DecodeState, prefill
 from t5x_like.models.config import ModelConfig
 from t5x_like.sharding.mesh import Placement, use
@@ -53,8 +55,10 @@ def generate(
       The new tokens of each row, without the prompt.
 
     Raises:
-      UserError: an encoder-only model, an empty prompt for an encoder, a length beyond learned positions.
+      UserError: an encoder-only model, an empty prompt for an encoder, a length beyond learned positions, a seed of more
+        than 32 bits.
     """
+    structure(Seed, seed, "seed", text=False)
     got = f"a model of shape {config.shape} writes no text"
     refuse(not config.has_decoder, "generate", got, "a model with a decoder")
     refuse(config.has_encoder and not all(prompts), "prompt", "is empty", "at least one token for the encoder")

@@ -6,10 +6,10 @@ Letters: B batch, N new tokens, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from t5x_like.core.config import Config
-from t5x_like.core.errors import require
+from t5x_like.core.ranges import FLOAT32_TINY, NonNegativeInt, OffOrPositive, PositiveInt, Range
 
 if TYPE_CHECKING:
     import jax
@@ -19,19 +19,13 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling(Config, where="sampling"):
+class Sampling(Config, where=""):
     """How the next token is chosen; see ``ops.sampling.sample``. Temperature 0 is greedy."""
 
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self):
-        require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "1 or more")
-        require(self.temperature >= 0, "temperature", self.temperature, "0 (greedy) or more")
-        require(self.top_k >= 0, "top_k", self.top_k, "0 (all) or more")
-        require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0, at most 1 (all)")
+    max_new_tokens: PositiveInt = 64
+    temperature: OffOrPositive = 0.0
+    top_k: NonNegativeInt = 0
+    top_p: Annotated[float, Range(FLOAT32_TINY, 1, "above 0 (1.2e-38), at most 1 (all)")] = 1.0
 
     def __call__(
         self, model: Transformer, logits_BV: jax.Array, state: DecodeState, eos_id: int, key: jax.Array

@@ -6,10 +6,10 @@ Letters: B batch, L queries, S keys, D model width, H heads, K key heads, N size
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from t5x_like.core.errors import UserError, require
+from t5x_like.core.errors import UserError
+from t5x_like.core.ranges import BelowOne, NonNegativeInt, OffOrPositive, PositiveInt
 from t5x_like.layers.context import Cache, Context, Out
 from t5x_like.layers.mixer import Mixer
 from t5x_like.layers.norms import Norm
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import jax
 
     from t5x_like.layers.module import Module, Site
+    from t5x_like.ops.attention import Bias, Mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,29 +39,24 @@ class Attention(Mixer):
       dropout: rate of dropout of attention probabilities.
     """
 
-    heads: int
-    head_dim: int
-    kv_heads: int = 0
+    heads: PositiveInt  # pyright: ignore[reportIncompatibleVariableOverride]
+    head_dim: PositiveInt  # pyright: ignore[reportIncompatibleVariableOverride]
+    kv_heads: NonNegativeInt = 0
     bias: bool = False
     scaled: bool = True
     qk_norm: Norm | None = None
-    soft_cap: float = 0.0
-    window: int = 0
+    soft_cap: OffOrPositive = 0.0
+    window: NonNegativeInt = 0
     positions: Positions | None = None
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
 
     name: ClassVar[str] = "attention"
 
     def __post_init__(self):
-        for field in ("heads", "head_dim"):
-            require(getattr(self, field) >= 1, f"model.{field}", getattr(self, field), "a whole number from 1")
-        if self.kv_heads < 0 or self.heads % self.key_heads:
+        if self.heads % self.key_heads:
             divisors = ", ".join(str(n) for n in range(1, self.heads + 1) if self.heads % n == 0)
             got = f"{self.kv_heads} does not divide model.heads = {self.heads}"
             raise UserError("model.kv_heads", got, f"0 (as many as heads) or one of {divisors}")
-        require(0 <= self.soft_cap < math.inf, "model.attention_soft_cap", self.soft_cap, "a number, 0 or more")
-        require(self.window >= 0, "model.window", self.window, "0 or more")
-        require(0 <= self.dropout < 1, "model.dropout.attention", self.dropout, "a number from 0 up to but not 1")
 
     @property
     def key_heads(self) -> int:
@@ -82,12 +78,11 @@ class Attention(Mixer):
         return 4.0 * self.heads * self.head_dim * queries * seen
 
     def declare(self, site: Site) -> Module:
-        from t5x_like.layers.linear import Linear
-        from t5x_like.layers.module import Module
+        from t5x_like.layers.module import Linear, Module
 
         D, inner, key_inner = site.width, self.heads * self.head_dim, self.key_heads * self.head_dim
         query = site.init.kernel(D if self.scaled else D * self.head_dim)
-        key, output = site.init.kernel(D), site.init.output(inner, site.depth)
+        key, output = site.init.kernel(D), site.init.kernel(inner, site.depth)
         own = self.positions or (site.positions if site.positions and site.positions.per_layer else None)
         return Module(
             self,
@@ -120,14 +115,8 @@ class Attention(Mixer):
         table = context.position_table if parts.position_bias is None else parts.position_bias
         columns = (context.offset + jnp.arange(x_BLD.shape[1]), jnp.arange(seen["key"].shape[1]))
         bias = None if positions is None else positions.bias(table, self.heads, not context.causal, columns)
-        out = self._attend(parts, x_BLD, seen, context, context.mask(self.window), bias, prepared, key)
+        out = self.attend(parts, x_BLD, seen, context, context.mask(self.window), key, bias, prepared)
         return out, Out(None if cache is None else seen)
-
-    def apply_across(
-        self, parts: Module, x_BLD: jax.Array, memory: Cache, context: Context, key: jax.Array | None = None
-    ) -> jax.Array:
-        """[B, L, D] of cross-attention to ``memory``, which ``keys_values`` makes of the encoder's output."""
-        return self._attend(parts, x_BLD, memory, context, context.cross_mask(), None, None, key)
 
     def keys_values(self, parts: Module, source_BSD: jax.Array, rotation: Any = None) -> Cache:
         """Keys and values of ``source_BSD``, each [B, S, K, N]."""
@@ -147,7 +136,11 @@ class Attention(Mixer):
         shape = (batch, columns, self.key_heads, self.head_dim)
         return {name: jnp.zeros(shape, dtype) for name in ("key", "value")}
 
-    def _attend(self, parts, x_BLD, seen: Cache, context: Context, mask, bias, rotation, key):
+    def attend(
+        self, parts: Module, x_BLD: jax.Array, seen: Cache, context: Context, mask: Mask, key: jax.Array | None,
+        bias: Bias | None = None, rotation: Any = None,
+    ) -> jax.Array:
+        """[B, L, D] of attention to what ``keys_values`` gives; of the encoder's output it is cross-attention."""
         from t5x_like.ops.attention import attention, attention_scale
         from t5x_like.sharding.mesh import constrain
 

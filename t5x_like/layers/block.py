@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from t5x_like.core.config import Config
-from t5x_like.core.errors import require
+from t5x_like.core.ranges import BelowOne
 from t5x_like.layers.attention import Attention
-from t5x_like.layers.context import Cache, Context, Out, add_sums
+from t5x_like.layers.context import Cache, Context, Out, joined
 from t5x_like.layers.mixer import Mixer, PerToken
 from t5x_like.layers.norms import Norm, RMSNorm
 
@@ -43,10 +43,7 @@ class Layer(Config, where="model"):
     cross: Attention | None = None
     norm: Norm = RMSNorm()
     placement: Placement = "pre"
-    dropout: float = 0.0
-
-    def __post_init__(self):
-        require(0 <= self.dropout < 1, "model.dropout.residual", self.dropout, "a number from 0 up to but not 1")
+    dropout: BelowOne = 0.0
 
     @property
     def parts(self) -> dict[str, Mixer | PerToken]:
@@ -77,66 +74,43 @@ class Layer(Config, where="model"):
           context: values that all layers share.
           prepared: result of ``mixer.prepare``.
           key: random key of dropout.
-          cache: ``self`` of the mixer, and ``cross`` where there is an encoder; see ``start_cache``.
+          cache: result of ``start_cache``, updated by earlier calls.
         """
-        from t5x_like.arrays.keys import maybe_named
-
-        losses, metrics, statistics, written = {}, {}, {}, None
-
-        def run(name: str, function: Callable[[jax.Array], tuple[jax.Array, Out]], x: jax.Array) -> jax.Array:
-            nonlocal losses, metrics, written
-            out: Out = Out()
-
-            def inner(x: jax.Array) -> jax.Array:
-                nonlocal out
-                y, out = function(x)
-                return y
-
-            x = self._residual(getattr(parts, name), x, inner, maybe_named(key, f"after_{name}"))
-            losses, metrics = add_sums(losses, out.losses), add_sums(metrics, out.metrics)
-            if out.statistics:
-                statistics[name] = {"inner": out.statistics}
-            written = out.cache if out.cache is not None else written
-            return x
-
-        def mix(x):
-            own = None if cache is None else cache["self"]
-            inner = getattr(parts, self.mixer.name).inner
-            return inner(x, context, prepared, maybe_named(key, "attention"), own)
-
-        x_BLD = run(self.mixer.name, mix, x_BLD)
-        if self.cross is not None:
-            across, inner = self.cross, parts.cross_attention.inner
-
-            def look(x):
-                memory_BSD: Any = context.memory and context.memory[0]
-                seen = across.keys_values(inner, memory_BSD) if cache is None else cache["cross"]
-                return across.apply_across(inner, x, seen, context, maybe_named(key, "cross_attention")), Out()
-
-            x_BLD = run("cross_attention", look, x_BLD)
-        if self.feed_forward is not None:
-            name = self.feed_forward.name
-            x_BLD = run(name, lambda x: getattr(parts, name).inner(x, context, maybe_named(key, "hidden")), x_BLD)
-        return x_BLD, Out(written, losses, metrics, statistics)
-
-    def start_cache(self, parts: Module, batch: int, columns: int, memory_BSD: jax.Array | None, dtype: Any) -> Cache:
-        """An empty cache: {"self": the mixer's, "cross": keys and values made of the encoder's output, once}."""
-        cache: Cache = {"self": self.mixer.start_cache(batch, columns, dtype)}
-        if self.cross is not None and memory_BSD is not None:
-            cache["cross"] = self.cross.keys_values(parts.cross_attention.inner, memory_BSD)
-        return cache
-
-    def _residual(
-        self, sublayer: Module, x_BLD: jax.Array, function: Callable[[jax.Array], jax.Array], key: jax.Array | None
-    ) -> jax.Array:
-        """The sum of x and a sublayer's output, with the norms around them; only this knows their placement."""
         from t5x_like.arrays.keys import maybe_named
         from t5x_like.layers.dropout import dropout
         from t5x_like.sharding.mesh import constrain
 
-        post = self.placement == "post"
-        out = function(x_BLD if post else sublayer.norm(x_BLD))
-        if sublayer.norm_after is not None:
-            out = sublayer.norm_after(out)
-        out = x_BLD + dropout(out, self.dropout, maybe_named(key, "residual"))
-        return constrain(sublayer.norm(out) if post else out, "batch", "length", "activation")
+        outs: dict[str, Out] = {}
+        caches, post = cache or {}, self.placement == "post"
+
+        def add(name: str, x_BLD: jax.Array, compute: Callable[[Module, jax.Array], tuple[jax.Array, Out]]):
+            """The sum of x and a sublayer's output, with the norms around them; only this knows their placement."""
+            sublayer, own_key = getattr(parts, name), maybe_named(key, f"after_{name}")
+            y_BLD, out = compute(sublayer.inner, x_BLD if post else sublayer.norm(x_BLD))
+            outs[name] = out._replace(statistics={"inner": out.statistics} if out.statistics else {})
+            y_BLD = y_BLD if sublayer.norm_after is None else sublayer.norm_after(y_BLD)
+            x_BLD = x_BLD + dropout(y_BLD, self.dropout, maybe_named(own_key, "residual"))
+            return constrain(sublayer.norm(x_BLD) if post else x_BLD, "batch", "length", "activation")
+
+        def mix(inner, x):
+            return inner(x, context, prepared, maybe_named(key, "attention"), caches.get(self.mixer.name))
+
+        def look(inner, x):
+            across: Any = self.cross
+            seen = caches.get("cross_attention") or across.keys_values(inner, context.memory and context.memory[0])
+            mask = context.cross_mask()
+            return across.attend(inner, x, seen, context, mask, maybe_named(key, "cross_attention")), Out()
+
+        x_BLD = add(self.mixer.name, x_BLD, mix)
+        if self.cross is not None:
+            x_BLD = add("cross_attention", x_BLD, look)
+        if self.feed_forward is not None:
+            x_BLD = add(self.feed_forward.name, x_BLD, lambda inner, x: inner(x, context, maybe_named(key, "hidden")))
+        return x_BLD, joined(outs)
+
+    def start_cache(self, parts: Module, batch: int, columns: int, memory_BSD: jax.Array | None, dtype: Any) -> Cache:
+        """An empty cache: the mixer's, and keys and values made of the encoder's output, once, by name of sublayer."""
+        cache: Cache = {self.mixer.name: self.mixer.start_cache(batch, columns, dtype)}
+        if self.cross is not None and memory_BSD is not None:
+            cache["cross_attention"] = self.cross.keys_values(parts.cross_attention.inner, memory_BSD)
+        return cache

@@ -6,7 +6,7 @@ Letters: B batch, L queries, S keys, D model width, K key heads, N size of a hea
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -76,31 +76,35 @@ class Context:
         Args:
           window: columns seen to each side; 0 is all.
         """
-        from t5x_like.ops.attention import Causal, Full, Ordered, Prefix, Segments, SlidingWindow
+        from t5x_like.ops.attention import masks
 
-        mask: Mask = Causal() if self.causal else Full()
+        mask: Mask = masks.Causal() if self.causal else masks.Full()
         if self.prefix_BS is not None:
-            mask = mask | Prefix(self.prefix_BS)
+            mask = mask | masks.Prefix(self.prefix_BS)
         if self.order_BS is not None:
-            mask = mask & Ordered(self.order_BS, self.order_BS)
+            mask = mask & masks.Ordered(self.order_BS, self.order_BS)
         if window:
-            mask = mask & SlidingWindow(window, window)
-        return mask if self.segments is None else mask & Segments(*self.segments)
+            mask = mask & masks.SlidingWindow(window, window)
+        return mask if self.segments is None else mask & masks.Segments(*self.segments)
 
     def cross_mask(self) -> Mask:
         """The mask of cross-attention: visible tokens of the encoder."""
-        from t5x_like.ops.attention import Full, Segments
+        from t5x_like.ops.attention import masks
 
         segments = self.memory[1] if self.memory is not None else None
-        return Full() if segments is None else Segments(*segments)
+        return masks.Full() if segments is None else masks.Segments(*segments)
 
 
-def add_sums(one: Sums, other: Sums) -> Sums:
-    """The sums and weights of both, added where a name is in both."""
+def joined(outs: Mapping[str, Out]) -> Out:
+    """The results of several parts: sums of one name are added; caches and statistics go by part, where it has any."""
+    losses, metrics = {}, {}
+    for out in outs.values():
+        losses, metrics = _add(losses, out.losses), _add(metrics, out.metrics)
+    caches = {name: out.cache for name, out in outs.items() if out.cache is not None}
+    statistics = {name: out.statistics for name, out in outs.items() if out.statistics}
+    return Out(caches or None, losses, metrics, statistics)
+
+
+def _add(one: Sums, other: Sums) -> Sums:
     both = {name: (one[name][0] + other[name][0], one[name][1] + other[name][1]) for name in one.keys() & other.keys()}
     return one | other | both
-
-
-def map_sums(function: Callable[[Any], Any], sums: Sums) -> Sums:
-    """``function`` of each sum and weight."""
-    return {name: (function(total), function(weight)) for name, (total, weight) in sums.items()}

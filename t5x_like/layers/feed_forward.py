@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Literal
 
-from t5x_like.core.errors import require
+from t5x_like.core.ranges import BelowOne, PositiveInt
 from t5x_like.layers.context import Context, Out
 from t5x_like.layers.mixer import PerToken
 
@@ -29,30 +29,25 @@ class FeedForward(PerToken):
       dropout: rate of dropout of the hidden layer.
     """
 
-    width: int
+    width: PositiveInt
     activation: ActivationName = "gelu_tanh"
     gated: bool = True
     bias: bool = False
-    dropout: float = 0.0
-
-    def __post_init__(self):
-        require(self.width >= 1, "model.d_ff", self.width, "a whole number from 1")
-        require(0 <= self.dropout < 1, "model.dropout.hidden", self.dropout, "a number from 0 up to but not 1")
+    dropout: BelowOne = 0.0
 
     @property
     def split_sizes(self) -> dict[str, int]:
         return {"mlp": self.width}
 
     def declare(self, site: Site) -> Module:
-        from t5x_like.layers.linear import Linear
-        from t5x_like.layers.module import Module
+        from t5x_like.layers.module import Linear, Module
 
         D, F, init = site.width, self.width, site.init.kernel(site.width)
         return Module(
             self,
             gate=Linear(D, F, ("embed", "mlp"), init, self.bias) if self.gated else None,
             up=Linear(D, F, ("embed", "mlp"), init, self.bias),
-            down=Linear(F, D, ("mlp", "embed"), site.init.output(F, site.depth), self.bias),
+            down=Linear(F, D, ("mlp", "embed"), site.init.kernel(F, site.depth), self.bias),
         )
 
     def apply(

@@ -8,7 +8,7 @@ import math
 from typing import TYPE_CHECKING
 
 from t5x_like.core.config import Config
-from t5x_like.core.errors import require
+from t5x_like.core.ranges import NonNegativeFloat
 
 if TYPE_CHECKING:
     from t5x_like.arrays.spec import Initializer
@@ -28,17 +28,11 @@ class Init(Config, abc.ABC, where="model.init"):
         """Standard deviation of a kernel whose outputs each sum ``fan`` inputs."""
         raise TypeError(f"{type(self).__name__} does not say how kernels start")
 
-    def kernel(self, fan: int) -> Initializer:
-        """The initializer of a kernel with this many inputs."""
+    def kernel(self, fan: int, depth: int = 0) -> Initializer:
+        """The initializer of a kernel with this many inputs; of a sublayer's last one in ``depth`` layers."""
         from t5x_like.arrays.spec import Initializer
 
-        return Initializer("normal", self.std(fan))
-
-    def output(self, fan: int, depth: int) -> Initializer:
-        """The initializer of the last kernel of a sublayer, in a stack of ``depth`` layers."""
-        from t5x_like.arrays.spec import Initializer
-
-        return Initializer("normal", self.std(fan) * ((2 * depth) ** -0.5 if self.depth_scaled else 1.0))
+        return Initializer("normal", self.std(fan) * ((2 * depth) ** -0.5 if depth and self.depth_scaled else 1.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +47,7 @@ class FanIn(Init):
 class Normal(Init):
     """Normal with one standard deviation for all kernels."""
 
-    stddev: float = 0.02
-
-    def __post_init__(self):
-        require(0 <= self.stddev < math.inf, "model.init.stddev", self.stddev, "a number, 0 or more")
+    stddev: NonNegativeFloat = 0.02
 
     def std(self, fan: int) -> float:
         return self.stddev

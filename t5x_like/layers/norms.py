@@ -6,7 +6,7 @@ import abc
 import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
-from t5x_like.core.errors import require
+from t5x_like.core.ranges import NonNegativeFloat
 from t5x_like.core.structure import Config
 
 if TYPE_CHECKING:
@@ -24,13 +24,10 @@ class Norm(Config, abc.ABC, where="model.norm"):
       eps: constant added to the mean square.
     """
 
-    eps: float = 1e-6
+    eps: NonNegativeFloat = 1e-6
 
     centred: ClassVar[bool] = False
     bias: ClassVar[bool] = False
-
-    def __post_init__(self):
-        require(self.eps >= 0, "model.norm.eps", self.eps, "a number, 0 or more")
 
     def declare(self, size: int, axis: str = "norm") -> Module:
         """The parameters of a norm over ``size`` features of the logical axis ``axis``."""

@@ -13,7 +13,7 @@ from jax.sharding import Sharding
 
 from t5x_like.arrays.keys import named
 from t5x_like.arrays.spec import Initializer, ParamSpec
-from t5x_like.arrays.trees import Tree, map_named
+from t5x_like.arrays.trees import Tree, flatten, map_named
 
 
 def param(
@@ -26,6 +26,12 @@ def param(
 ) -> nnx.Param:
     """Declares a parameter; see ``ParamSpec``. Whoever holds the merged module reads the array as ``p[...]``."""
     return nnx.Param(ParamSpec(shape, axes, init, dtype, fan, update))
+
+
+def stacked(module: Any, times: int) -> Any:
+    """The module with each of its parameters ``times`` times, in one array."""
+    graphdef, specs = declare(module)
+    return nnx.merge(graphdef, map_named(lambda _, spec: spec.stack(times), specs))
 
 
 def declare(module: nnx.Module) -> tuple[nnx.GraphDef, Tree]:
@@ -64,27 +70,27 @@ def initialize(specs: Tree, key: jax.Array, shardings: Tree | None = None) -> Tr
     With ``shardings`` each device computes only its part of a parameter. Parameters of one shape
     and placement share a compiled function, since compiling one for the whole model takes longer than its train step.
     """
-    if shardings is None:
-        return map_named(lambda path, spec: draw(Draw.of(spec), named(key, path), spec.init.scale), specs)
+    places = {} if shardings is None else flatten(shardings)
 
-    def place(path: str, spec: ParamSpec, sharding: Sharding) -> jax.Array:
-        return _drawer(Draw.of(spec), sharding)(named(key, path), jnp.float32(spec.init.scale))
+    def place(path: str, spec: ParamSpec) -> jax.Array:
+        return _drawer(Draw.of(spec), places.get(path))(named(key, path), jnp.float32(spec.init.scale))
 
-    return map_named(place, specs, shardings)
+    return map_named(place, specs)
 
 
 @functools.lru_cache(maxsize=256)
-def _drawer(how: Draw, sharding: Sharding) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def _drawer(how: Draw, sharding: Sharding | None) -> Callable[[jax.Array, jax.Array], jax.Array]:
     return jax.jit(functools.partial(draw, how), out_shardings=sharding)
 
 
 def abstract(specs: Tree, shardings: Tree | None = None) -> Tree:
     """ShapeDtypeStructs of all specs, with shardings if given; needs no devices."""
-    if shardings is None:
-        return map_named(lambda _, s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(s.dtype)), specs)
-    return map_named(
-        lambda _, s, sharding: jax.ShapeDtypeStruct(s.shape, jnp.dtype(s.dtype), sharding=sharding), specs, shardings
-    )
+    places = {} if shardings is None else flatten(shardings)
+
+    def shape(path: str, spec: ParamSpec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(spec.shape, jnp.dtype(spec.dtype), sharding=places.get(path))
+
+    return map_named(shape, specs)
 
 
 def normal(scale: float) -> Initializer:

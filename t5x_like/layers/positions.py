@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
+from t5x_like.core.ranges import FLOAT32_MAX, PositiveInt, Range
 
 if TYPE_CHECKING:
     import jax
@@ -84,12 +85,9 @@ class Rope(Positions):
       theta: base of the wavelengths.
     """
 
-    theta: float = 10_000.0
+    theta: Annotated[float, Range(1, FLOAT32_MAX, "1 or more, at most 3.4e38")] = 10_000.0
 
     reads_positions: ClassVar[bool] = True
-
-    def __post_init__(self):
-        require(self.theta > 0, "model.positions.theta", self.theta, "a number above 0")
 
     def check(self, width: int, head_dim: int) -> None:
         require(head_dim % 2 == 0, "model.head_dim", f"{head_dim} with rotary positions", "an even number")
@@ -112,12 +110,12 @@ class T5Relative(Positions):
       own_tables: whether each layer has a table (umT5); otherwise one per stack.
     """
 
-    buckets: int = 32
-    max_distance: int = 128
+    buckets: PositiveInt = 32
+    max_distance: PositiveInt = 128
     own_tables: bool = False
 
     def __post_init__(self):
-        if self.buckets < 4 or self.buckets % 4 or self.max_distance <= self.buckets // 2:
+        if self.buckets % 4 or self.max_distance <= self.buckets // 2:
             got = f"got {self.buckets} with max_distance = {self.max_distance}"
             allowed = "a multiple of 4, less than twice max_distance"
             raise UserError("model.positions.buckets", got, allowed, "T5Relative(32, 128)")
@@ -132,9 +130,9 @@ class T5Relative(Positions):
         return param((self.buckets, heads), ("buckets", "heads"), init.kernel(width))
 
     def bias(self, table: Any, heads: int, bidirectional: bool, columns: tuple[jax.Array, jax.Array]) -> Bias | None:
-        from t5x_like.ops.attention import T5Relative as Buckets
+        from t5x_like.ops.attention import biases
 
-        return Buckets(table[...], bidirectional, self.max_distance)
+        return biases.T5Relative(table[...], bidirectional, self.max_distance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,10 +142,9 @@ class Alibi(Positions):
     def bias(self, table: Any, heads: int, bidirectional: bool, columns: tuple[jax.Array, jax.Array]) -> Bias | None:
         import jax.numpy as jnp
 
-        from t5x_like.ops.attention import Alibi as Slopes
-        from t5x_like.ops.attention import alibi_slopes
+        from t5x_like.ops.attention import biases
 
-        return Slopes(jnp.asarray(alibi_slopes(heads), jnp.float32))
+        return biases.Alibi(jnp.asarray(biases.alibi_slopes(heads), jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,19 +155,16 @@ class Learned(Positions):
       length: number of positions.
     """
 
-    length: int
+    length: PositiveInt
 
     reads_positions: ClassVar[bool] = True
-
-    def __post_init__(self):
-        require(self.length >= 1, "model.positions.length", self.length, "1 or more")
 
     @property
     def max_length(self) -> int:
         return self.length
 
     def declare_embedding(self, width: int, init_std: float) -> Any:
-        from t5x_like.layers.embedding import Table
+        from t5x_like.layers.module import Table
 
         return Table(self.length, width, "positions", init_std)
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
+from t5x_like.core.ranges import BelowOne, PositiveInt
 from t5x_like.layers.block import Layer
-from t5x_like.layers.context import Cache, Context, Out, add_sums, map_sums
+from t5x_like.layers.context import Cache, Context, Out, joined
 from t5x_like.layers.norms import Norm
 from t5x_like.layers.positions import NoPositions, Positions
 
@@ -35,25 +36,20 @@ class Group(Config, where="model.groups"):
       pattern: layers of one repeat, alike or not.
     """
 
-    times: int
+    times: PositiveInt
     pattern: tuple[Layer, ...]
 
     def __post_init__(self):
-        require(self.times >= 1, "model.groups.times", self.times, "1 or more")
         require(bool(self.pattern), "model.groups.pattern", "no layer", "one layer or more")
 
     def declare(self, site: Site) -> Module:
         """The layers of one repeat, named 0, 1, ...; a single layer by itself. Stacked over the repeats."""
-        from flax import nnx
-
-        from t5x_like.arrays.trees import map_named
         from t5x_like.layers.module import Module
-        from t5x_like.layers.param import declare
+        from t5x_like.layers.param import stacked
 
         layers = [layer.declare(site) for layer in self.pattern]
         repeat = layers[0] if len(layers) == 1 else Module(self, **{str(i): one for i, one in enumerate(layers)})
-        structure, specs = declare(repeat)
-        return nnx.merge(structure, map_named(lambda _, spec: spec.stack(self.times), specs))
+        return stacked(repeat, self.times)
 
     def layers_of(self, repeat: Module) -> list[tuple[str, Layer, Module]]:
         """(name, choice, parameters) of the layers of one repeat; the name is empty where there is one only."""
@@ -76,16 +72,12 @@ class Group(Config, where="model.groups"):
 
         def repeat(x, inputs):
             params, repeat_key, caches = inputs
-            written, losses, metrics, statistics = {}, {}, {}, {}
+            outs = {}
             for name, layer, one in self.layers_of(nnx.merge(structure, params)):
                 layer_key = jax.random.fold_in(repeat_key, int(name)) if name and key is not None else repeat_key
                 layer_cache = caches[name] if name and caches is not None else caches
-                x, out = layer.apply(one, x, context, prepared[layer.mixer], layer_key, layer_cache)
-                losses, metrics = add_sums(losses, out.losses), add_sums(metrics, out.metrics)
-                written[name], statistics[name] = out.cache, out.statistics
-            if "" in written:
-                written, statistics = written[""], statistics[""]
-            return x, Out(written if cache is not None else None, losses, metrics, statistics)
+                x, outs[name] = layer.apply(one, x, context, prepared[layer.mixer], layer_key, layer_cache)
+            return x, outs.get("") or joined(outs)
 
         if context.remat != "none":
             # Inside a scan nothing can be merged with the first computation, so the guard against it is not needed.
@@ -99,7 +91,7 @@ class Group(Config, where="model.groups"):
                 x_BLD, out = repeat(x_BLD, one)
                 each.append(out)
             outs = jax.tree.map(lambda *a: jnp.stack(a), *each)
-        losses, metrics = (map_sums(lambda a: jnp.sum(a, axis=0), sums) for sums in (outs.losses, outs.metrics))
+        losses, metrics = jax.tree.map(lambda a: jnp.sum(a, axis=0), (outs.losses, outs.metrics))
         return x_BLD, Out(outs.cache, losses, metrics, outs.statistics)
 
 
@@ -117,11 +109,10 @@ class Stack(Config, where="model"):
     groups: tuple[Group, ...]
     positions: Positions = NoPositions()
     final_norm: Norm | None = None
-    final_dropout: float = 0.0
+    final_dropout: BelowOne = 0.0
 
     def __post_init__(self):
         require(bool(self.groups), "model.groups", "no layer", "one group or more")
-        require(0 <= self.final_dropout < 1, "model.dropout.final", self.final_dropout, "from 0 up to but not 1")
 
     @property
     def depth(self) -> int:
@@ -172,24 +163,21 @@ class Stack(Config, where="model"):
           cache: cache of all layers; see ``start_cache``.
         """
         from t5x_like.arrays.keys import maybe_named
+        from t5x_like.arrays.trees import join
         from t5x_like.layers.dropout import dropout
 
         table = None if parts.position_bias is None else parts.position_bias[...]
         context = dataclasses.replace(context, positions=self.positions, position_table=table)
         prepared = {layer.mixer: layer.mixer.prepare(context) for _, layer in self.layers()}
-        written, losses, metrics, statistics = {}, {}, {}, {}
+        outs = {}
         for name, group in self.named_groups():
             own = None if cache is None else cache[name]
-            x_BLD, out = group.run(getattr(parts, name), x_BLD, context, prepared, maybe_named(key, name), own)
-            losses, metrics = add_sums(losses, out.losses), add_sums(metrics, out.metrics)
-            if out.statistics:
-                statistics[name] = out.statistics
-            if cache is not None:
-                written[name] = _written(own, out.cache)
+            x_BLD, outs[name] = group.run(getattr(parts, name), x_BLD, context, prepared, maybe_named(key, name), own)
         if parts.final_norm is not None:
             x_BLD = parts.final_norm(x_BLD)
         x_BLD = dropout(x_BLD, self.final_dropout, maybe_named(key, "final"))
-        return x_BLD, Out(written if cache is not None else None, losses, metrics, statistics)
+        out = joined(outs)
+        return x_BLD, out if cache is None else out._replace(cache=join(cache, out.cache))
 
     def start_cache(self, parts: Module, batch: int, columns: int, memory_BSD: jax.Array | None, dtype: Any) -> Cache:
         """An empty cache for ``columns`` columns, by group and layer, stacked over repeats: arrays [times, B, ...].
@@ -218,13 +206,6 @@ class Stack(Config, where="model"):
     def _bias_heads(self) -> set[int]:
         """Heads of the layers that take the stack's bias."""
         return {layer.mixer.heads for _, layer in self.layers() if layer.mixer.positions is None} - {0}
-
-
-def _written(cache: Any, mixers: Any) -> Cache:
-    """The cache of a group with its mixers' new entries; that of cross-attention is unchanged."""
-    if "self" in cache:
-        return cache | {"self": mixers}
-    return {name: cache[name] | {"self": mixers[name]} for name in cache}
 
 
 def _policy(remat: str) -> Any:

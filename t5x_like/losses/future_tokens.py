@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from t5x_like.core.ranges import NonNegativeFloat
 from t5x_like.losses.base import Loss, Sums, with_layers
 from t5x_like.losses.token import TokenLoss
 
@@ -24,7 +25,7 @@ class FutureTokens(Loss):
     """
 
     token: TokenLoss
-    weight: float
+    weight: NonNegativeFloat
 
     def __call__(self, model: Transformer, batch: Batch, key: jax.Array | None) -> Sums:
         """As ``Loss``. Future heads change ``loss`` alone: all other sums are of the next token."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from t5x_like.core.ranges import NonNegativeFloat, NonNegativeInt, Probability
 from t5x_like.losses.base import Loss, Sums, with_layers
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ class TokenLoss(Loss):
       statistics: names of values reported beside ``loss``: ``nll`` (-log p of the target), ``z_loss``, ``accuracy``.
     """
 
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
-    chunk: int = 0
+    z_loss: NonNegativeFloat = 0.0
+    label_smoothing: Probability = 0.0
+    chunk: NonNegativeInt = 0
     statistics: tuple[str, ...] = ("nll", "z_loss", "accuracy")
 
     def __call__(self, model: Transformer, batch: Batch, key: jax.Array | None) -> Sums:

@@ -6,19 +6,24 @@ Imports no JAX.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from t5x_like.core.batch import TOKENS, WEIGHTS, BatchArray
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
+from t5x_like.core.ranges import BelowOne, NonNegativeFloat, NonNegativeInt, OffOrPositive, PositiveInt
 from t5x_like.layers.block import Layer
 from t5x_like.layers.feed_forward import ActivationName
 from t5x_like.layers.init import FanIn, Init
 from t5x_like.layers.norms import Norm
 from t5x_like.layers.stack import Stack
 from t5x_like.models.inputs import Inputs, Tokens
+
+if TYPE_CHECKING:
+    import jax
+
+    from t5x_like.layers.module import Module
 
 Shape = Literal["encoder-decoder", "decoder-only", "encoder-only"]
 
@@ -35,12 +40,7 @@ class Side(Stack):
 
     inputs: Inputs = Tokens()
     embedding_norm: Norm | None = None
-    embedding_dropout: float = 0.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        rate = self.embedding_dropout
-        require(0 <= rate < 1, "model.dropout.embedding", rate, "a number from 0 up to but not 1")
+    embedding_dropout: BelowOne = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,18 @@ class HeadTransform(Config, where="model.head_transform"):
     activation: ActivationName
     norm: Norm
     bias: bool = True
+
+    def declare(self, width: int, init: Init) -> Module:
+        from t5x_like.layers.module import Linear, Module
+
+        linear = Linear(width, width, ("embed", None), init.kernel(width), self.bias)
+        return Module(self, linear=linear, norm=self.norm.declare(width))
+
+    def apply(self, parts: Module, x_BLD: jax.Array) -> jax.Array:
+        """[B, L, D] before the logits."""
+        from t5x_like.layers.activations import ACTIVATIONS
+
+        return parts.norm(ACTIVATIONS[self.activation](parts.linear(x_BLD)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,26 +87,24 @@ class ModelConfig(Config, where="model"):
         attention; ``full``, all.
     """
 
-    vocab_size: int
-    d_model: int
+    vocab_size: PositiveInt
+    d_model: PositiveInt
     encoder: Side | None = None
     decoder: Side | None = None
     init: Init = FanIn()
-    embedding_init_std: float = 1.0
+    embedding_init_std: NonNegativeFloat = 1.0
     tied_head: bool = False
     scale_tied_logits: bool = False
     head_bias: bool = False
     head_transform: HeadTransform | None = None
-    logits_soft_cap: float = 0.0
-    future_heads: int = 0
+    logits_soft_cap: OffOrPositive = 0.0
+    future_heads: NonNegativeInt = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention_backend: Literal["auto", "tpu", "gpu", "cudnn", "xla"] = "auto"
     scan_layers: bool = True
     remat: Literal["none", "dots", "full"] = "none"
 
     def __post_init__(self):
-        for name in ("vocab_size", "d_model"):
-            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "a whole number from 1")
         require(bool(self.sides), "model", "neither an encoder nor a decoder", "one or both")
         for _, side in self.sides:
             side.check(self.d_model)
@@ -108,8 +118,6 @@ class ModelConfig(Config, where="model"):
             raise UserError("model.scale_tied_logits", "on with model.tied_head=false", "model.tied_head=true")
         if self.future_heads and self.shape != "decoder-only":
             raise UserError("model.future_heads", f"got {self.future_heads}", "0 unless the model is decoder-only")
-        for name in ("logits_soft_cap", "embedding_init_std", "future_heads"):
-            require(0 <= getattr(self, name) < math.inf, f"model.{name}", getattr(self, name), "a number, 0 or more")
 
     @property
     def sides(self) -> tuple[tuple[str, Side], ...]:
@@ -130,10 +138,6 @@ class ModelConfig(Config, where="model"):
     @property
     def has_decoder(self) -> bool:
         return self.decoder is not None
-
-    @property
-    def has_token_table(self) -> bool:
-        return self.tied_head or any(side.inputs.uses_tokens for _, side in self.sides)
 
     def side(self, name: str) -> Side:
         """The side of this name, which must exist."""

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from t5x_like.core.batch import TOKENS, BatchArray
 from t5x_like.core.config import Config
-from t5x_like.core.errors import require
+from t5x_like.core.ranges import NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:
     import jax
 
-    from t5x_like.layers.embedding import Table
     from t5x_like.layers.init import Init
-    from t5x_like.layers.module import Module
+    from t5x_like.layers.module import Module, Table
+
+    Batch = Mapping[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +43,7 @@ class Inputs(Config, abc.ABC, where="model.inputs"):
 
         return Module(self)
 
-    def apply(
-        self, parts: Module, batch: Mapping[str, jax.Array], side: str, table: Table | None, dtype: Any
-    ) -> jax.Array:
+    def apply(self, parts: Module, batch: Batch, side: str, table: Table | None, dtype: Any) -> jax.Array:
         """[B, L, D] before positions are added.
 
         Args:
@@ -67,25 +66,19 @@ class Tokens(Inputs):
     """
 
     scaled: bool = False
-    types: int = 0
+    types: NonNegativeInt = 0
 
     uses_tokens: ClassVar[bool] = True
-
-    def __post_init__(self):
-        require(self.types >= 0, "model.token_types", self.types, "0 or more")
 
     def arrays(self, side: str) -> dict[str, BatchArray]:
         return {f"{side}_tokens": TOKENS} | ({f"{side}_types": TOKENS} if self.types else {})
 
     def declare(self, width: int, init: Init, embedding_init_std: float) -> Module:
-        from t5x_like.layers.embedding import Table
-        from t5x_like.layers.module import Module
+        from t5x_like.layers.module import Module, Table
 
         return Module(self, types=Table(self.types, width, "positions", embedding_init_std) if self.types else None)
 
-    def apply(
-        self, parts: Module, batch: Mapping[str, jax.Array], side: str, table: Table | None, dtype: Any
-    ) -> jax.Array:
+    def apply(self, parts: Module, batch: Batch, side: str, table: Table | None, dtype: Any) -> jax.Array:
         import jax.numpy as jnp
 
         tokens = batch[f"{side}_tokens"]
@@ -106,24 +99,18 @@ class Features(Inputs):
       bias: whether the map has a bias.
     """
 
-    size: int
+    size: PositiveInt
     bias: bool = True
-
-    def __post_init__(self):
-        require(self.size >= 1, "model.inputs.size", self.size, "1 or more")
 
     def arrays(self, side: str) -> dict[str, BatchArray]:
         axes = ("batch", "length", "features")
         return {f"{side}_features": BatchArray(axes, "float32", (("features", self.size),))}
 
     def declare(self, width: int, init: Init, embedding_init_std: float) -> Module:
-        from t5x_like.layers.linear import Linear
-        from t5x_like.layers.module import Module
+        from t5x_like.layers.module import Linear, Module
 
         return Module(self, projection=Linear(self.size, width, ("features", "embed"), init.kernel(self.size),
                                               self.bias))  # fmt: skip
 
-    def apply(
-        self, parts: Module, batch: Mapping[str, jax.Array], side: str, table: Table | None, dtype: Any
-    ) -> jax.Array:
+    def apply(self, parts: Module, batch: Batch, side: str, table: Table | None, dtype: Any) -> jax.Array:
         return parts.projection(batch[f"{side}_features"].astype(dtype))

@@ -24,11 +24,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_like.arrays.keys import maybe_named
-from t5x_like.arrays.trees import Tree, map_named
-from t5x_like.layers.context import Cache, Context, Out, add_sums
+from t5x_like.arrays.trees import Tree
+from t5x_like.layers.context import Cache, Context, Out, joined
 from t5x_like.layers.dropout import dropout
-from t5x_like.layers.embedding import OutputHead, OutputTransform, Table
-from t5x_like.layers.param import declare
+from t5x_like.layers.module import Module, Table
+from t5x_like.layers.param import ZEROS, declare, param, stacked
 from t5x_like.layers.stack import unstack
 from t5x_like.models.config import HeadTransform, ModelConfig
 from t5x_like.ops.losses import Head
@@ -46,21 +46,19 @@ class Transformer(nnx.Module):
     def __init__(self, config: ModelConfig):
         c = self.config = config
         D, std = c.d_model, c.embedding_init_std
-        self.token_embedding: Any = Table(c.vocab_size, D, "vocab", std) if c.has_token_table else None
+        looks_up = c.tied_head or any(side.inputs.uses_tokens for _, side in c.sides)
+        self.token_embedding: Any = Table(c.vocab_size, D, "vocab", std) if looks_up else None
         for name, side in c.sides:
             setattr(self, name, side.declare(D, c.init))
             setattr(self, f"{name}_inputs", side.inputs.declare(D, c.init, std))
             setattr(self, f"{name}_positions", side.positions.declare_embedding(D, std))
             setattr(self, f"{name}_embedding_norm", side.embedding_norm and side.embedding_norm.declare(D))
-        self.output_transform = self._transform(c.head_transform) if c.head_transform else None
-        graphdef, specs = declare(self._transform(c.head_transform or self._future_transform()))  # of one future head
-        stacked = map_named(lambda _, spec: spec.stack(c.future_heads), specs)
-        self.future_transforms: Any = nnx.merge(graphdef, stacked) if c.future_heads else None
-        self.output_head = OutputHead(c.vocab_size, D, c.tied_head, c.head_bias, c.init)
-
-    def _transform(self, chosen: HeadTransform) -> OutputTransform:
-        c = self.config
-        return OutputTransform(c.d_model, chosen.activation, chosen.norm, chosen.bias, c.init)
+        self.output_transform: Any = c.head_transform and c.head_transform.declare(D, c.init)
+        future = (c.head_transform or self._future_transform()).declare(D, c.init)
+        self.future_transforms: Any = stacked(future, c.future_heads) if c.future_heads else None
+        kernel = None if c.tied_head else param((c.vocab_size, D), ("vocab", "embed"), c.init.kernel(D), fan=1)
+        bias = param((c.vocab_size,), ("vocab",), ZEROS) if c.head_bias else None
+        self.output_head = Module(None, kernel=kernel, bias=bias)
 
     def _future_transform(self) -> HeadTransform:
         """Activation, norm and bias of the model's last layer."""
@@ -80,16 +78,15 @@ class Transformer(nnx.Module):
           batch: arrays by name, as the module's docstring lists them.
           key: random key of dropout; None: no dropout.
         """
-        if not self.config.has_encoder:
-            x_BLD, out = self._side("decoder", batch, key, maybe_named(key, "decoder"))
-            return self.transform(x_BLD), out
-        encoder_key = maybe_named(key, "encoder")
-        memory_BSD, out = self._side("encoder", batch, encoder_key, encoder_key)
-        if not self.config.has_decoder:
-            return self.transform(memory_BSD), out
-        x_BLD, more = self._side("decoder", batch, key, maybe_named(key, "decoder"), memory_BSD)
-        losses, metrics = add_sums(out.losses, more.losses), add_sums(out.metrics, more.metrics)
-        return self.transform(x_BLD), Out(None, losses, metrics, out.statistics | more.statistics)
+        x_BLD: Any = None
+        outs: dict[str, Out] = {}
+        if self.config.has_encoder:
+            encoder_key = maybe_named(key, "encoder")
+            x_BLD, outs["encoder"] = self._side("encoder", batch, encoder_key, encoder_key)
+        if self.config.has_decoder:
+            memory = None if x_BLD is None else (x_BLD, _segments(batch, "decoder", "encoder"))
+            x_BLD, outs["decoder"] = self._side("decoder", batch, key, maybe_named(key, "decoder"), memory=memory)
+        return self.transform(x_BLD), joined(outs)
 
     def encode(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
         """The encoder's output [B, S, D]."""
@@ -107,13 +104,12 @@ class Transformer(nnx.Module):
           segments_BC: segments of all the cache's columns; 0 is padding.
           prefix_BC: non-zero in a bidirectional prefix; None: no prefix.
         """
-        context = dataclasses.replace(
-            self._context("decoder", batch), offset=offset, prefix_BS=prefix_BC,
-            segments=(batch["decoder_segments"], segments_BC), remat="none",
+        memory = (None, _segments(batch, "decoder", "encoder")) if self.config.has_encoder else None
+        segments = (batch["decoder_segments"], segments_BC)
+        x_BLD, out = self._side(
+            "decoder", batch, None, None, cache, offset=offset, prefix_BS=prefix_BC, segments=segments, memory=memory,
+            remat="none",
         )  # fmt: skip
-        if self.config.has_encoder:
-            context = dataclasses.replace(context, memory=(None, _segments(batch, "decoder", "encoder")))
-        x_BLD, out = self.decoder(self.embed("decoder", batch, None), context, None, cache)
         return self.transform(x_BLD), out.cache
 
     def start_cache(self, batch: int, columns: int, memory_BSD: jax.Array | None = None) -> Cache:
@@ -153,20 +149,12 @@ class Transformer(nnx.Module):
         return self.head().logits(self(batch))
 
     def _side(
-        self, side: str, batch: Batch, key: jax.Array | None, layers_key: jax.Array | None,
-        memory_BSD: jax.Array | None = None,
+        self, side: str, batch: Batch, key: jax.Array | None, layers_key: jax.Array | None, cache: Any = None,
+        **changes: Any,
     ) -> tuple[jax.Array, Out]:
-        """(output of one stack, further results of its layers)."""
-        context = self._context(side, batch)
-        if memory_BSD is not None:
-            context = dataclasses.replace(context, memory=(memory_BSD, _segments(batch, side, "encoder")))
-        x, out = getattr(self, side)(self.embed(side, batch, key), context, layers_key)
-        return x, out._replace(statistics={side: out.statistics} if out.statistics else {})
-
-    def _context(self, side: str, batch: Batch) -> Context:
-        """Values that the layers of one side share; the masks of training and decoding are made of them."""
+        """(output of one stack, further results of its layers), with ``changes`` of the context of training."""
         c = self.config
-        return Context(
+        context = Context(
             causal=side == "decoder",
             positions_BL=self._positions(side, batch),
             segments=_segments(batch, side, side),
@@ -176,6 +164,8 @@ class Transformer(nnx.Module):
             scan=c.scan_layers,
             remat=c.remat,
         )
+        context = dataclasses.replace(context, **changes)
+        return getattr(self, side)(self.embed(side, batch, key), context, layers_key, cache)
 
     def _positions(self, side: str, batch: Batch) -> jax.Array:
         """[B, L] positions of one side; counted along the row where the batch has none."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from t5x_like.core.errors import require
+from t5x_like.core.ranges import NonNegativeInt, PositiveFloat
 from t5x_like.input_pipeline.config import Shape
 from t5x_like.objectives.base import Example, Objective
 
@@ -34,14 +34,10 @@ class Autoregressive(Objective):
         (2024, section 4.2); Gloeckle et al. weigh all heads alike, which is ``future_tokens`` here.
     """
 
-    future_tokens: int = 0
-    future_weight: float = 0.3
+    future_tokens: NonNegativeInt = 0
+    future_weight: PositiveFloat = 0.3
 
     shapes: ClassVar[tuple[Shape, ...]] = ("decoder-only",)
-
-    def __post_init__(self):
-        require(self.future_tokens >= 0, "objective.future_tokens", self.future_tokens, "0 or more")
-        require(self.future_weight > 0.0, "objective.future_weight", self.future_weight, "a number above 0", "0.3")
 
     def loss(self, token: TokenLoss) -> Loss:
         """The loss of the next token, with that of ``future_tokens`` further ones."""

@@ -1,4 +1,6 @@
-"""The interface of objectives and batches: the example, and the base of objectives.
+"""The interface of objectives and batches: the example, the base of objectives, and what several of them share: checks
+of lengths and of the tokenizer's special ids, and mode tokens (Tay et al. 2023, UL2, section 3.1.3), a piece before the
+inputs that says which denoising is asked for; an objective's field ``mode`` names the piece, and empty is none.
 
 Lies in this folder, below the objectives, so that the pipeline need not import them. Imports no numpy at run time, so
 that configs load fast.
@@ -7,18 +9,23 @@ that configs load fast.
 from __future__ import annotations
 
 import abc
+import bisect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError
+from t5x_like.core.ranges import Range
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.objectives.requirements import require_special_ids
 
 if TYPE_CHECKING:
     import numpy as np
 
     from t5x_like.input_pipeline.tokenizers.base import Tokenizer
+
+_TOKENIZER = "data.corpus.tokenizer"
+Share = Annotated[float, Range(5e-324, 1 - 2**-53, "between 0 and 1")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,3 +131,77 @@ class Objective(Config, abc.ABC, where="objective"):
     def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """The example of (length,) ``tokens``, with random numbers of ``rng``."""
         raise TypeError(f"{type(self).__name__} makes no examples; those that it is a mixture of do: streams()")
+
+
+def longest_piece(size: Callable[[int], int], room: int, least: int) -> int:
+    """The largest number of tokens, from ``least``, whose ``size`` fits in ``room``; it never falls with the number."""
+    return bisect.bisect_right(range(2**40), room, lo=least, key=size) - 1
+
+
+def require_special_ids(tokenizer: Tokenizer, others: Mapping[str, int] | None = None) -> None:
+    """Raises ``UserError`` unless padding, EOS and ``others`` (name to id) are inside the vocabulary and different.
+
+    Only padding and EOS may be one id, in a vocabulary that has no padding: segments tell what is padding, never ids.
+    Decoders start from the padding id, in training and in generation alike, whichever it is.
+    """
+    named = {"padding": tokenizer.pad_id, "EOS": tokenizer.eos_id, **(others or {})}
+    taken: dict[int, str] = {}
+    for name, identifier in named.items():
+        if not 0 <= identifier < tokenizer.vocab_size:
+            got = f"no {name} id (it is {identifier} of {tokenizer.vocab_size})"
+            raise UserError(_TOKENIZER, got, "a tokenizer that has one")
+        other = taken.setdefault(identifier, name)
+        if other != name and (other, name) != ("padding", "EOS"):
+            raise UserError(_TOKENIZER, f"{other} and {name} have the same id, {identifier}", "an id for each")
+
+
+def require_mask_id(tokenizer: Tokenizer) -> int:
+    """The id of masked tokens. Raises ``UserError`` if there is none."""
+    if tokenizer.mask_id is None:
+        suggestion = "SentencePiece(path=''), which trains one, or Bytes()"
+        raise UserError(_TOKENIZER, "the vocabulary has no piece <mask>", "a tokenizer that has one", suggestion)
+    return tokenizer.mask_id
+
+
+def require_sentinels(tokenizer: Tokenizer, count: int, reason: str, suggestion: str) -> dict[str, int]:
+    """The first ``count`` sentinels, name to id. Raises ``UserError`` for fewer, with the ``reason``."""
+    found = tokenizer.sentinel_ids
+    if len(found) < count:
+        raise UserError(f"{_TOKENIZER}.sentinels", f"{len(found)}, but {reason}", f"{count} or more", suggestion)
+    return {f"<extra_id_{i}>": identifier for i, identifier in enumerate(found[:count])}
+
+
+def piece_id(tokenizer: Tokenizer, piece: str, where: str, suggestion: str) -> int:
+    """The id of exactly ``piece``. Raises ``UserError`` at field ``where`` if the vocabulary has none."""
+    identifier = tokenizer.find(piece)
+    if identifier is None:
+        raise UserError(where, f"{piece!r} is no piece of the vocabulary", "a piece that it has", suggestion)
+    return identifier
+
+
+def require_target_length(data: DataConfig, needed: int) -> None:
+    """Raises ``UserError`` if ``data.target_length`` is set and too short for targets of ``needed`` tokens."""
+    if 0 < data.target_length < needed:
+        got = f"{data.target_length}, but data.input_length={data.input_length} makes targets of {needed} tokens"
+        raise UserError("data.target_length", got, f"0 or {needed} and more")
+
+
+def require_input_length(data: DataConfig, least: int, name: str) -> None:
+    """Raises ``UserError`` if ``data.input_length`` leaves no room for text."""
+    if data.input_length < least:
+        raise UserError("data.input_length", f"{data.input_length}, too short for {name}", f"{least} or more")
+
+
+def mode_ids(mode: str, tokenizer: Tokenizer) -> dict[str, int]:
+    """Name to id of the mode, or nothing. Raises ``UserError`` if the vocabulary does not have it."""
+    suggestion = "SentencePiece(symbols=('[NLU]', '[NLG]', '[S2S]')) as data.corpus.tokenizer, or mode='' for none"
+    return {mode: piece_id(tokenizer, mode, "objective.mode", suggestion)} if mode else {}
+
+
+def with_mode(mode: str, inputs: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """(inputs,) ids with the mode's before them, int32; ``inputs`` themselves where there is no mode."""
+    if not mode:
+        return inputs
+    import numpy as np
+
+    return np.concatenate([list(mode_ids(mode, tokenizer).values()), inputs], dtype=np.int32)

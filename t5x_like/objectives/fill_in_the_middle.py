@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from t5x_like.core.errors import require
+from t5x_like.core.ranges import Probability
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.objectives.base import Example, Objective
-from t5x_like.objectives.requirements import piece_id, require_input_length, require_special_ids
+from t5x_like.objectives.base import Example, Objective, piece_id, require_input_length, require_special_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,17 +34,12 @@ class FillInTheMiddle(Objective):
       loss_on: tokens with loss: all, as in the paper, or only middle and EOS of reordered texts; of plain ones all.
     """
 
-    rate: float = 0.5
-    spm_rate: float = 0.5
+    rate: Probability = 0.5
+    spm_rate: Probability = 0.5
     pieces: tuple[str, str, str] = ("<extra_id_0>", "<extra_id_1>", "<extra_id_2>")
     loss_on: LossOn = "all"
 
     shapes: ClassVar[tuple[Shape, ...]] = ("decoder-only",)
-
-    def __post_init__(self):
-        for name in ("rate", "spm_rate"):
-            value = getattr(self, name)
-            require(0.0 <= value <= 1.0, f"objective.{name}", value, "a share from 0 to 1", "0.5")
 
     @property
     def added_tokens(self) -> int:

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from t5x_like.core.errors import require
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.objectives.base import Example, Objective
-from t5x_like.objectives.requirements import require_sentinels, require_special_ids, require_target_length
+from t5x_like.objectives import base
+from t5x_like.objectives.base import Example, Objective, Share
 from t5x_like.objectives.span_corruption import keep_and_mark
 
 if TYPE_CHECKING:
@@ -35,15 +34,11 @@ class IidDenoising(Objective):
       noise_density: probability that a token goes to the targets.
     """
 
-    noise_density: float = 0.15
+    noise_density: Share = 0.15
 
     shapes: ClassVar[tuple[Shape, ...]] = ("encoder-decoder",)
     joins_documents: ClassVar[bool] = True
     inputs_end_in_eos: ClassVar[bool] = True
-
-    def __post_init__(self):
-        fits = 0.0 < self.noise_density < 1.0
-        require(fits, "objective.noise_density", self.noise_density, "a share between 0 and 1", "0.15")
 
     def piece_length(self, data: DataConfig, shape: Shape) -> int:
         """Raw tokens per row: one less than ``data.input_length``, for EOS."""
@@ -59,8 +54,9 @@ class IidDenoising(Objective):
         runs, targets = iid_limits(piece, self.noise_density)
         reason = f"{piece} tokens with objective.noise_density={self.noise_density} may be cut into {runs} runs"
         super().check(tokenizer, data, shape)
-        require_special_ids(tokenizer, require_sentinels(tokenizer, runs, reason, "a shorter data.input_length"))
-        require_target_length(data, targets)
+        sentinels = base.require_sentinels(tokenizer, runs, reason, "a shorter data.input_length")
+        base.require_special_ids(tokenizer, sentinels)
+        base.require_target_length(data, targets)
 
     def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """inputs: the kept tokens, a sentinel for each run, EOS; targets: each sentinel and its run, EOS."""

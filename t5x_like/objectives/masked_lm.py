@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from t5x_like.core.errors import require
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.objectives.base import Example, Objective
-from t5x_like.objectives.requirements import require_mask_id, require_special_ids
+from t5x_like.objectives.base import Example, Objective, Share, require_mask_id, require_special_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,14 +29,10 @@ class MaskedLM(Objective):
       whole_words: whether the tokens of a word are chosen together, as in BERT's later models.
     """
 
-    mask_rate: float = 0.15
+    mask_rate: Share = 0.15
     whole_words: bool = False
 
     shapes: ClassVar[tuple[Shape, ...]] = ("encoder-only",)
-
-    def __post_init__(self):
-        fits = 0.0 < self.mask_rate < 1.0
-        require(fits, "objective.mask_rate", self.mask_rate, "a share between 0 and 1", "0.15")
 
     def check(self, tokenizer: Tokenizer, data: DataConfig, shape: Shape) -> None:
         """Raises ``UserError``: no mask id, no EOS, a target length, whole words of a vocabulary that begins none."""

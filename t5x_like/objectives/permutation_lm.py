@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from t5x_like.core.errors import require
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.objectives.base import Example, Objective
-from t5x_like.objectives.requirements import require_mask_id, require_special_ids
+from t5x_like.objectives.base import Example, Objective, Share, longest_piece, require_mask_id, require_special_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,14 +41,10 @@ class PermutationLM(Objective):
       predicted: share of tokens that are predicted (XLNet's 1 / K, K = 6).
     """
 
-    predicted: float = 1 / 6
+    predicted: Share = 1 / 6
 
     shapes: ClassVar[tuple[Shape, ...]] = ("encoder-only",)
     needs_position_ids: ClassVar[bool] = True
-
-    def __post_init__(self):
-        fits = 0.0 < self.predicted < 1.0
-        require(fits, "objective.predicted", self.predicted, "a share between 0 and 1", "0.1667")
 
     def extras(self, shape: Shape) -> tuple[str, ...]:
         """``encoder_order``, from which the mask is made."""
@@ -57,10 +52,7 @@ class PermutationLM(Objective):
 
     def piece_length(self, data: DataConfig, shape: Shape) -> int:
         """Raw tokens that fill a row together with their slots of prediction: 439 of 512 with the defaults."""
-        length = int(data.input_length / (1.0 + self.predicted))
-        while self.lengths(length + 1, shape)[0] <= data.input_length:
-            length += 1
-        return length
+        return longest_piece(lambda length: self.lengths(length, shape)[0], data.input_length, 1)
 
     def lengths(self, piece_length: int, shape: Shape) -> tuple[int, ...]:
         """(tokens,): those of a piece and its slots of prediction."""

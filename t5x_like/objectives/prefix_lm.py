@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.objectives.base import Example, Objective
-from t5x_like.objectives.requirements import mode_ids, require_special_ids, with_mode
+from t5x_like.objectives.base import Example, Objective, mode_ids, require_special_ids, with_mode
 
 if TYPE_CHECKING:
     import numpy as np

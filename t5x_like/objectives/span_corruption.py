@@ -8,12 +8,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from t5x_like.core.errors import UserError, require
+from t5x_like.core.ranges import FLOAT32_MAX, Range
 from t5x_like.input_pipeline.config import DataConfig, Shape
-from t5x_like.objectives import requirements
-from t5x_like.objectives.base import Example, Objective
+from t5x_like.objectives import base
+from t5x_like.objectives.base import Example, Objective, Share
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,8 +36,8 @@ class SpanCorruption(Objective):
       mode: piece of the vocabulary put before the inputs, such as ``[NLU]``; empty: none.
     """
 
-    noise_density: float = 0.15
-    mean_span_length: float = 3.0
+    noise_density: Share = 0.15
+    mean_span_length: Annotated[float, Range(1, FLOAT32_MAX, "1.0 or more tokens")] = 3.0
     mode: str = ""
 
     shapes: ClassVar[tuple[Shape, ...]] = ("encoder-decoder", "decoder-only")
@@ -44,11 +45,6 @@ class SpanCorruption(Objective):
     has_prefix: ClassVar[bool] = True
     inputs_end_in_eos: ClassVar[bool] = True
     minimum_length: ClassVar[int] = 2
-
-    def __post_init__(self):
-        density, length = self.noise_density, self.mean_span_length
-        require(0.0 < density < 1.0, "objective.noise_density", density, "a share between 0 and 1", "0.15")
-        require(length >= 1.0, "objective.mean_span_length", length, "1.0 or more tokens", "3.0")
 
     def piece_length(self, data: DataConfig, shape: Shape) -> int:
         """Raw tokens that fill ``data.input_length`` after corruption: 568 for 512 with the defaults."""
@@ -66,20 +62,20 @@ class SpanCorruption(Objective):
         """Raises ``UserError``: too few sentinels for a full piece, lengths that do not suit, no EOS, no such mode."""
         super().check(tokenizer, data, shape)
         least = (6 if shape == "decoder-only" else 4) + bool(self.mode)
-        requirements.require_input_length(data, least, "span corruption")
+        base.require_input_length(data, least, "span corruption")
         piece = self.piece_length(data, shape)
         _, spans = noise_counts(piece, self.noise_density, self.mean_span_length)
         options = f"objective.noise_density={self.noise_density} and objective.mean_span_length={self.mean_span_length}"
         reason = f"{piece} tokens with {options} are cut into {spans} spans"
-        sentinels = requirements.require_sentinels(tokenizer, spans, reason, _FEWER_SPANS)
-        requirements.require_special_ids(tokenizer, sentinels | requirements.mode_ids(self.mode, tokenizer))
-        requirements.require_target_length(data, self.lengths(piece, shape)[-1])
+        sentinels = base.require_sentinels(tokenizer, spans, reason, _FEWER_SPANS)
+        base.require_special_ids(tokenizer, sentinels | base.mode_ids(self.mode, tokenizer))
+        base.require_target_length(data, self.lengths(piece, shape)[-1])
 
     def example(self, tokens: np.ndarray, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """inputs: mode, kept tokens, a sentinel for each span, EOS; targets: each sentinel and its span, EOS."""
         density, length, eos_id = self.noise_density, self.mean_span_length, tokenizer.eos_id
         inputs, targets = span_corruption(tokens, rng, density, length, tokenizer.sentinel_ids, eos_id)
-        return Example(requirements.with_mode(self.mode, inputs, tokenizer), targets)
+        return Example(base.with_mode(self.mode, inputs, tokenizer), targets)
 
 
 def noise_counts(raw_length: int, density: float, mean_span_length: float) -> tuple[int, int]:
@@ -110,9 +106,7 @@ def raw_length_for(input_length: int, density: float, mean_span_length: float) -
       UserError: an ``input_length`` below 4.
     """
     require(input_length >= 4, "data.input_length", input_length, "4 or more for span corruption")
-    raw_length = input_length - 1
-    while span_lengths(raw_length + 1, density, mean_span_length)[0] <= input_length:
-        raw_length += 1
+    raw_length = base.longest_piece(lambda n: span_lengths(n, density, mean_span_length)[0], input_length, 2)
     # T5's own exception: at half noise, targets are kept from being one longer than the (round) input length.
     if density == 0.5 and span_lengths(raw_length, density, mean_span_length)[1] > input_length:
         raw_length -= 1
@@ -127,11 +121,7 @@ def raw_length_within(length: int, density: float, mean_span_length: float) -> i
       UserError: a ``length`` below 6.
     """
     require(length >= 6, "data.input_length", length, "6 or more for span corruption in one sequence")
-    # Together they are the tokens, 2 sentinels a span and 2 EOS; a span has at least 2 tokens, kept ones counted.
-    raw_length = (length - 2) // 2
-    while sum(span_lengths(raw_length + 1, density, mean_span_length)) <= length:
-        raw_length += 1
-    return raw_length
+    return base.longest_piece(lambda n: sum(span_lengths(n, density, mean_span_length)), length, 2)
 
 
 def random_segmentation(items: int, segments: int, rng: np.random.Generator) -> np.ndarray:

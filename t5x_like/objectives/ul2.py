@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from t5x_like.core.errors import UserError, require
+from t5x_like.core.ranges import NonNegativeFloat
 from t5x_like.input_pipeline.config import DataConfig, Shape
 from t5x_like.objectives.base import Objective
 from t5x_like.objectives.prefix_lm import PrefixLM
@@ -42,7 +43,7 @@ class UL2(Objective):
         PrefixLM("[S2S]"),
         *_spans("[NLG]", (3.0, 0.5), (8.0, 0.5), (64.0, 0.15), (64.0, 0.5)),
     )
-    rates: tuple[float, ...] = ()
+    rates: tuple[NonNegativeFloat, ...] = ()
 
     shapes: ClassVar[tuple[Shape, ...]] = ("encoder-decoder", "decoder-only")
     has_prefix: ClassVar[bool] = True
@@ -50,12 +51,10 @@ class UL2(Objective):
 
     def __post_init__(self):
         require(bool(self.denoisers), "objective.denoisers", "none", "one or more")
-        rates = self.rates or (1.0,)
         if len(self.rates) not in (0, len(self.denoisers)):
             got = f"{len(self.rates)} for {len(self.denoisers)} denoisers"
             raise UserError("objective.rates", got, "one for each, or none")
-        fits = min(rates) >= 0.0 and any(rates)
-        require(fits, "objective.rates", self.rates, "numbers, 0 or more, not all of them 0")
+        require(not self.rates or any(self.rates), "objective.rates", self.rates, "not all of them 0")
 
     def streams(self) -> tuple[tuple[float, Objective], ...]:
         """(rate, denoiser) of all of them."""

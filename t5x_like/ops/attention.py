@@ -16,30 +16,10 @@ import jax
 from jax.sharding import PartitionSpec
 
 import pallas_kernels
-from pallas_kernels import (
-    Alibi,
-    Bias,
-    Causal,
-    Choice,
-    Dense,
-    Dropout,
-    Full,
-    Mask,
-    Ordered,
-    Prefix,
-    Segments,
-    SlidingWindow,
-    T5Relative,
-    alibi_slopes,
-    choose,
-    relative_buckets,
-)
+from pallas_kernels import Bias, Choice, Dropout, Mask, biases, choose, masks
 from t5x_like.sharding.mesh import Placement, by_device, current_placement, first_row, place_along
 
-__all__ = [
-    "Alibi", "Backend", "Bias", "Causal", "Choice", "Dense", "Full", "Mask", "Ordered", "Prefix", "Segments",
-    "SlidingWindow", "T5Relative", "alibi_slopes", "attention", "attention_scale", "choose", "relative_buckets",
-]  # fmt: skip
+__all__ = ["Backend", "Bias", "Choice", "Mask", "attention", "attention_scale", "biases", "choose", "masks"]
 
 Backend = Literal["auto", "tpu", "gpu", "cudnn", "xla"]
 

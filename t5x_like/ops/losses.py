@@ -28,20 +28,13 @@ class Head(NamedTuple):
     soft_cap: float = 0.0
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """[..., V] in float32 from [..., D]."""
-        raw = project(x, self.kernel_VD, self.bias_V, self.scale)
-        return self.soft_cap * jnp.tanh(raw / self.soft_cap) if self.soft_cap else raw
-
-
-def project(x: jax.Array, kernel_VD: jax.Array, bias_V: jax.Array | None, scale: float) -> jax.Array:
-    """scale * x W^T + bias, accumulated in float32: [..., V]."""
-    rows = x.reshape(-1, x.shape[-1])
-    out = jax.lax.dot_general(
-        rows, kernel_VD.astype(x.dtype), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-    )
-    out = out * scale if scale != 1.0 else out
-    out = out if bias_V is None else out + bias_V.astype(jnp.float32)
-    return out.reshape(*x.shape[:-1], kernel_VD.shape[0])
+        """[..., V] in float32 from [..., D], accumulated in float32."""
+        rows, kernel = x.reshape(-1, x.shape[-1]), self.kernel_VD.astype(x.dtype)
+        out = jax.lax.dot_general(rows, kernel, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        out = out * self.scale if self.scale != 1.0 else out
+        out = out if self.bias_V is None else out + self.bias_V.astype(jnp.float32)
+        out = out.reshape(*x.shape[:-1], -1)
+        return self.soft_cap * jnp.tanh(out / self.soft_cap) if self.soft_cap else out
 
 
 class LossSums(NamedTuple):
@@ -90,17 +83,9 @@ def _sums(arrays, targets_BL, weights_BL, static):
     return _over_chunks(arrays, targets_BL, weights_BL, static, with_gradient=False)[0]
 
 
-def _sums_forward(arrays, targets_BL, weights_BL, static):
-    sums, gradients = _over_chunks(arrays, targets_BL, weights_BL, static, with_gradient=True)
-    return sums, gradients
-
-
 def _sums_backward(static, gradients, cotangents: LossSums):
     scaled = jax.tree.map(lambda g: (g.astype(jnp.float32) * cotangents.loss).astype(g.dtype), gradients)
     return scaled, None, None
-
-
-_sums.defvjp(_sums_forward, _sums_backward)
 
 
 def _over_chunks(arrays, targets_BL, weights_BL, static, with_gradient):
@@ -130,6 +115,9 @@ def _over_chunks(arrays, targets_BL, weights_BL, static, with_gradient):
     return sums, (dx, _turned(dw_DV), db_V)
 
 
+_sums.defvjp(functools.partial(_over_chunks, with_gradient=True), _sums_backward)
+
+
 def _turned(dw_DV: jax.Array | None) -> jax.Array | None:
     """[V, D]. The barrier keeps XLA from putting the turn into the product again, where it costs most."""
     return None if dw_DV is None else jax.lax.optimization_barrier(dw_DV).T
@@ -138,8 +126,7 @@ def _turned(dw_DV: jax.Array | None) -> jax.Array | None:
 def _one_chunk(x_BLD, kernel_VD, bias_V, targets_BL, weights_BL, static, with_gradient):
     scale, soft_cap, config = static
     V = kernel_VD.shape[0]
-    raw_BLV = constrain(project(x_BLD, kernel_VD, bias_V, scale), "batch", "length", "vocab")
-    logits_BLV = soft_cap * jnp.tanh(raw_BLV / soft_cap) if soft_cap else raw_BLV
+    logits_BLV = constrain(Head(kernel_VD, bias_V, scale, soft_cap).logits(x_BLD), "batch", "length", "vocab")
     peak_BL1 = jnp.max(logits_BLV, axis=-1, keepdims=True)
     exp_BLV = jnp.exp(logits_BLV - peak_BL1)
     total_BL1 = jnp.sum(exp_BLV, axis=-1, keepdims=True)

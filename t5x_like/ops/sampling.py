@@ -16,18 +16,19 @@ def sample(
       key: random key; unused when greedy.
       temperature: divides the logits; 0 takes the most likely token.
       top_k: sample among the k most likely only; 0 is all.
-      top_p: sample among the fewest tokens whose probability reaches p (Holtzman et al. 2020); 1 is all.
+      top_p: sample among the fewest tokens whose probability, after ``top_k``, reaches p (Holtzman et al. 2020); 1 is
+        all. Of tokens equally likely those of lower ids come first, here, in ``top_k`` and when greedy.
     """
     if temperature == 0.0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    scaled_BV = logits_BV / temperature
-    if top_k and top_k < scaled_BV.shape[-1]:
-        kth_B1 = jax.lax.top_k(scaled_BV, top_k)[0][:, -1:]
-        scaled_BV = jnp.where(scaled_BV < kth_B1, -jnp.inf, scaled_BV)
+    values_BK, ids_BK, V = logits_BV, None, logits_BV.shape[-1]
+    if top_p < 1.0 or 0 < top_k < V:
+        values_BK, ids_BK = jax.lax.top_k(logits_BV, min(top_k or V, V))
+    # The largest is 0, so that no temperature makes an infinite one of it.
+    scaled_BK = (values_BK - jnp.max(values_BK, axis=-1, keepdims=True)) / temperature
     if top_p < 1.0:
-        sorted_BV = jnp.sort(scaled_BV, axis=-1, descending=True)
-        p_BV = jax.nn.softmax(sorted_BV, axis=-1)
-        kept_BV = jnp.cumsum(p_BV, axis=-1) - p_BV < top_p  # the token that crosses p is kept, and always the first
-        least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
-        scaled_BV = jnp.where(scaled_BV < least_B1, -jnp.inf, scaled_BV)
-    return jax.random.categorical(key, scaled_BV, axis=-1).astype(jnp.int32)
+        before_BK = jnp.pad(jnp.cumsum(jax.nn.softmax(scaled_BK, axis=-1), axis=-1)[:, :-1], ((0, 0), (1, 0)))
+        scaled_BK = jnp.where(before_BK < top_p, scaled_BK, -jnp.inf)  # the one that crosses p, and always the first
+    chosen_B = jax.random.categorical(key, scaled_BK, axis=-1)
+    chosen_B = chosen_B if ids_BK is None else jnp.take_along_axis(ids_BK, chosen_B[:, None], axis=-1)[:, 0]
+    return chosen_B.astype(jnp.int32)

@@ -139,6 +139,18 @@ def test_what_cannot_be_asked():
         write("t5_1_1", [[4], []])
     with pytest.raises(UserError, match="model.decoder.positions.length: 32 rows for a length of 36"):
         write("gpt2", [[4] * 29])
-    for wrong in (dict(max_new_tokens=0), dict(temperature=-1.0), dict(top_k=-1), dict(top_p=0.0), dict(top_p=1.1)):
+    nan, far = float("nan"), float("inf")
+    for wrong in (
+        dict(max_new_tokens=0), dict(temperature=-1.0), dict(temperature=nan), dict(temperature=far),
+        dict(temperature=1e-40), dict(top_k=-1), dict(top_k=2**31), dict(top_p=0.0), dict(top_p=1e-40), dict(top_p=1.1),
+        dict(top_p=nan),
+    ):  # fmt: skip
         with pytest.raises(UserError, match=f"^{next(iter(wrong))}: got"):
             Sampling(**wrong)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63])
+def test_seeds_that_would_be_others(seed):
+    """The device's keys have 32 bits: 2^32 would draw as 0."""
+    with pytest.raises(UserError, match=f"seed: got {seed}"):
+        write("llama", [[4]], seed=seed)

@@ -163,6 +163,22 @@ def test_sentinels_that_the_file_lacks_come_after_its_last_id(file):
     assert set(tokenizer.sentinel_ids) <= set(tokenizer.special_ids)
 
 
+AROUND = ["<extra_id_0>", "<extra_id_2>", "<extra_id_5>", "<extra_id_9>", " ", "the", " fox", ".", "s", "(", "\n", "<"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(parts=st.lists(st.sampled_from(AROUND), max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_prompts_have_the_ids_that_the_library_gives_the_whole(file, kind, parts):
+    """The library's own tokenizer, with the missing sentinels added to it as special tokens."""
+    tokenizer = open_tokenizer(HuggingFaceTokenizer(str(file(kind)), sentinels=6))
+    library = hf.Tokenizer.from_file(str(file(kind)))
+    library.no_truncation()
+    missing = [f"<extra_id_{i}>" for i in reversed(range(6)) if library.token_to_id(f"<extra_id_{i}>") is None]
+    library.add_special_tokens(missing)
+    assert tokenizer.encode("".join(parts)) == library.encode("".join(parts), add_special_tokens=False).ids
+
+
 SPECIAL = ["<|endoftext|>", "<extra_id_1>", "</s>", "[MASK]", "<unk>", "the", " ", "s>", "<"]
 
 
@@ -242,6 +258,7 @@ def test_a_vocabulary_with_holes_has_its_greatest_id(file, tmp_path):
     (tmp_path / "holes.json").write_text(json.dumps(described))
     tokenizer = JsonTokenizer(tmp_path / "holes.json", sentinels=2)
     assert tokenizer.vocab_size == 503 and tokenizer.sentinel_ids == (502, 501)
+    assert tokenizer.encode("<extra_id_0>the<extra_id_1>") == [502, *tokenizer.encode("the"), 501]
     assert tokenizer.word_starts.shape == (503,) and not tokenizer.word_starts[450]
     assert tokenizer.piece(450) == "<id 450>" and tokenizer.decode([450]) == "<id 450>"
     assert tokenizer.find("late") == 500 and 500 not in tokenizer.special_ids

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from t5x_like.core.config import from_json, to_json
@@ -135,12 +136,63 @@ def test_sentinels_beyond_a_model_that_has_none_are_those_of_t5(foreign):
     assert tokenizer.sentinel_ids == tuple(range(pieces + 9, pieces - 1, -1))
     ids = tokenizer.encode("the fox <extra_id_0> over <extra_id_9>")
     assert pieces + 9 in ids and ids[-1] == pieces
-    assert tokenizer.decode(ids) == "the fox<extra_id_0> over<extra_id_9>"
-    assert tokenizer.find("<extra_id_0>") == pieces + 9 and tokenizer.piece(pieces) == "<extra_id_9>"
+    assert tokenizer.decode(ids) == "the fox <extra_id_0> over <extra_id_9>"
+    assert tokenizer.find("<extra_id_0>") == pieces + 9 and tokenizer.piece(pieces) == "\u2581<extra_id_9>"
     assert max(batch(tokenizer, "the <extra_id_0>")[0]) < pieces, "in a document it is text"
     assert tokenizer.mask_id is None
     assert tokenizer.fingerprint != foreign("t5", 0).fingerprint
     assert len(tokenizer.word_starts) == tokenizer.vocab_size
+
+
+SENTINELS = {
+    "t5": {},
+    "t5_bpe": {"model_type": "bpe", "vocab_size": 200},
+    "llama": {"pad_id": -1, "unk_id": 0, "byte_fallback": True, "vocab_size": 330, "model_type": "bpe",
+              "normalization_rule_name": "identity", "remove_extra_whitespaces": False},
+    "no_prefix": {"add_dummy_prefix": False, "remove_extra_whitespaces": False, "vocab_size": 150},
+    "user": {"user_defined_symbols": ["<extra_id_0>", "<extra_id_1>"], "byte_fallback": True, "vocab_size": 400},
+    "mt5": {"user_defined_symbols": ["\u2581<extra_id_0>", "\u2581<extra_id_1>"], "byte_fallback": True,
+            "vocab_size": 400},
+}  # fmt: skip
+AROUND = ["<extra_id_0>", "<extra_id_1>", "<extra_id_7>", " ", "the", " fox", ".", ",", "s", "(", ")", "\n", "_", "<"]
+
+
+def with_sentinels(tokenizer: SentencePieceTokenizer) -> sentencepiece.SentencePieceProcessor:
+    """The library's own processor; of a model without sentinels, with them in it, as SeqIO puts them there."""
+    plain = bare(tokenizer)
+    if plain.get_piece_size() == tokenizer.vocab_size:
+        return plain
+    mark, made = "\u2581" if plain.normalize("a")[0] == "\u2581" else "", tokenizer.path.read_bytes()
+    for number in reversed(range(len(tokenizer.sentinel_ids))):
+        name = f"{mark}<extra_id_{number}>".encode()
+        piece = bytes([10, len(name)]) + name + bytes([21, 0, 0, 0, 0, 24, 4])  # score 0, user-defined
+        made += bytes([10, len(piece)]) + piece
+    return sentencepiece.SentencePieceProcessor(model_proto=made)
+
+
+@pytest.mark.parametrize("kind", ["trained", *SENTINELS])
+@given(parts=st.lists(st.sampled_from(AROUND), max_size=12))
+@example(["the", " ", "<extra_id_0>", ".", " ", "<extra_id_1>", "s"])
+@settings(max_examples=60, deadline=None)
+def test_prompts_have_the_ids_that_the_library_gives_the_whole(trained, foreign, kind, parts):
+    tokenizer = trained if kind == "trained" else foreign(kind, 2, **SENTINELS[kind])
+    text, library = "".join(parts), with_sentinels(tokenizer)
+    ids = tokenizer.encode(text)
+    if library.id_to_piece(tokenizer.sentinel_ids[0]).startswith("\u2581"):  # inside a word it stands as behind a space
+        text = re.sub(r"(?<=[^ ])(?=<extra_id_[01]>)", " ", text)
+    assert ids == library.encode(text)
+    assert tokenizer.decode(ids) == library.decode(ids)
+    known = re.findall("|".join(f"<extra_id_{i}>(?!\\d)" for i in range(len(tokenizer.sentinel_ids))), text)
+    assert [tokenizer.find(each) for each in known] == [each for each in ids if each in tokenizer.sentinel_ids]
+
+
+@given(st.lists(st.sampled_from([*AROUND, "é", "\u2581"]), max_size=12))
+def test_byte_prompts_are_bytes_around_sentinels(parts):
+    tokenizer, wanted = ByteTokenizer(), []
+    for part in parts:
+        number = re.fullmatch(r"<extra_id_(\d)>", part)
+        wanted += [258 - int(number[1])] if number else [byte + 3 for byte in part.encode()]
+    assert tokenizer.encode("".join(parts)) == wanted
 
 
 def test_a_model_without_padding_pads_with_its_eos(foreign):

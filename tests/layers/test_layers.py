@@ -16,14 +16,13 @@ from t5x_like.layers.activations import ACTIVATIONS
 from t5x_like.layers.attention import Attention
 from t5x_like.layers.context import Context
 from t5x_like.layers.dropout import dropout
-from t5x_like.layers.embedding import OutputTransform, Table
 from t5x_like.layers.feed_forward import FeedForward
 from t5x_like.layers.init import FanIn
-from t5x_like.layers.linear import Linear
-from t5x_like.layers.module import Site
+from t5x_like.layers.module import Linear, Site, Table
 from t5x_like.layers.norms import LayerNorm, RMSNorm
 from t5x_like.layers.param import ZEROS, Draw, declare, draw
 from t5x_like.layers.positions import Rope, Sinusoidal, rotate
+from t5x_like.models.config import HeadTransform
 
 X = np.random.default_rng(0).normal(size=(2, 5, 8)) * 3 + 1
 SITE = Site(width=8, depth=1, init=FanIn())
@@ -95,7 +94,7 @@ def test_feed_forward(gated):
 
 
 def test_output_transform():
-    layer, params = filled(OutputTransform(8, "relu", RMSNorm(1e-6), True, FanIn()))
+    layer, params = filled(HeadTransform("relu", RMSNorm(1e-6)).declare(8, FanIn()))
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     hidden = np.maximum(X @ p["linear"]["kernel"] + p["linear"]["bias"], 0)
     wanted = hidden / np.sqrt((hidden**2).mean(-1, keepdims=True) + 1e-6) * p["norm"]["scale"]

@@ -48,11 +48,11 @@ def test_prompt_then_single_tokens(family, fields):
         return model.head().logits(x), cache
 
     cache, attention = start(params), first(config).mixer
-    assert cache["layers"]["self"]["key"].shape == (2, ROWS, COLUMNS, attention.key_heads, attention.head_dim)
+    assert cache["layers"]["attention"]["key"].shape == (2, ROWS, COLUMNS, attention.key_heads, attention.head_dim)
     got, cache = step(params, cache, tokens[:, :PROMPT], jnp.int32(0))
     parts = [got]
     for column in range(PROMPT, COLUMNS):
         got, cache = step(params, cache, tokens[:, column : column + 1], jnp.int32(column))
         parts.append(got)
     assert relative_error(jnp.concatenate(parts, axis=1), wanted) < 1e-5
-    assert np.any(cache["layers"]["self"]["key"][:, :, -1] != 0)
+    assert np.any(cache["layers"]["attention"]["key"][:, :, -1] != 0)

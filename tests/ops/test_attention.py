@@ -9,17 +9,8 @@ import numpy as np
 import pytest
 from tiny_models import compiled
 
-from t5x_like.ops.attention import (
-    Alibi,
-    Causal,
-    Full,
-    Prefix,
-    Segments,
-    SlidingWindow,
-    T5Relative,
-    attention,
-    attention_scale,
-)
+from pallas_kernels import Alibi, Causal, Full, Prefix, Segments, SlidingWindow, T5Relative
+from t5x_like.ops.attention import attention, attention_scale
 
 B, L, S, H, N = 2, 7, 7, 4, 6
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 1, 1]], np.int32)

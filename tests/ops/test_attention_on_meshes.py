@@ -12,7 +12,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny_models import compiled, relative_error
 
-from t5x_like.ops.attention import Alibi, Causal, Segments, T5Relative, attention
+from pallas_kernels import Alibi, Causal, Segments, T5Relative
+from t5x_like.ops.attention import attention
 from t5x_like.sharding.config import MeshConfig
 from t5x_like.sharding.mesh import make_placement, use
 

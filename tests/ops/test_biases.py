@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_models import compiled
 
-from t5x_like.ops.attention import Alibi, T5Relative, alibi_slopes, relative_buckets
+from pallas_kernels import Alibi, T5Relative, alibi_slopes, relative_buckets
 
 # Distance (key - query) to bucket, 32 buckets up to distance 128: the values of the published models.
 BIDIRECTIONAL = {0: 0, -1: 1, 1: 17, -7: 7, -8: 8, -11: 8, -12: 9, -15: 9, -16: 10, -22: 10, -23: 11, -31: 11, -32: 12,

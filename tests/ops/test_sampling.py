@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from t5x_like.ops.sampling import sample
 
@@ -50,6 +52,38 @@ def test_shares_of_the_tokens(settings, kept):
     got = shares(p, **settings)
     np.testing.assert_array_equal(got[wanted == 0], 0.0)
     np.testing.assert_allclose(got, wanted, atol=0.015)
+
+
+@given(
+    st.lists(st.integers(0, 2), min_size=8, max_size=8), st.integers(0, 9), st.sampled_from([0.1, 0.25, 0.4, 0.75, 1.0])
+)
+@example([1] * 8, 3, 1.0)
+@example([1] * 8, 0, 0.25)
+@settings(max_examples=40, deadline=None)
+def test_of_equal_tokens_those_of_lower_ids_are_drawn_and_no_more_than_asked(logits, top_k, top_p):
+    order = np.argsort(-np.array(logits), kind="stable")[: top_k or None]
+    p = np.exp(np.array(logits, np.float32))[order]
+    p /= p.sum()
+    wanted = {int(order[i]) for i in range(len(order)) if i == 0 or p[:i].sum(dtype=np.float32) < np.float32(top_p)}
+    got = drawn(jnp.asarray(logits, jnp.float32), jax.random.key(0), top_k, top_p)
+    assert set(np.asarray(got).tolist()) == wanted
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def drawn(logits_V, key, top_k, top_p):
+    """4,000 draws: one of the least likely, 1.6%, is missed with a chance of 1e-28."""
+    return sample(jnp.broadcast_to(logits_V, (4000, 8)), key, 1.0, top_k, top_p)
+
+
+@pytest.mark.parametrize("temperature", [1.2e-38, 1e-30, 1e-5, 1e5, 3.4e38])
+@pytest.mark.parametrize("cut", [{}, dict(top_k=2), dict(top_p=0.9)])
+def test_the_coldest_is_greedy_and_the_hottest_is_even(temperature, cut):
+    logits = jnp.broadcast_to(jnp.asarray([-1e4, 0.0, 3.0, 1e4]), (3000, 4))
+    tokens = np.asarray(sample(logits, jax.random.key(0), temperature, **cut))
+    if temperature < 1:
+        assert set(tokens) == {3}
+    else:
+        assert set(tokens) == ({2, 3} if "top_k" in cut else {0, 1, 2, 3})
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])

@@ -21,11 +21,11 @@ from tiny_models import (
     tiny,
 )
 
+from pallas_kernels import relative_buckets
 from t5x_like.arrays.trees import flatten, unflatten
 from t5x_like.convert.hugging_face import family_of, from_hugging_face, to_hugging_face
 from t5x_like.core.errors import UserError
 from t5x_like.models.config import ModelConfig
-from t5x_like.ops.attention import relative_buckets
 from t5x_like.ops.losses import LossConfig
 
 NEEDS = "compares with transformers in PyTorch, which `make test PARITY=1` installs"

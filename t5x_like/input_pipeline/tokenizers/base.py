@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.tokenizers.pieces import encode_around, sentinel_piece, word_starts
+from t5x_like.input_pipeline.tokenizers.pieces import sentinel_piece, word_starts
 
 
 class Tokenizer:
@@ -86,38 +86,16 @@ class FileTokenizer(Tokenizer):
         starts = word_starts([self._text_of(identifier) for identifier in range(self._file_size)])
         return np.concatenate([starts, np.full(self.vocab_size - self._file_size, starts.any())])
 
-    def encode(self, text: str) -> list[int]:
-        return encode_around(text, self._beyond, self._encode_part)
-
     def find(self, piece: str) -> int | None:
         identifier = self._find(piece)
         if identifier is not None:
             return identifier
         return next((each for i, each in enumerate(self.sentinel_ids) if piece == sentinel_piece(i)), None)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        parts, run = [], []
-        for identifier in map(int, ids):  # sentinels beyond the file, and ids of a padded model but of no vocabulary
-            if self._is_in_file(identifier):
-                run.append(identifier)
-            else:
-                parts += [self._decode_run(run, bool(parts)), self.piece(identifier)]
-                run = []
-        return "".join([*parts, self._decode_run(run, bool(parts))])
-
     def _find(self, piece: str) -> int | None:
         raise NotImplementedError
 
     def _text_of(self, identifier: int) -> str:
-        raise NotImplementedError
-
-    def _encode_part(self, text: str) -> list[int]:
-        raise NotImplementedError
-
-    def _is_in_file(self, identifier: int) -> bool:
-        raise NotImplementedError
-
-    def _decode_run(self, run: list[int], inside: bool) -> str:
         raise NotImplementedError
 
 

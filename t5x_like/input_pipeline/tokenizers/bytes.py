@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from t5x_like.input_pipeline.tokenizers.base import Tokenizer
-from t5x_like.input_pipeline.tokenizers.pieces import begins_word, encode_around, sentinel_piece
+from t5x_like.input_pipeline.tokenizers.pieces import SENTINEL, begins_word, sentinel_piece
 
 _OFFSET = 3  # byte b is id b + 3
 _NAMED = {"<pad>": 0, "</s>": 1, "<unk>": 2}
@@ -51,7 +51,10 @@ class ByteTokenizer(Tokenizer):
         return chr(byte) if byte < 128 else f"<0x{byte:02X}>"
 
     def encode(self, text: str) -> list[int]:
-        return encode_around(text, _sentinels(), lambda part: _ids(part).tolist())
+        ids: list[int] = []
+        for part in SENTINEL.split(text):
+            ids += [_sentinels()[part]] if part in _sentinels() else _ids(part).tolist()
+        return ids
 
     def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[np.ndarray]:
         return [_ids(text) for text in texts]

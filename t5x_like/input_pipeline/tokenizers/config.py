@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
+from t5x_like.core.ranges import NonNegativeInt
 
 if TYPE_CHECKING:
     from t5x_like.input_pipeline.tokenizers.base import Tokenizer
@@ -49,15 +50,14 @@ class SentencePiece(TokenizerConfig):
       path: a model file to use; empty: one is trained on the training part of the corpus, once, into the cache.
     """
 
-    vocab_size: int = 8192
+    vocab_size: NonNegativeInt = 8192
     model: SentencePieceModel = "unigram"
-    sentinels: int = 100
+    sentinels: NonNegativeInt = 100
     symbols: tuple[str, ...] = ()
     path: str = ""
 
     def __post_init__(self):
         where, symbols = "data.corpus.tokenizer", len(self.symbols)
-        require(self.sentinels >= 0, f"{where}.sentinels", self.sentinels, "0 or more")
         fits = len(set(self.symbols)) == symbols and all(self.symbols)
         require(fits, f"{where}.symbols", self.symbols, "different texts, none of them empty")
         smallest = 0 if self.path else 3 + 256 + 2 + self.sentinels + symbols + 1
@@ -101,13 +101,8 @@ class HuggingFaceTokenizer(TokenizerConfig):
     pad: str = ""
     eos: str = ""
     mask: str = ""
-    sentinels: int = 0
-    vocab_size: int = 0
-
-    def __post_init__(self):
-        for name in ("sentinels", "vocab_size"):
-            value = getattr(self, name)
-            require(value >= 0, f"data.corpus.tokenizer.{name}", value, "0 or more")
+    sentinels: NonNegativeInt = 0
+    vocab_size: NonNegativeInt = 0
 
     def open(self) -> Tokenizer:
         from t5x_like.input_pipeline.tokenizers.hugging_face import JsonTokenizer

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,8 +93,12 @@ class JsonTokenizer(FileTokenizer):
     def piece(self, identifier: int) -> str:
         return self._names.get(identifier, f"<id {identifier}>")
 
-    def _encode_part(self, text: str) -> list[int]:
-        return [identifier for chunk in self._cut(text) for identifier in _ids(self._tokenizer, chunk)]
+    def encode(self, text: str) -> list[int]:
+        ids = []
+        for encoded in (self._of_prompts.encode(chunk, add_special_tokens=False) for chunk in self._cut(text)):
+            # The library gives added pieces the first ids that it takes for free, which holes may lie below.
+            ids += [self._beyond.get(piece, each) for piece, each in zip(encoded.tokens, encoded.ids, strict=True)]
+        return ids
 
     def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[np.ndarray]:
         def encode(chunks: list[str]) -> list[np.ndarray]:
@@ -105,10 +110,13 @@ class JsonTokenizer(FileTokenizer):
         return encode_documents(texts, _CHUNK, self._cut, encode, self._hidden, self._spell)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return super().decode([each for each in ids if each not in (self.pad_id, self.eos_id)])
-
-    def _is_in_file(self, identifier: int) -> bool:
-        return identifier < self._file_size and identifier in self._names
+        parts: list[str] = []
+        shown = (each for each in map(int, ids) if each not in (self.pad_id, self.eos_id))
+        # Others are sentinels beyond the file, or of a padded model but of no vocabulary.
+        for in_file, run in itertools.groupby(shown, lambda each: each < self._file_size and each in self._names):
+            each = list(run)
+            parts += [self._decode_run(each, bool(parts))] if in_file else map(self.piece, each)
+        return "".join(parts)
 
     def _cut(self, text: str) -> list[str]:
         return cut_text(text, _CHUNK, _LONGEST, self._resume)
@@ -122,6 +130,13 @@ class JsonTokenizer(FileTokenizer):
     @functools.cached_property
     def _anchor(self) -> list[int]:
         return _ids(self._tokenizer, "a")
+
+    @functools.cached_property
+    def _of_prompts(self) -> Any:
+        """The tokenizer that knows the sentinels beyond the file too."""
+        tokenizer = _open(self._tokenizer.to_str().encode(), self.path)
+        tokenizer.add_special_tokens(list(self._beyond))
+        return tokenizer
 
     @functools.cached_property
     def _of_documents(self) -> Any:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import TypeVar
 
 import numpy as np
 
 _Sized = TypeVar("_Sized", bound=Sized)
-_SENTINEL = re.compile(r"<extra_id_\d+>")
+SENTINEL = re.compile(r"(<extra_id_\d+>)")
 # Where a text is cut: before a single space or newline between letters or digits, the one place where no pre-tokenizer
 # in use looks at both sides.
 _BORDER = re.compile(r"(?<=\w)[ \n](?=\w)")
@@ -28,17 +28,6 @@ _IDEOGRAPHS = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0
 def sentinel_piece(number: int) -> str:
     """How vocabularies spell the sentinel with this number."""
     return f"<extra_id_{number}>"
-
-
-def encode_around(text: str, sentinels: Mapping[str, int], encode: Callable[[str], Sequence[int]]) -> list[int]:
-    """Ids of ``text`` with its sentinels by ``sentinels`` (piece to id) and what lies between them by ``encode``."""
-    ids: list[int] = []
-    end = 0
-    for match in _SENTINEL.finditer(text):
-        if match.group() in sentinels:
-            ids += [*encode(text[end : match.start()]), sentinels[match.group()]]
-            end = match.end()
-    return [*ids, *encode(text[end:])]
 
 
 def cut_text(text: str, wanted: int, most: int, resume: Callable[[str, int], int | None]) -> list[str]:

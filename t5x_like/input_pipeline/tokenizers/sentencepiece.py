@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 
 from t5x_like.core.errors import UserError, require
 from t5x_like.input_pipeline.tokenizers.base import FileTokenizer, read_vocabulary
-from t5x_like.input_pipeline.tokenizers.pieces import cut_text, encode_documents, sentinel_piece
+from t5x_like.input_pipeline.tokenizers.pieces import SENTINEL, cut_text, encode_documents, sentinel_piece
 
 MASK_PIECE = "<mask>"
 SPACE = "\u2581"  # how pieces spell a space
@@ -69,26 +70,40 @@ class SentencePieceTokenizer(FileTokenizer):
         self._hidden[hidden] = True
         decisive = repr((beyond, sorted(hidden)))
         self.fingerprint = hashlib.sha256(model + decisive.encode()).hexdigest()
-        self._beyond = {sentinel_piece(i): sentinel for i, sentinel in enumerate(self.sentinel_ids) if beyond}
-        self._named = {identifier: name for name, identifier in self._beyond.items()}
+        # Prompts, unlike documents, have sentinels: those beyond the file are added to the model, as SeqIO does.
+        self._space_first = self._processor.normalize("a").startswith(SPACE)
+        mark = SPACE if self._space_first else ""
+        added = [_symbol(f"{mark}{sentinel_piece(i)}") for i in reversed(range(beyond))]
+        self._of_prompts = _open(model + b"".join(added), self.path) if added else self._processor
+        pieces = enumerate(map(self._of_prompts.id_to_piece, self.sentinel_ids))
+        self._marked = {sentinel_piece(i) for i, piece in pieces if piece.startswith(SPACE)}
         self._spellings: dict[int, np.ndarray] = {}
 
     def piece(self, identifier: int) -> str:
-        if not 0 <= identifier < self._file_size:
-            return self._named.get(identifier, f"<id {identifier}>")
-        return self._processor.id_to_piece(identifier)
+        if not 0 <= identifier < self.vocab_size:
+            return f"<id {identifier}>"
+        return self._of_prompts.id_to_piece(identifier)
+
+    def encode(self, text: str) -> list[int]:
+        chunks = self._cut(self._with_spaces(text))
+        return [identifier for chunk in chunks for identifier in self._of_prompts.encode(chunk)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._of_prompts.decode([self.piece(identifier) for identifier in map(int, ids)])
 
     def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[np.ndarray]:
         encode = functools.partial(self._encode_all, threads=threads or -1)
         return encode_documents(texts, _CHUNK, self._cut, encode, self._hidden, self._spell)
 
-    def _is_in_file(self, identifier: int) -> bool:
-        return 0 <= identifier < self._file_size
+    def _with_spaces(self, text: str) -> str:
+        """The text with a space before each sentinel whose piece has one; the model's own may be before the first."""
+        first = " " if self._space_first else ""
 
-    def _encode_part(self, text: str) -> list[int]:
-        if len(text) <= _CHUNK:
-            return self._processor.encode(text)
-        return np.concatenate(self._encode_all(self._cut(text), threads=1)).tolist()
+        def with_space(match: re.Match[str]) -> str:
+            bare = match.group() in self._marked and not match.string.endswith(" ", 0, match.start())
+            return f" {match.group()}" if bare else match.group()
+
+        return SENTINEL.sub(with_space, first + text)[len(first) :]
 
     def _encode_all(self, chunks: list[str], threads: int) -> list[np.ndarray]:
         return self._processor.encode(chunks, num_threads=threads, out_type="numpy")
@@ -138,12 +153,6 @@ class SentencePieceTokenizer(FileTokenizer):
                 found[character] = fits[0]
         return found
 
-    def _decode_run(self, run: list[int], inside: bool) -> str:
-        text = self._processor.decode(run)
-        # A model with a dummy prefix (T5's) drops the first space of what it decodes; inside a text it belongs there.
-        dropped = inside and run and self._processor.id_to_piece(run[0]).startswith(SPACE) and text[:1] != " "
-        return f" {text}" if dropped else text
-
     def _text_of(self, identifier: int) -> str:
         piece: str = self._processor.id_to_piece(identifier)
         if self._processor.is_byte(identifier):
@@ -186,6 +195,13 @@ def require_symbols(symbols: Iterable[str]) -> None:
         fits = len(symbol) > 1 and not any(map(str.isspace, symbol))
         allowed = "two characters or more, none of them white space"
         require(fits, "data.corpus.tokenizer.symbols", repr(symbol), allowed)
+
+
+def _symbol(piece: str) -> bytes:
+    """A user-defined symbol of a model, to be appended to its file: one more ``ModelProto.pieces``."""
+    name = piece.encode()
+    content = b"\x0a" + bytes([len(name)]) + name + b"\x15" + struct.pack("<f", 0.0) + b"\x18\x04"
+    return b"\x0a" + bytes([len(content)]) + content
 
 
 def _open(model: bytes, path: Path) -> Any:

@@ -8,14 +8,15 @@ from t5x_like.layers.init import Normal
 from t5x_like.layers.norms import LayerNorm
 from t5x_like.layers.positions import Learned
 from t5x_like.models.config import HeadTransform, ModelConfig
-from t5x_like.models.families.names import Entry, Family, Names, linears, norms
+from t5x_like.models.families.names import Family
 from t5x_like.models.families.uniform import Dropout, uniform
 from t5x_like.models.inputs import Tokens
 
 
 def bert(**overrides: Any) -> ModelConfig:
     """BERT base with its masked-LM head; overrides are fields of ``uniform``."""
-    fields: dict[str, Any] = dict(
+    return uniform(
+        overrides,
         vocab_size=30522,
         d_model=768,
         d_ff=3072,
@@ -37,32 +38,26 @@ def bert(**overrides: Any) -> ModelConfig:
         embedding_init_std=0.02,
         dropout=Dropout(embedding=0.1, attention=0.1, residual=0.1),
     )
-    return uniform(**(fields | overrides))
 
 
-def names(config: ModelConfig) -> Names:
-    """BERT's, with its masked-LM head."""
+def modules(config: ModelConfig) -> dict[str, str]:
+    """BERT's names, with its masked-LM head."""
     layer, ours = "bert.encoder.layer.{}", "encoder/layers"
-    table: Names = {
-        "bert.embeddings.word_embeddings.weight": Entry(("token_embedding/table",)),
-        "bert.embeddings.position_embeddings.weight": Entry(("encoder_positions/table",)),
-        "bert.embeddings.token_type_embeddings.weight": Entry(("encoder_inputs/types/table",)),
-        "cls.predictions.bias": Entry(("output_head/bias",)),
+    return {
+        "token_embedding": "bert.embeddings.word_embeddings",
+        "encoder_positions": "bert.embeddings.position_embeddings",
+        "encoder_inputs/types": "bert.embeddings.token_type_embeddings",
+        "encoder_embedding_norm": "bert.embeddings.LayerNorm",
+        **{f"{ours}/attention/inner/{x}": f"{layer}.attention.self.{x}" for x in ("query", "key", "value")},
+        f"{ours}/attention/inner/out": f"{layer}.attention.output.dense",
+        f"{ours}/attention/norm": f"{layer}.attention.output.LayerNorm",
+        f"{ours}/feed_forward/inner/up": f"{layer}.intermediate.dense",
+        f"{ours}/feed_forward/inner/down": f"{layer}.output.dense",
+        f"{ours}/feed_forward/norm": f"{layer}.output.LayerNorm",
+        "output_transform/linear": "cls.predictions.transform.dense",
+        "output_transform/norm": "cls.predictions.transform.LayerNorm",
+        "output_head": "cls.predictions",
     }
-    maps = {f"{layer}.attention.self.{name}": f"{ours}/attention/inner/{name}" for name in ("query", "key", "value")}
-    maps |= {
-        f"{layer}.attention.output.dense": f"{ours}/attention/inner/out",
-        f"{layer}.intermediate.dense": f"{ours}/feed_forward/inner/up",
-        f"{layer}.output.dense": f"{ours}/feed_forward/inner/down",
-        "cls.predictions.transform.dense": "output_transform/linear",
-    }
-    normed = {
-        "bert.embeddings.LayerNorm": "encoder_embedding_norm",
-        f"{layer}.attention.output.LayerNorm": f"{ours}/attention/norm",
-        f"{layer}.output.LayerNorm": f"{ours}/feed_forward/norm",
-        "cls.predictions.transform.LayerNorm": "output_transform/norm",
-    }
-    return table | linears(maps) | norms(normed)
 
 
-FAMILY = Family("BERT", lambda c: c.shape == "encoder-only" and isinstance(c.sides[0][1].positions, Learned), names)
+FAMILY = Family("BERT", lambda c: c.shape == "encoder-only" and isinstance(c.sides[0][1].positions, Learned), modules)

@@ -8,13 +8,14 @@ from t5x_like.layers.init import Normal
 from t5x_like.layers.norms import LayerNorm
 from t5x_like.layers.positions import Learned
 from t5x_like.models.config import ModelConfig
-from t5x_like.models.families.names import Entry, Family, Names, linears, norms
+from t5x_like.models.families.names import Family
 from t5x_like.models.families.uniform import Dropout, uniform
 
 
 def gpt2(**overrides: Any) -> ModelConfig:
     """GPT-2 small; overrides are fields of ``uniform``."""
-    fields: dict[str, Any] = dict(
+    return uniform(
+        overrides,
         vocab_size=50257,
         d_model=768,
         d_ff=3072,
@@ -30,26 +31,26 @@ def gpt2(**overrides: Any) -> ModelConfig:
         embedding_init_std=0.02,
         dropout=Dropout.gpt2(0.1),
     )
-    return uniform(**(fields | overrides))
 
 
-def names(config: ModelConfig) -> Names:
-    """GPT-2's, whose own kernels are [in, out] as ours and hold query, key and value side by side."""
-    attention, mlp, layer = "decoder/layers/attention", "decoder/layers/feed_forward", "transformer.h.{}"
-    table: Names = {
-        "transformer.wte.weight": Entry(("token_embedding/table",)),
-        "transformer.wpe.weight": Entry(("decoder_positions/table",)),
+def modules(config: ModelConfig) -> dict[str, str]:
+    """GPT-2's names; its kernels are [in, out] as ours and hold query, key and value side by side."""
+    layer, ours = "transformer.h.{}", "decoder/layers"
+    return {
+        "token_embedding": "transformer.wte",
+        "decoder_positions": "transformer.wpe",
+        **{f"{ours}/attention/inner/{x}": f"{layer}.attn.c_attn" for x in ("query", "key", "value")},
+        f"{ours}/attention/inner/out": f"{layer}.attn.c_proj",
+        f"{ours}/attention/norm": f"{layer}.ln_1",
+        f"{ours}/feed_forward/inner/up": f"{layer}.mlp.c_fc",
+        f"{ours}/feed_forward/inner/down": f"{layer}.mlp.c_proj",
+        f"{ours}/feed_forward/norm": f"{layer}.ln_2",
+        "decoder/final_norm": "transformer.ln_f",
     }
-    for theirs, ours in (("weight", "kernel"), ("bias", "bias")):
-        joined = tuple(f"{attention}/inner/{name}/{ours}" for name in ("query", "key", "value"))
-        table[f"{layer}.attn.c_attn.{theirs}"] = Entry(joined)
-    maps = {
-        f"{layer}.attn.c_proj": f"{attention}/inner/out",
-        f"{layer}.mlp.c_fc": f"{mlp}/inner/up",
-        f"{layer}.mlp.c_proj": f"{mlp}/inner/down",
-    }
-    normed = {f"{layer}.ln_1": f"{attention}/norm", f"{layer}.ln_2": f"{mlp}/norm"}
-    return table | linears(maps, turned=False) | norms(normed | {"transformer.ln_f": "decoder/final_norm"})
 
 
-FAMILY = Family("GPT-2", lambda c: c.shape == "decoder-only" and isinstance(c.sides[0][1].positions, Learned), names)
+def fits(config: ModelConfig) -> bool:
+    return config.shape == "decoder-only" and isinstance(config.side("decoder").positions, Learned)
+
+
+FAMILY = Family("GPT-2", fits, modules, turned=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 from t5x_like.layers.positions import T5Relative
 from t5x_like.models.config import ModelConfig
-from t5x_like.models.families.names import Entry, Family, Names, linears, norms
+from t5x_like.models.families.names import Family
 from t5x_like.models.families.uniform import of_size, uniform
 
 
@@ -31,17 +31,15 @@ BYT5 = _sizes(base=(1536, 12, 64, 3968, 18, 6))
 
 def t5_1_0(size: str = "small", **overrides: Any) -> ModelConfig:
     """T5 1.0 (Raffel et al. 2020): ReLU, one table for both stacks and the logits."""
-    fields: dict[str, Any] = dict(
-        vocab_size=32128, activation="relu", gated=False, scaled=False, positions=T5Relative(), tied_head=True,
-        scale_tied_logits=True,
+    return uniform(
+        of_size(T5_1_0, size) | overrides, vocab_size=32128, activation="relu", gated=False, scaled=False,
+        positions=T5Relative(), tied_head=True, scale_tied_logits=True,
     )  # fmt: skip
-    return uniform(**(fields | of_size(T5_1_0, size) | overrides))
 
 
 def t5_1_1(size: str = "small", **overrides: Any) -> ModelConfig:
     """T5 1.1: gated GELU and an output head of its own."""
-    fields: dict[str, Any] = dict(vocab_size=32128, scaled=False, positions=T5Relative())
-    return uniform(**(fields | of_size(T5_1_1, size) | overrides))
+    return uniform(of_size(T5_1_1, size) | overrides, vocab_size=32128, scaled=False, positions=T5Relative())
 
 
 def mt5(size: str = "small", **overrides: Any) -> ModelConfig:
@@ -56,40 +54,31 @@ def umt5(size: str = "small", **overrides: Any) -> ModelConfig:
 
 def byt5(size: str = "base", **overrides: Any) -> ModelConfig:
     """ByT5 (Xue et al. 2022): bytes, and three times as many layers in the encoder as in the decoder."""
-    fields: dict[str, Any] = dict(vocab_size=384, scaled=False, positions=T5Relative())
-    return uniform(**(fields | of_size(BYT5, size) | overrides))
+    return uniform(of_size(BYT5, size) | overrides, vocab_size=384, scaled=False, positions=T5Relative())
 
 
-def names(config: ModelConfig) -> Names:
-    """Of T5 1.0 and 1.1, mT5, ByT5; of umT5 where each layer has a table of its own."""
-    table: Names = {"shared.weight": Entry(("token_embedding/table",))}
+def modules(config: ModelConfig) -> dict[str, str]:
+    """Names of T5 1.0 and 1.1, mT5, ByT5; of umT5, where each layer has a table of its own."""
+    found = {"token_embedding": "shared", "output_head": "lm_head"}
     for side, stack in config.sides:
-        layers = f"{side}/layers"
-        attentions = {"SelfAttention": "attention"}
-        if side == "decoder":
-            attentions["EncDecAttention"] = "cross_attention"
-        for place, (theirs, ours) in enumerate(attentions.items()):
-            layer, maps = f"{side}.block.{{}}.layer.{place}", ("query", "key", "value", "out")
-            inner = {f"{layer}.{theirs}.{name[0]}": f"{layers}/{ours}/inner/{name}" for name in maps}
-            table |= linears(inner, bias=False)
-            table |= norms({f"{layer}.layer_norm": f"{layers}/{ours}/norm"}, bias=False)
-        layer = f"{side}.block.{{}}.layer.{len(attentions)}"
+        layers, block, last = f"{side}/layers", f"{side}.block.{{}}.layer", {"encoder": 1, "decoder": 2}[side]
+        bias = "SelfAttention.relative_attention_bias.weight"
+        for x in ("query", "key", "value", "out"):
+            found[f"{layers}/attention/inner/{x}"] = f"{block}.0.SelfAttention.{x[0]}"
+            found[f"{layers}/cross_attention/inner/{x}"] = f"{block}.1.EncDecAttention.{x[0]}"
         gated = getattr(stack.groups[0].pattern[0].feed_forward, "gated", False)
-        maps = {"wi_0": "gate", "wi_1": "up", "wo": "down"} if gated else {"wi": "up", "wo": "down"}
-        inner = f"{layers}/feed_forward/inner"
-        table |= linears({f"{layer}.DenseReluDense.{a}": f"{inner}/{b}" for a, b in maps.items()}, bias=False)
-        table |= norms({f"{layer}.layer_norm": f"{layers}/feed_forward/norm"}, bias=False)
-        bias = "layer.0.SelfAttention.relative_attention_bias.weight"
-        if stack.positions.per_layer:
-            table[f"{side}.block.{{}}.{bias}"] = Entry((f"{layers}/attention/inner/position_bias",))
-        else:
-            table[f"{side}.block.0.{bias}"] = Entry((f"{side}/position_bias",))
-        table |= norms({f"{side}.final_layer_norm": f"{side}/final_norm"}, bias=False)
-    return table if config.tied_head else table | {"lm_head.weight": Entry(("output_head/kernel",))}
+        for x, theirs in (("gate", "wi_0"), ("up", "wi_1" if gated else "wi"), ("down", "wo")):
+            found[f"{layers}/feed_forward/inner/{x}"] = f"{block}.{last}.DenseReluDense.{theirs}"
+        for place, x in ((0, "attention"), (1, "cross_attention"), (last, "feed_forward")):
+            found[f"{layers}/{x}/norm"] = f"{block}.{place}.layer_norm"
+        found[f"{layers}/attention/inner/position_bias"] = f"{block}.0.{bias}"
+        found[f"{side}/position_bias"] = f"{side}.block.0.layer.0.{bias}"
+        found[f"{side}/final_norm"] = f"{side}.final_layer_norm"
+    return found
 
 
 def fits(config: ModelConfig) -> bool:
     return config.shape == "encoder-decoder" and isinstance(config.side("encoder").positions, T5Relative)
 
 
-FAMILY = Family("T5", fits, names)
+FAMILY = Family("T5", fits, modules)

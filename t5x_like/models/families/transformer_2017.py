@@ -13,7 +13,8 @@ from t5x_like.models.inputs import Tokens
 
 def transformer_2017(**overrides: Any) -> ModelConfig:
     """The base model: post-norm, sinusoids, one table for everything; overrides are fields of ``uniform``."""
-    fields: dict[str, Any] = dict(
+    return uniform(
+        overrides,
         vocab_size=37000,
         d_model=512,
         d_ff=2048,
@@ -30,6 +31,5 @@ def transformer_2017(**overrides: Any) -> ModelConfig:
         bias=True,
         tied_head=True,
         dropout=Dropout(embedding=0.1, residual=0.1),
+        embedding_init_std=overrides.get("d_model", 512) ** -0.5,
     )
-    fields["embedding_init_std"] = overrides.get("d_model", fields["d_model"]) ** -0.5
-    return uniform(**(fields | overrides))

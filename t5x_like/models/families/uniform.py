@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from t5x_like.core.config import Config
-from t5x_like.core.errors import UserError, nearest, require
+from t5x_like.core.errors import UserError, nearest
+from t5x_like.core.ranges import BelowOne, NonNegativeInt, OffOrPositive, PositiveInt
 from t5x_like.layers.attention import Attention
 from t5x_like.layers.block import Layer, Placement
 from t5x_like.layers.feed_forward import ActivationName, FeedForward
@@ -29,16 +32,11 @@ class Dropout(Config, where="model.dropout"):
       final: rate after the last norm of a stack.
     """
 
-    embedding: float = 0.0
-    attention: float = 0.0
-    residual: float = 0.0
-    hidden: float = 0.0
-    final: float = 0.0
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            rate = getattr(self, field.name)
-            require(0.0 <= rate < 1.0, f"model.dropout.{field.name}", rate, "a number from 0 up to but not 1")
+    embedding: BelowOne = 0.0
+    attention: BelowOne = 0.0
+    residual: BelowOne = 0.0
+    hidden: BelowOne = 0.0
+    final: BelowOne = 0.0
 
     @classmethod
     def t5(cls, rate: float) -> Dropout:
@@ -63,12 +61,12 @@ class Uniform(Config, where="model"):
     All others are fields of the choices that receive them: see ``Attention``, ``FeedForward``, ``Layer``, ``Side``.
     """
 
-    encoder_layers: int = 0
-    decoder_layers: int = 0
-    d_ff: int
-    heads: int
-    head_dim: int
-    kv_heads: int = 0
+    encoder_layers: NonNegativeInt = 0
+    decoder_layers: NonNegativeInt = 0
+    d_ff: PositiveInt
+    heads: PositiveInt
+    head_dim: PositiveInt
+    kv_heads: NonNegativeInt = 0
     activation: ActivationName = "gelu_tanh"
     gated: bool = True
     norm: Norm = RMSNorm()
@@ -77,8 +75,8 @@ class Uniform(Config, where="model"):
     bias: bool = False
     scaled: bool = True
     qk_norm: Norm | None = None
-    attention_soft_cap: float = 0.0
-    window: int = 0
+    attention_soft_cap: OffOrPositive = 0.0
+    window: NonNegativeInt = 0
     dropout: Dropout = Dropout()
     inputs: Inputs = Tokens()
     embedding_norm: bool = False
@@ -87,7 +85,6 @@ class Uniform(Config, where="model"):
         """A stack of this many layers, with cross-attention or without; None for 0 layers."""
         if not layers:
             return None
-        require(layers > 0, "model.layers", layers, "1 or more")
         attention = Attention(
             heads=self.heads, head_dim=self.head_dim, kv_heads=self.kv_heads, bias=self.bias, scaled=self.scaled,
             qk_norm=self.qk_norm, soft_cap=self.attention_soft_cap, window=self.window,
@@ -115,12 +112,13 @@ class Uniform(Config, where="model"):
         )
 
 
-def uniform(**fields: Any) -> ModelConfig:
-    """A model from the fields of ``Uniform`` and of ``ModelConfig``, but for its stacks.
+def uniform(overrides: Mapping[str, Any] = MappingProxyType({}), /, **fields: Any) -> ModelConfig:
+    """A model from the fields of ``Uniform`` and of ``ModelConfig``, but for its stacks; ``overrides`` come first.
 
     Raises:
       UserError: a field that neither has, or a value that does not fit.
     """
+    fields |= overrides
     of_layers = {field.name for field in dataclasses.fields(Uniform)}
     of_model = {field.name for field in dataclasses.fields(ModelConfig)} - {"encoder", "decoder"}
     if unknown := sorted(fields.keys() - of_layers - of_model):

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 
 from t5x_like.config import PerToken
 from t5x_like.layers.context import Out
-from t5x_like.layers.linear import Linear
-from t5x_like.layers.module import Module
+from t5x_like.layers.module import Linear, Module
 from t5x_like.layers.param import ZEROS, param
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from t5x_like.config import Group, llama
-from t5x_like.models.families.names import Entry, Family, linears, norms
+from t5x_like.models.families.names import Family
 
 
 def local_and_global(pairs: int = 2, window: int = 3, **fields):
@@ -16,17 +16,14 @@ def local_and_global(pairs: int = 2, window: int = 3, **fields):
     return dataclasses.replace(model, decoder=decoder)
 
 
-def names(config):
-    table = {"embed.weight": Entry(("token_embedding/table",)), "head.weight": Entry(("output_head/kernel",))}
-    table |= norms({"final": "decoder/final_norm"}, bias=False)
+def modules(config):
+    found = {"token_embedding": "embed", "output_head": "head", "decoder/final_norm": "final"}
     for place, kind in (("0", "near"), ("1", "far")):
-        ours = f"decoder/layers/{place}"
-        maps = {f"{kind}.{{}}.{x}": f"{ours}/attention/inner/{x}" for x in ("query", "key", "value", "out")}
-        maps |= {f"{kind}.{{}}.{x}": f"{ours}/feed_forward/inner/{x}" for x in ("gate", "up", "down")}
-        table |= linears(maps, bias=False)
-        table |= norms({f"{kind}.{{}}.n{i}": f"{ours}/{part}/norm" for i, part in
-                        enumerate(("attention", "feed_forward"))}, bias=False)  # fmt: skip
-    return table
+        attention, feed_forward = f"decoder/layers/{place}/attention", f"decoder/layers/{place}/feed_forward"
+        found |= {f"{attention}/inner/{x}": f"{kind}.{{}}.{x}" for x in ("query", "key", "value", "out")}
+        found |= {f"{feed_forward}/inner/{x}": f"{kind}.{{}}.{x}" for x in ("gate", "up", "down")}
+        found |= {f"{attention}/norm": f"{kind}.{{}}.n0", f"{feed_forward}/norm": f"{kind}.{{}}.n1"}
+    return found
 
 
-FAMILY = Family("local and global", lambda config: True, names)
+FAMILY = Family("local and global", lambda config: True, modules)

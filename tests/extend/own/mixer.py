@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from t5x_like.arrays.spec import Initializer
 from t5x_like.config import Mixer
 from t5x_like.layers.context import Out
-from t5x_like.layers.linear import Linear
-from t5x_like.layers.module import Module
+from t5x_like.layers.module import Linear, Module
 from t5x_like.layers.param import param
 
 

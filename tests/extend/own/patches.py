@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from t5x_like.config import BatchArray, Inputs
-from t5x_like.layers.linear import Linear
-from t5x_like.layers.module import Module
+from t5x_like.layers.module import Linear, Module
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from t5x_like.config import Positions
 from t5x_like.layers.param import param
-from t5x_like.ops.attention import Dense
+from t5x_like.ops.attention import biases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,4 +20,4 @@ class RootDistance(Positions):
     def bias(self, table, heads, bidirectional, columns):
         queries_L, keys_S = columns
         distance = jnp.sqrt(jnp.abs(queries_L[:, None] - keys_S).astype(jnp.float32))
-        return Dense(-jax.nn.softplus(table[...])[None, :, None, None] * distance[None, None])
+        return biases.Dense(-jax.nn.softplus(table[...])[None, :, None, None] * distance[None, None])

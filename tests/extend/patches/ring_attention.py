@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 from tiny_models import random_batch, tiny
 
+from pallas_kernels import Causal, Full, Segments, SlidingWindow
 from t5x_like.arrays.trees import flatten
 from t5x_like.config import AdamW, MeshConfig, Rule, TokenLoss
 from t5x_like.models.transformer import make_model
-from t5x_like.ops.attention import Causal, Full, Segments, SlidingWindow, attention
+from t5x_like.ops.attention import attention
 from t5x_like.optim.optimizer import make_optimizer
 from t5x_like.sharding.mesh import make_placement, use
 from t5x_like.train.setup import Setup
