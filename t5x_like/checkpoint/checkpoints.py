@@ -47,7 +47,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     Args:
       directory: folder of the checkpoints, shared by all processes; made if absent, unless ``read_only``.
-      config: when to save, what to keep.
+      config: what to keep.
       read_only: whether nothing in the folder may be written or deleted, as in evaluation and generation.
       say: function of a warning; by default to standard error, from process 0 only.
 
@@ -86,10 +86,6 @@ class Checkpoints(contextlib.AbstractContextManager):
         return ocp.training.Checkpointer(where, preservation_policy=policy, cleanup_tmp_directories=False)
 
     # Saving
-
-    def due(self, step: int) -> bool:
-        """Whether the config asks for a checkpoint after ``step`` updates."""
-        return bool(self._config.every) and step > 0 and step % self._config.every == 0
 
     def save(self, step: int, state: Tree, metadata: Mapping[str, Any]) -> bool:
         """Starts to save; the caller may change or donate the arrays as soon as this returns.

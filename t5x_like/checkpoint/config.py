@@ -6,6 +6,7 @@ import dataclasses
 
 from t5x_like.core.config import Config
 from t5x_like.core.errors import refuse
+from t5x_like.core.every import Every
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +14,7 @@ class CheckpointConfig(Config, where="checkpoint"):
     """When to save and what to keep.
 
     Args:
-      every: steps between two saves; 0 saves only at the end of the run.
+      every: times of the saves; the end of the run always is one.
       keep_last: number of latest checkpoints kept on disk; 0 keeps all.
       keep_every: steps between two checkpoints that are kept for good; 0 is none.
 
@@ -21,10 +22,10 @@ class CheckpointConfig(Config, where="checkpoint"):
       UserError: a negative number.
     """
 
-    every: int = 1000
+    every: Every = Every(steps=1000)
     keep_last: int = 3
     keep_every: int = 0
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            refuse(value < 0, f"checkpoint.{name}", f"{value}", "0 or more")
+        for name in ("keep_last", "keep_every"):
+            refuse(getattr(self, name) < 0, f"checkpoint.{name}", f"{getattr(self, name)}", "0 or more")

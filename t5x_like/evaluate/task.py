@@ -59,7 +59,7 @@ class Evaluation(Config, abc.ABC, where="evaluations"):
 
     Attributes:
       name: first part of the names of its metrics: ``name/value``.
-      when: times of the evaluation; none: every ``train.evaluate_every`` steps.
+      when: times of the evaluation; none: those of ``train.evaluate_every``.
     """
 
     name: str = ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from t5x_like.core.text import table
@@ -50,7 +50,6 @@ class Clock:
         self._now = now
         self._stack: list[Activity] = ["setup"]
         self._since = now()
-        self._began = self._since
         self._seconds: dict[Activity, float] = dict.fromkeys(MEANING, 0.0)
         self._marks: collections.deque[_Mark] = collections.deque(maxlen=window + 1)
         self._baseline: tuple[float, float] | None = None  # running and paused seconds at the first step told
@@ -107,20 +106,11 @@ class Clock:
         running, paused = self._paused_at - self._baseline[0], self._total(PAUSES) - self._baseline[1]
         return steps * per_step * (1 + paused / running if running > 0 else 1)
 
-    def elapsed(self) -> float:
-        """Seconds since the clock was made."""
-        return self._now() - self._began
-
     def account(self) -> list[Share]:
         """Where the time went, longest first; the shares add up to 1."""
         self._settle()
-        total = sum(self._seconds.values()) or 1.0
-        rows = [Share(activity, seconds, seconds / total) for activity, seconds in self._seconds.items() if seconds > 0]
-        return sorted(rows, key=lambda row: row.seconds, reverse=True)
-
-    def goodput(self) -> float:
-        """The share of all time that went into training steps."""
-        return next((row.share for row in self.account() if row.activity == "step"), 0.0)
+        spent = sorted(((seconds, activity) for activity, seconds in self._seconds.items() if seconds), reverse=True)
+        return [Share(activity, seconds, seconds / sum(self._seconds.values())) for seconds, activity in spent]
 
     def _total(self, activities: tuple[Activity, ...]) -> float:
         return sum(self._seconds[activity] for activity in activities)
@@ -137,7 +127,7 @@ class Clock:
         return last.running - first.running, last.steps - first.steps, last.tokens - first.tokens
 
 
-def account_table(account: list[Share]) -> str:
+def account_table(account: Sequence[Share]) -> str:
     """The account as lines of text: meaning, seconds, share and a bar of it."""
     widest = max(round(row.share * 20) for row in account)
     return "\n".join(table([

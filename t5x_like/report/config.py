@@ -19,11 +19,11 @@ class ReportConfig(Config, where="report"):
       wandb: name of the Weights & Biases project to report to; empty is none. Needs the package ``wandb``.
       plots: whether to draw curves.png when the run ends.
       sample: times at which the model writes a sample, where text is held out.
-      profile: first and last step, counted from 1, that ``jax.profiler`` traces into the folder ``profile`` of the
-        run; empty is none.
+      profile: times after which ``jax.profiler`` traces steps into the folder ``profile`` of the run.
+      profile_steps: number of steps in each trace.
 
     Raises:
-      UserError: ``every`` below 1, ``profile`` that is no two steps in order.
+      UserError: ``every`` or ``profile_steps`` below 1.
     """
 
     every: int = 10
@@ -31,9 +31,9 @@ class ReportConfig(Config, where="report"):
     wandb: str = ""
     plots: bool = True
     sample: Every = Every()
-    profile: tuple[int, ...] = ()
+    profile: Every = Every(end=False)
+    profile_steps: int = 3
 
     def __post_init__(self):
-        refuse(self.every < 1, "report.every", f"{self.every}", "1 step or more")
-        refuse(bool(self.profile) and not (len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]),
-               "report.profile", f"{self.profile}", "the first and the last step, or nothing", "10,12")
+        for name in ("every", "profile_steps"):
+            refuse(getattr(self, name) < 1, f"report.{name}", f"{getattr(self, name)}", "1 or more")

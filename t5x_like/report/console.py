@@ -22,23 +22,6 @@ _STYLES = {0: "bold", 1: "cyan", 2: "magenta", 3: "", 4: "cyan", 5: "dim", 6: "d
 
 
 @dataclasses.dataclass(frozen=True)
-class Opening:
-    """What a run is. ``tokens_per_step`` counts what the model reads and predicts in one update of all devices;
-    ``first_step`` is above 0 for a resumed run."""
-
-    name: str
-    model: str
-    devices: str
-    attention: str
-    parameters: int
-    tokens_per_step: int
-    steps: int
-    directory: str
-    first_step: int = 0
-    gradients: str = ""  # how they are added up over devices
-
-
-@dataclasses.dataclass(frozen=True)
 class RunProgress:
     """Progress of training. None: not known (yet). ``statistics`` are further values by name.
 
@@ -72,25 +55,24 @@ class Console:
         now: Callable[[], float] = time.perf_counter, live: bool | None = None,
     ):
         self._total = total_steps
-        self._silent = bool(process_index)
-        self._line = LiveLine(out, now, False if self._silent else live)
-        self._out, self._rich = self._line.out, self._line.rich
+        self._line = LiveLine(out, now, live, silent=process_index > 0)
         self._loss, self._loss_weight = 0.0, 0.0
 
-    def opening(self, opening: Opening) -> None:
-        """Prints the facts of the run at its start."""
-        model = f"{opening.model}, {short(opening.parameters)} parameters ({opening.parameters:,})"
-        steps, each = opening.steps, opening.tokens_per_step
-        steps = f"{steps:,} of {short(each)} tokens, {short(steps * each)} tokens in all"
-        steps += f"; resuming from step {opening.first_step:,}" if opening.first_step else ""
-        facts = {"model": model, "devices": opening.devices, "attention": opening.attention, "steps": steps}
-        facts |= {"gradients": opening.gradients} if opening.gradients else {}
-        self._facts(opening.name, facts | {"directory": opening.directory})
+    def facts(self, title: str, facts: Mapping[str, str]) -> None:
+        """Prints names and values under a title, leaving out empty values."""
+        facts = {name: value for name, value in facts.items() if value}
+        width = max(map(len, facts), default=0)
+        if self._line.rich is None:
+            return self._line.print("\n".join([title, *(f"  {name:<{width}}  {facts[name]}" for name in facts)]))
+        from rich.panel import Panel
+        from rich.text import Text
+
+        body = Text("\n").join(Text.assemble((f"{name:<{width}}  ", "dim"), facts[name]) for name in facts)
+        panel = Panel(body, title=Text(title, "bold"), title_align="left", border_style="blue", expand=False)
+        self._line.rich.print(panel)
 
     def progress(self, progress: RunProgress) -> None:
         """Shows the progress of the run, if the last line is old enough or the run is at its end."""
-        if self._silent:
-            return
         if progress.loss is not None and math.isfinite(progress.loss):
             self._loss = SMOOTHING * self._loss + (1 - SMOOTHING) * progress.loss
             self._loss_weight = SMOOTHING * self._loss_weight + (1 - SMOOTHING)
@@ -100,12 +82,12 @@ class Console:
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """A line of held-out results, which stays: name and value, such as ``held_out/loss``."""
         results = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        width = len(f"{self._total:,}")
-        self._print(f"{step:>{width},}/{self._total:,}  {results}", style="bold green", mark="▸ ")
+        width, mark = len(f"{self._total:,}"), "▸ " if self._line.rich else ""
+        self._line.print(f"{mark}{step:>{width},}/{self._total:,}  {results}", "bold green")
 
     def note(self, message: str) -> None:
         """Prints a message that stays: a warning, a checkpoint restored, a step skipped."""
-        self._print(message, style="yellow" if message.startswith("WARNING") else "")
+        self._line.print(message, "yellow" if message.startswith("WARNING") else "")
 
     def summary(self, outcome: str, facts: Mapping[str, str], account: Sequence[Share] = ()) -> None:
         """The end of a run.
@@ -116,9 +98,9 @@ class Console:
           account: shares of the time, from `clock.Clock.account`.
         """
         self.close()
-        self._facts(outcome, facts)
+        self.facts(outcome, facts)
         if account:
-            self._print("where the time went\n" + account_table(list(account)))
+            self._line.print("where the time went\n" + account_table(account))
 
     def close(self) -> None:
         """Ends the live line, leaving it as last shown."""
@@ -144,28 +126,3 @@ class Console:
         )
         parts += [(rank, said(value)) for rank, value, said in shown_if_known if value is not None]
         return parts + [(7, f"{name} {value:.4g}") for name, value in progress.statistics.items()]
-
-    def _print(self, text: str, style: str = "", mark: str = "") -> None:
-        if self._silent:
-            return
-        if self._rich is None:
-            print(text, file=self._out, flush=True)
-        else:
-            from rich.text import Text
-
-            # A styled object, not a style for the call, which would also paint the live line drawn after it.
-            self._rich.print(Text(mark + text, style))
-
-    def _facts(self, title: str, facts: Mapping[str, str]) -> None:
-        if self._silent:
-            return
-        width = max(map(len, facts), default=0)
-        if self._rich is None:
-            lines = [f"  {name:<{width}}  {value}" for name, value in facts.items()]
-            return print("\n".join([title, *lines]), file=self._out, flush=True)
-        from rich.panel import Panel
-        from rich.text import Text
-
-        lines = [Text.assemble((f"{name:<{width}}  ", "dim"), value) for name, value in facts.items()]
-        body = Text("\n").join(lines)
-        self._rich.print(Panel(body, title=Text(title, "bold"), title_align="left", border_style="blue", expand=False))

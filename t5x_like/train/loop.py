@@ -104,7 +104,7 @@ class Loop:
                 self._unread = (done, metrics)
                 self.checkpoints.check()
                 if done < total:
-                    if self.checkpoints.due(done):
+                    if self.run.checkpoint.every.due(done, total):
                         self._save(state, done)
                     self._call_hooks(state, done)
             self._read()

@@ -105,8 +105,7 @@ def test_only_params_and_another_dtype(tmp_path):
 
 
 def test_keep_rules(tmp_path):
-    config = CheckpointConfig(every=10, keep_last=2, keep_every=40)
-    assert [step for step in range(0, 31) if Checkpoints(tmp_path, config).due(step)] == [10, 20, 30]
+    config = CheckpointConfig(keep_last=2, keep_every=40)
     with Checkpoints(tmp_path, config) as checkpoints:
         for step in range(10, 100, 10):
             checkpoints.save(step, {"x": jnp.int32(step)}, {})

@@ -9,7 +9,7 @@ import pytest
 
 from t5x_like.core.text import duration, short
 from t5x_like.report.clock import Clock
-from t5x_like.report.console import Console, Opening, RunProgress
+from t5x_like.report.console import Console, RunProgress
 
 
 class Time:
@@ -77,10 +77,7 @@ def test_the_loss_is_smoothed_but_one_that_is_not_finite_is_shown():
 
 def test_opening_evaluation_note_and_summary_in_a_pipe():
     console, out, time = pipe()
-    console.opening(
-        Opening("tiny", "encoder-decoder", "2 x CPU", "xla: why", 15_400_000, 16_384, 1000, "runs/tiny", first_step=40,
-                gradients="summed over data once a step; until then 59.0 MB on each device")
-    )
+    console.facts("tiny", {"model": "encoder-decoder", "gradients": "", "directory": "runs/tiny"})
     console.evaluation(100, {"held_out/loss": 3.14159})
     console.note("restored step 40")
     clock = Clock(time)
@@ -90,18 +87,15 @@ def test_opening_evaluation_note_and_summary_in_a_pipe():
         time.seconds += 2
     console.summary("complete", {"curves": "runs/tiny/curves.png"}, clock.account())
     text = out.getvalue()
-    for part in ("tiny\n", "encoder-decoder, 15.4M parameters (15,400,000)",
-                 "1,000 of 16.4k tokens, 16.4M tokens in all", "resuming from step 40",
-                 "100/1,000  held_out/loss 3.1416",
-                 "restored step 40", "complete\n", "until then 59.0 MB", "runs/tiny/curves.png",
-                 "training steps", "80.0%"):
+    for part in ("tiny\n  model      encoder-decoder\n  directory  runs/tiny\n", "100/1,000  held_out/loss 3.1416",
+                 "restored step 40", "complete\n", "runs/tiny/curves.png", "training steps", "80.0%"):
         assert part in text, part
     assert "\x1b" not in text and "\r" not in text
 
 
 def test_other_processes_are_silent():
     console, out, _ = pipe(process_index=1, live=True)
-    console.opening(Opening("tiny", "m", "d", "a", 1, 1, 1, "r"))
+    console.facts("tiny", {"model": "m"})
     console.progress(FULL)
     console.evaluation(1, {"held_out/loss": 1.0})
     console.summary("complete", {"a": "b"})
