@@ -108,32 +108,29 @@ def _draw(runs: dict[str, list[dict[str, Any]]], picture: Path) -> Path:
     further = _further(runs)
     figure = new_figure(next(iter(runs)) if single else "  ·  ".join(runs), 8.2 if further else 6.4)
     grid = figure.add_gridspec(3 if further else 2, 6, height_ratios=(2.2, 1, 1)[: 3 if further else 2])
-    loss, rate, speed = (figure.add_subplot(grid[at]) for at in ((0, slice(None)), (1, slice(3)), (1, slice(3, 6))))
-    width = 6 // max(1, len(further))
-    panels = {last: figure.add_subplot(grid[2, i * width : (i + 1) * width]) for i, last in enumerate(further)}
+    loss, width = figure.add_subplot(grid[0, :]), 6 // max(1, len(further))
+    panels = {"learning_rate": grid[1, :3], "tokens_per_second": grid[1, 3:]}
+    panels |= {last: grid[2, i * width : (i + 1) * width] for i, last in enumerate(further)}
+    axes_of = {last: figure.add_subplot(place) for last, place in panels.items()}
     for index, (run, rows) in enumerate(runs.items()):
         colour = COLOURS[index % len(COLOURS)]
-        _draw_loss(loss, "" if single else f"{run}  ", rows, colour, HELD_OUT if single else colour)
-        for axes, last in ((rate, "learning_rate"), (speed, "tokens_per_second")):
-            for steps, values in _points(rows, last).values():
-                axes.plot(steps, values, color=colour, linewidth=1.6)
-        for last, axes in panels.items():
+        held_out_colour = HELD_OUT if single else colour
+        _draw_loss(loss, "" if single else f"{run}  ", rows, colour, held_out_colour)
+        for last, axes in axes_of.items():
             for name, (steps, values) in _points(rows, last).items():
                 if name.startswith("train/"):
-                    axes.plot(steps, smooth(values, SMOOTHED_OVER * len(values)), color=colour, linewidth=1.6)
+                    drawn = values if last in DRAWN else smooth(values, SMOOTHED_OVER * len(values))
+                    axes.plot(steps, drawn, color=colour, linewidth=1.6)
                 else:
-                    axes.plot(steps, values, color=HELD_OUT if single else colour, marker="o", linestyle="--")
-            frame(axes, last.replace("_", " "))
-            axes.set_xlabel("step", color=INK)
+                    axes.plot(steps, values, color=held_out_colour, marker="o", linestyle="--")
+    for last, axes in axes_of.items():
+        frame(axes, last.replace("_", " "))
+        axes.set_xlabel("step", color=INK)
+        if last in DRAWN:
+            axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
     frame(loss, "loss")
     loss.margins(x=0.05)  # room for the last held-out value
-    frame(rate, "learning rate")
-    frame(speed, "tokens per second")
-    for axes in (rate, speed):
-        axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
-        axes.set_xlabel("step", color=INK)
-    speed.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
-    rate.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     if loss.get_legend_handles_labels()[0]:
         loss.legend(frameon=False, labelcolor=INK)
     return save_figure(figure, picture)
