@@ -6,7 +6,18 @@
 Bytes instead of pieces; three encoder layers for each decoder layer, and long masked spans, as in ByT5.
 """
 
-from t5x_like.config import Adafactor, Bytes, DataConfig, Every, Run, Schedule, SpanCorruption, TrainConfig, byt5, recipe
+from t5x_like.config import (
+    Adafactor,
+    Bytes,
+    DataConfig,
+    Every,
+    Run,
+    Schedule,
+    SpanCorruption,
+    TrainConfig,
+    byt5,
+    recipe,
+)
 
 
 def run() -> Run:

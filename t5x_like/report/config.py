@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from t5x_like.core.config import Config
-from t5x_like.core.errors import refuse
 from t5x_like.core.every import Every
+from t5x_like.core.ranges import PositiveInt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,19 +21,12 @@ class ReportConfig(Config, where="report"):
       sample: times at which the model writes a sample, where text is held out.
       profile: times after which ``jax.profiler`` traces steps into the folder ``profile`` of the run.
       profile_steps: number of steps in each trace.
-
-    Raises:
-      UserError: ``every`` or ``profile_steps`` below 1.
     """
 
-    every: int = 10
+    every: PositiveInt = 10
     tensorboard: bool = True
     wandb: str = ""
     plots: bool = True
     sample: Every = Every()
     profile: Every = Every(end=False)
-    profile_steps: int = 3
-
-    def __post_init__(self):
-        for name in ("every", "profile_steps"):
-            refuse(getattr(self, name) < 1, f"report.{name}", f"{getattr(self, name)}", "1 or more")
+    profile_steps: PositiveInt = 3

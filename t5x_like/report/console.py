@@ -7,7 +7,6 @@ anything was measured.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,24 +18,6 @@ from t5x_like.report.live import LiveLine
 
 SMOOTHING = 0.8  # share of the past in the smoothed loss, per call of `progress`
 _STYLES = {0: "bold", 1: "cyan", 2: "magenta", 3: "", 4: "cyan", 5: "dim", 6: "dim"}  # by importance
-
-
-@dataclasses.dataclass(frozen=True)
-class RunProgress:
-    """Progress of training. None: not known (yet). ``statistics`` are further values by name.
-
-    ``utilization`` is a fraction of the hardware's peak, named by ``utilization_of``: ``MFU`` or ``roofline``.
-    """
-
-    step: int
-    loss: float | None = None
-    tokens_per_second: float | None = None
-    utilization: float | None = None
-    utilization_of: str = "MFU"
-    learning_rate: float | None = None
-    seconds_left: float | None = None
-    checkpoint_step: int | None = None
-    statistics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Console:
@@ -71,19 +52,44 @@ class Console:
         panel = Panel(body, title=Text(title, "bold"), title_align="left", border_style="blue", expand=False)
         self._line.rich.print(panel)
 
-    def progress(self, progress: RunProgress) -> None:
-        """Shows the progress of the run, if the last line is old enough or the run is at its end."""
-        if progress.loss is not None and math.isfinite(progress.loss):
-            self._loss = SMOOTHING * self._loss + (1 - SMOOTHING) * progress.loss
+    def progress(
+        self, step: int, loss: float | None = None, tokens_per_second: float | None = None,
+        utilization: float | None = None, utilization_of: str = "MFU", learning_rate: float | None = None,
+        seconds_left: float | None = None, checkpoint_step: int | None = None,
+        statistics: Mapping[str, float] | None = None,
+    ):  # fmt: skip
+        """Shows the progress of training, if the last line is old enough or the run is at its end.
+
+        Args: None is a value that is not known (yet).
+          utilization: fraction of the hardware's peak, named by ``utilization_of``: ``MFU`` or ``roofline``.
+          statistics: further values by name.
+        """
+        finite = loss is not None and math.isfinite(loss)
+        if finite:
+            self._loss = SMOOTHING * self._loss + (1 - SMOOTHING) * loss
             self._loss_weight = SMOOTHING * self._loss_weight + (1 - SMOOTHING)
-        if self._line.is_due() or progress.step >= self._total:
-            self._line.show(self._parts(progress), progress.step, max(1, self._total), _STYLES)
+        if not self._line.is_due() and step < self._total:
+            return
+        # A loss that is not finite must be seen, not smoothed away.
+        shown = self._loss / self._loss_weight if finite else loss
+        known = (  # (importance, value, how it is shown): a narrow terminal leaves the highest out
+            (0, step, self._of_all),
+            (3, step, lambda step: f"{math.floor(100 * step / self._total):>3}%"),
+            (0, shown, lambda loss: f"loss {loss:<6.4g}" if abs(loss) >= 1000 else f"loss {loss:.3f}"),
+            (1, tokens_per_second, lambda speed: f"{short(speed):>5} tokens/s"),
+            (4, utilization, lambda share: f"{utilization_of} {share:.0%}"),
+            (6, learning_rate, lambda rate: f"lr {rate:.2e}"),
+            (2, seconds_left if step < self._total else None, lambda seconds: f"{duration(seconds):>6} left"),
+            (5, checkpoint_step, lambda step: f"saved {step:,}"),
+            *((7, value, lambda value, name=name: f"{name} {value:.4g}") for name, value in (statistics or {}).items()),
+        )
+        parts = [(importance, said(value)) for importance, value, said in known if value is not None]
+        self._line.show(parts, step, self._total, _STYLES)
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """A line of held-out results, which stays: name and value, such as ``held_out/loss``."""
         results = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        width, mark = len(f"{self._total:,}"), "▸ " if self._line.rich else ""
-        self._line.print(f"{mark}{step:>{width},}/{self._total:,}  {results}", "bold green")
+        self._line.print(f"{'▸ ' if self._line.rich else ''}{self._of_all(step)}  {results}", "bold green")
 
     def note(self, message: str) -> None:
         """Prints a message that stays: a warning, a checkpoint restored, a step skipped."""
@@ -106,23 +112,6 @@ class Console:
         """Ends the live line, leaving it as last shown."""
         self._line.close()
 
-    # Within
-
-    def _parts(self, progress: RunProgress) -> list[tuple[int, str]]:
-        """(importance, text) in the order shown; a narrow terminal leaves the least important (highest) out."""
-        width = len(f"{self._total:,}")
-        share = progress.step / self._total if self._total else 1.0
-        parts = [(0, f"{progress.step:>{width},}/{self._total:,}"), (3, f"{math.floor(share * 100):>3}%")]
-        if progress.loss is not None:
-            # A loss that is not finite must be seen, not smoothed away.
-            shown = self._loss / self._loss_weight if math.isfinite(progress.loss) else progress.loss
-            parts.append((0, f"loss {shown:<6.4g}" if abs(shown) >= 1000 else f"loss {shown:.3f}"))
-        shown_if_known = (
-            (1, progress.tokens_per_second, lambda speed: f"{short(speed):>5} tokens/s"),
-            (4, progress.utilization, lambda share: f"{progress.utilization_of} {share:.0%}"),
-            (6, progress.learning_rate, lambda rate: f"lr {rate:.2e}"),
-            (2, progress.seconds_left if share < 1 else None, lambda seconds: f"{duration(seconds):>6} left"),
-            (5, progress.checkpoint_step, lambda step: f"saved {step:,}"),
-        )
-        parts += [(rank, said(value)) for rank, value, said in shown_if_known if value is not None]
-        return parts + [(7, f"{name} {value:.4g}") for name, value in progress.statistics.items()]
+    def _of_all(self, step: int) -> str:
+        total = f"{self._total:,}"
+        return f"{step:>{len(total)},}/{total}"

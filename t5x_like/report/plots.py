@@ -7,13 +7,12 @@ Names say what a value is: ``train/loss``; any other ``.../loss`` is held out; a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t5x_like.core.errors import UserError
-from t5x_like.report.metrics import read_metrics
+from t5x_like.report.metrics import curves, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +27,7 @@ DRAWN = ("loss", "learning_rate", "tokens_per_second")
 LEFT_OUT = ("nll", "z_loss", "perplexity", "targets", "gradient_norm", "utilization")
 PANELS = 3  # at most, of further statistics
 SMOOTHED_OVER = 0.03  # of the points: how far one smoothed value reaches
-Points = tuple[list[float], list[float]]
+Points = tuple[list[int], list[float]]
 
 
 def plot_curves(run_dir: str | Path) -> Path | None:
@@ -73,15 +72,9 @@ def smooth(values: Sequence[float], reach: float) -> list[float]:
 
 
 def _points(rows: list[dict[str, Any]], last: str) -> dict[str, Points]:
-    """Name to (steps, values) of every metric whose last part is ``last``, finite values only."""
-    found: dict[str, Points] = {}
-    for row in rows:
-        for name, value in row.items():
-            if name.rsplit("/", 1)[-1] == last and isinstance(value, int | float) and math.isfinite(value):
-                steps, values = found.setdefault(name, ([], []))
-                steps.append(row["step"])
-                values.append(value)
-    return found
+    """Name to (steps, values) of every metric whose last part is ``last``."""
+    found = {name: curve for name, curve in curves(rows).items() if name.rsplit("/", 1)[-1] == last}
+    return {name: ([*curve], [*curve.values()]) for name, curve in found.items()}
 
 
 def new_figure(title: str, height: float) -> Figure:
@@ -124,8 +117,7 @@ def _draw(runs: dict[str, list[dict[str, Any]]], picture: Path) -> Path:
                 else:
                     axes.plot(steps, values, color=held_out_colour, marker="o", linestyle="--")
     for last, axes in axes_of.items():
-        frame(axes, last.replace("_", " "))
-        axes.set_xlabel("step", color=INK)
+        frame(axes, last.replace("_", " "), "step")
         if last in DRAWN:
             axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
             axes.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
@@ -166,9 +158,11 @@ def _draw_loss(axes: Axes, prefix: str, rows: list[dict[str, Any]], colour: str,
         axes.set_ylim(low, high)
 
 
-def frame(axes: Axes, title: str) -> None:
-    """Title, grid and colours that all pictures share."""
+def frame(axes: Axes, title: str, x: str = "", y: str = "") -> None:
+    """Title, names of the axes, grid and colours that all pictures share."""
     axes.set_title(title, loc="left", color=INK, fontsize=10)
+    axes.set_xlabel(x, color=INK, fontsize=9)
+    axes.set_ylabel(y, color=INK, fontsize=9)
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, labelsize=8.5)

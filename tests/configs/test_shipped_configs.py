@@ -11,6 +11,7 @@ import pytest
 from tiny_runs import ROOT, losses, saved_steps, shrink
 
 from t5x_like.core.config import flatten, from_json, to_json
+from t5x_like.core.every import Every
 from t5x_like.core.loading import load_run
 from t5x_like.models.counts import parameter_count, train_flops
 from t5x_like.train.config import Run
