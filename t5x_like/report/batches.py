@@ -196,5 +196,5 @@ def _draw_steps(axes: Axes, bins: np.ndarray, share: np.ndarray, colour: str, la
     axes.stairs(share, bins, color=colour, linewidth=1.4, label=label)
 
 
-def _percent(share: float, _: int) -> str:
+def _percent(share: float, _: float) -> str:
     return f"{100 * share:.3g}%"

@@ -99,8 +99,9 @@ class Clock:
     def account(self) -> list[Share]:
         """Where the time went, longest first; the shares add up to 1."""
         self._settle()
-        spent = sorted(((seconds, activity) for activity, seconds in self._seconds.items() if seconds), reverse=True)
-        return [Share(activity, seconds, seconds / sum(self._seconds.values())) for seconds, activity in spent]
+        total = sum(self._seconds.values())
+        shares = [Share(activity, seconds, seconds / total) for activity, seconds in self._seconds.items() if seconds]
+        return sorted(shares, key=lambda share: share.seconds, reverse=True)
 
     def _total(self, activities: tuple[Activity, ...]) -> float:
         return sum(self._seconds[activity] for activity in activities)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from t5x_like.core.text import duration, short
 from t5x_like.report.clock import Share, account_table
@@ -64,18 +64,16 @@ class Console:
           utilization: fraction of the hardware's peak, named by ``utilization_of``: ``MFU`` or ``roofline``.
           statistics: further values by name.
         """
-        finite = loss is not None and math.isfinite(loss)
-        if finite:
+        if loss is not None and math.isfinite(loss):  # else it must be seen, not smoothed away
             self._loss = SMOOTHING * self._loss + (1 - SMOOTHING) * loss
             self._loss_weight = SMOOTHING * self._loss_weight + (1 - SMOOTHING)
+            loss = self._loss / self._loss_weight
         if not self._line.is_due() and step < self._total:
             return
-        # A loss that is not finite must be seen, not smoothed away.
-        shown = self._loss / self._loss_weight if finite else loss
-        known = (  # (importance, value, how it is shown): a narrow terminal leaves the highest out
+        known: Any = (  # (importance, value, how it is shown): a narrow terminal leaves the highest out
             (0, step, self._of_all),
             (3, step, lambda step: f"{math.floor(100 * step / self._total):>3}%"),
-            (0, shown, lambda loss: f"loss {loss:<6.4g}" if abs(loss) >= 1000 else f"loss {loss:.3f}"),
+            (0, loss, lambda loss: f"loss {loss:<6.4g}" if abs(loss) >= 1000 else f"loss {loss:.3f}"),
             (1, tokens_per_second, lambda speed: f"{short(speed):>5} tokens/s"),
             (4, utilization, lambda share: f"{utilization_of} {share:.0%}"),
             (6, learning_rate, lambda rate: f"lr {rate:.2e}"),

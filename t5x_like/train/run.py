@@ -119,7 +119,7 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         console.facts(run.name, _opening(run, setup, placement, first, directory))
         clock.start()
         try:
-            state, done = loop(state, first, feed)
+            state, done = loop(state, first, iter(feed))
         finally:
             console.close()
             for hook in hooks:
