@@ -37,7 +37,7 @@ def run_cell(folder: Path, name: str, rate: float, seed: int, steps: int, every:
     curve = held_out(directory)
     if not curve or curve[-1][0] < steps:
         assignments = [*OPTIMIZERS[name][0], f"optimizer.learning_rate={rate}", *SCHEDULE, f"train.seed={seed}",
-                       f"train.steps={steps}", f"train.evaluate_every={every}", "checkpoint.keep_last=1",
+                       f"train.steps={steps}", f"train.evaluate_every.steps={every}", "checkpoint.keep_last=1",
                        "report.tensorboard=false", "report.plots=false"]  # fmt: skip
         command = [sys.executable, "-m", "t5x_like", "train", str(ROOT / "configs" / "t5_sotu.py"), *assignments]
         done = subprocess.run([*command, "--directory", str(directory)], cwd=ROOT, capture_output=True, text=True)

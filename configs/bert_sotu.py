@@ -7,6 +7,7 @@ from t5x_like.config import (
     AdamW,
     DataConfig,
     Dropout,
+    Every,
     Learned,
     MaskedLM,
     Run,
@@ -39,5 +40,7 @@ def run() -> Run:
         optimizer=AdamW(
             learning_rate=1e-3, weight_decay=0.01, clip_norm=1.0, schedule=Schedule("linear", warmup=100)
         ),
-        train=TrainConfig(steps=steps, batch_size=16, z_loss=0.0, evaluate_every=steps // 4, evaluate_batches=40),
+        train=TrainConfig(
+            steps=steps, batch_size=16, z_loss=0.0, evaluate_every=Every(share=0.25), evaluate_batches=40
+        ),
     )

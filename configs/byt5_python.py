@@ -6,7 +6,18 @@
 Bytes instead of pieces; three encoder layers for each decoder layer, and long masked spans, as in ByT5.
 """
 
-from t5x_like.config import Adafactor, Bytes, DataConfig, Run, Schedule, SpanCorruption, TrainConfig, byt5, recipe
+from t5x_like.config import (
+    Adafactor,
+    Bytes,
+    DataConfig,
+    Every,
+    Run,
+    Schedule,
+    SpanCorruption,
+    TrainConfig,
+    byt5,
+    recipe,
+)
 
 
 def run() -> Run:
@@ -19,5 +30,5 @@ def run() -> Run:
         objective=SpanCorruption(mean_span_length=20.0),
         data=DataConfig(recipe("../data/python_source.py", tokenizer=Bytes()), input_length=256),
         optimizer=Adafactor(learning_rate=0.02, schedule=Schedule("rsqrt", warmup=100, hold=400)),
-        train=TrainConfig(steps=steps, batch_size=16, evaluate_every=steps // 4, evaluate_batches=40),
+        train=TrainConfig(steps=steps, batch_size=16, evaluate_every=Every(share=0.25), evaluate_batches=40),
     )

@@ -5,7 +5,7 @@
 The same blocks as ``gpt_sotu``, with ALiBi instead of rotary positions; the loss is on what follows the prefix.
 """
 
-from t5x_like.config import AdamW, Alibi, DataConfig, PrefixLM, Run, Schedule, TrainConfig, llama, recipe
+from t5x_like.config import AdamW, Alibi, DataConfig, Every, PrefixLM, Run, Schedule, TrainConfig, llama, recipe
 
 
 def run() -> Run:
@@ -28,5 +28,5 @@ def run() -> Run:
         optimizer=AdamW(
             learning_rate=4e-3, weight_decay=0.05, clip_norm=1.0, schedule=Schedule("cosine", warmup=100, end=0.1)
         ),
-        train=TrainConfig(steps=steps, batch_size=16, evaluate_every=steps // 4, evaluate_batches=40),
+        train=TrainConfig(steps=steps, batch_size=16, evaluate_every=Every(share=0.25), evaluate_batches=40),
     )

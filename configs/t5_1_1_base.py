@@ -11,6 +11,7 @@ from t5x_like.config import (
     Adafactor,
     CheckpointConfig,
     DataConfig,
+    Every,
     MeshConfig,
     ReportConfig,
     Run,
@@ -28,8 +29,8 @@ def run() -> Run:
         objective=SpanCorruption(),
         data=DataConfig(recipe("../data/own_text.py"), input_length=512),
         optimizer=Adafactor(),
-        train=TrainConfig(steps=1_000_000, batch_size=2048, evaluate_every=10_000, evaluate_batches=50),
+        train=TrainConfig(steps=1_000_000, batch_size=2048, evaluate_every=Every(steps=10_000), evaluate_batches=50),
         mesh=MeshConfig(data=1, fsdp=-1),
-        checkpoint=CheckpointConfig(every=5_000, keep_every=100_000),
+        checkpoint=CheckpointConfig(every=Every(steps=5_000), keep_every=100_000),
         report=ReportConfig(every=100),
     )

@@ -11,6 +11,7 @@ from t5x_like.config import (
     Adafactor,
     CheckpointConfig,
     DataConfig,
+    Every,
     Run,
     Schedule,
     SpanCorruption,
@@ -37,6 +38,6 @@ def run() -> Run:
         objective=SpanCorruption(),
         data=DataConfig(recipe("../data/sotu.py", vocab_size=4096), input_length=128),
         optimizer=Adafactor(learning_rate=0.05, clip_norm=1.0, schedule=Schedule("cosine", warmup=30, end=0.1)),
-        train=TrainConfig(steps=steps, batch_size=16, evaluate_every=220, evaluate_batches=0),
-        checkpoint=CheckpointConfig(every=200),
+        train=TrainConfig(steps=steps, batch_size=16, evaluate_every=Every(share=0.2), evaluate_batches=0),
+        checkpoint=CheckpointConfig(every=Every(steps=200)),
     )

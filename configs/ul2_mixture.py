@@ -10,7 +10,18 @@ Held-out loss per target token over all denoisers at the end: 4.55 nats (5.53 af
 Measured 2026-11-22 with jax 0.10.2.
 """
 
-from t5x_like.config import UL2, Adafactor, CheckpointConfig, DataConfig, Run, Schedule, TrainConfig, recipe, t5_1_1
+from t5x_like.config import (
+    UL2,
+    Adafactor,
+    CheckpointConfig,
+    DataConfig,
+    Every,
+    Run,
+    Schedule,
+    TrainConfig,
+    recipe,
+    t5_1_1,
+)
 
 
 def run() -> Run:
@@ -24,6 +35,6 @@ def run() -> Run:
         objective=UL2(),
         data=DataConfig(recipe("../data/sotu_and_python.py"), input_length=128),
         optimizer=Adafactor(learning_rate=0.05, clip_norm=1.0, schedule=Schedule("cosine", warmup=30, end=0.1)),
-        train=TrainConfig(steps=steps, batch_size=16, evaluate_every=steps // 5, evaluate_batches=40),
-        checkpoint=CheckpointConfig(every=steps // 5),
+        train=TrainConfig(steps=steps, batch_size=16, evaluate_every=Every(share=0.2), evaluate_batches=40),
+        checkpoint=CheckpointConfig(every=Every(share=0.2)),
     )  # fmt: skip

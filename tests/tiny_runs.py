@@ -28,6 +28,7 @@ from t5x_like.arrays.trees import flatten, unflatten
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.checkpoint.config import CheckpointConfig
 from t5x_like.core.config import override, to_json
+from t5x_like.core.every import Every
 from t5x_like.input_pipeline.config import Bytes, Corpus, DataConfig, Mixture, SentencePiece, TextFiles
 from t5x_like.layers.positions import Learned
 from t5x_like.models import families
@@ -80,8 +81,8 @@ def tiny_run(kind: str = "llama", *assignments: str) -> Run:
         objective=OBJECTIVES[kind],
         data=DataConfig(corpus, input_length=32, cache=str(scratch() / "cache")),
         optimizer=AdamW(learning_rate=3e-3, clip_norm=1.0),
-        train=TrainConfig(steps=8, batch_size=8, evaluate_every=0),
-        checkpoint=CheckpointConfig(every=0, keep_last=0),
+        train=TrainConfig(steps=8, batch_size=8, evaluate_every=Every()),
+        checkpoint=CheckpointConfig(every=Every(), keep_last=0),
         report=ReportConfig(every=1, tensorboard=False, plots=False),
     )
     return override(run, assignments)

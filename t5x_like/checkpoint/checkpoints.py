@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     Args:
       directory: folder of the checkpoints, shared by all processes; made if absent, unless ``read_only``.
-      config: when to save, what to keep.
+      config: what to keep.
       read_only: whether nothing in the folder may be written or deleted, as in evaluation and generation.
       say: function of a warning; by default to standard error, from process 0 only.
 
@@ -65,7 +65,6 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._say: Callable[[str], None] = say if jax.process_index() == 0 else lambda message: None
         self._pending: tuple[int, Any] | None = None  # the step being saved and Orbax's future
         self._own: set[int] = set()  # steps saved or restored here: this run's past
-        self.blocked_seconds = 0.0  # seconds that the last save blocked its caller
         if read_only:
             got = f"there is no folder {self._directory}"
             refuse(not self._directory.is_dir(), "checkpoints", got, "the folder of a trained run")
@@ -87,15 +86,11 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     # Saving
 
-    def due(self, step: int) -> bool:
-        """Whether the config asks for a checkpoint after ``step`` updates."""
-        return bool(self._config.every) and step > 0 and step % self._config.every == 0
-
     def save(self, step: int, state: Tree, metadata: Mapping[str, Any]) -> bool:
         """Starts to save; the caller may change or donate the arrays as soon as this returns.
 
         Waits for the device to have computed ``state``, for the copy to host memory, and for the previous save if that
-        is still being written: `blocked_seconds` in all. The rest happens in the background: call `check` regularly.
+        is still being written. The rest happens in the background: call `check` regularly.
 
         Checkpoints of this or later steps that are not of this run's past (it was restored from an earlier one) are set
         aside under another name, not deleted.
@@ -113,7 +108,6 @@ class Checkpoints(contextlib.AbstractContextManager):
         """
         if self._read_only:
             raise ValueError("these checkpoints were opened read_only")
-        began = time.perf_counter()
         if step in self._own:
             return False
         arrays = flatten(state)
@@ -126,7 +120,6 @@ class Checkpoints(contextlib.AbstractContextManager):
         block: dict[str, Any] = {BLOCK: {**body, "crc": _crc(body)}}
         self._pending = step, self._checkpointer.save_async(step, state, force=True, custom_metadata=block)
         self._own.add(step)
-        self.blocked_seconds = time.perf_counter() - began
         return True
 
     def check(self) -> None:
@@ -149,11 +142,11 @@ class Checkpoints(contextlib.AbstractContextManager):
         (step, response), self._pending = self._pending, None
         try:
             response.result()
-        except Exception as error:
+        except Exception as error:  # of Orbax, TensorStore or the file system: there is no list of them
             self._own.discard(step)
             self._remove_temporary(step)
             # Orbax raises the same error again at each call; a new one starts afresh.
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # the error that is told below, once more
                 self._checkpointer.close()
             self._checkpointer = self._open()
             got = f"step {step} could not be written to {self._directory}: {_reason(error)}"
@@ -171,10 +164,6 @@ class Checkpoints(contextlib.AbstractContextManager):
         self.close()
 
     # Reading
-
-    @property
-    def directory(self) -> Path:
-        return self._directory
 
     def steps(self) -> list[int]:
         """The steps with a committed checkpoint, ascending; one being saved is not among them until it is done."""
@@ -217,9 +206,8 @@ class Checkpoints(contextlib.AbstractContextManager):
             every name that is missing, superfluous or of another shape.
         """
         self.wait()
-        candidates = [self._existing(step)] if step is not None else sorted(self.steps(), reverse=True)
-        got = f"there is none in {self._directory}"
-        refuse(not candidates, "checkpoints", got, "the folder of a trained run")
+        latest = self._existing(step)
+        candidates = [latest] if step is not None else sorted(self.steps(), reverse=True)
         problems: list[str] = []
         for candidate in candidates:
             try:
@@ -261,13 +249,8 @@ class Checkpoints(contextlib.AbstractContextManager):
     def _load(self, step: int, as_saved: Tree) -> Tree:
         context = ocp.Context()
         context.pytree.loading.partial_load = True  # `compare` has refused superfluous arrays already
-        try:
-            with context:
-                return ocp.load(str(self._directory / str(step)), as_saved)
-        except (jax.errors.JaxRuntimeError, MemoryError):
-            raise  # out of memory, for one, is no fault of the checkpoint
-        except Exception as error:
-            raise Damaged(f"cannot be read: {_reason(error)}") from error
+        with _reading(), context:
+            return ocp.load(str(self._directory / str(step)), as_saved)
 
     def _existing_block(self, step: int | None) -> dict[str, Any]:
         step = self._existing(step)
@@ -278,41 +261,37 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def _read_block(self, step: int) -> dict[str, Any]:
         """Our metadata of a step, verified; Damaged if it cannot be read."""
-        try:
+        with _reading("its metadata "):
             custom: Any = self._checkpointer.metadata(step).custom_metadata
             if BLOCK not in (custom or {}):
                 raise Damaged("was not written by t5x_like")
             block: dict[str, Any] = dict(custom[BLOCK])
             if block.pop("crc") != _crc(block):
                 raise Damaged("its metadata is not what was saved")
-            return block
-        except Damaged:
-            raise
-        except Exception as error:
-            raise Damaged(f"its metadata cannot be read: {_reason(error)}") from error
+        return block
 
     def _agree(self, read: Callable[[], Any]) -> Any:
         """``read()``, unless it finds damage in any process: then all of them see it and try the same earlier step."""
-        if jax.process_count() == 1:
-            return read()
-        result, damage = None, None
         try:
-            result = read()
+            found = read()
         except Damaged as error:
-            damage = error
-        fine = multihost_utils.process_allgather(np.asarray(damage is None))
-        if damage is None and not np.all(fine):
-            damage = Damaged(f"cannot be read by process {int(np.argmin(fine))}")
-        if damage is not None:
-            raise damage
-        return result
+            found = error
+        if jax.process_count() > 1:
+            fine = multihost_utils.process_allgather(np.asarray(not isinstance(found, Damaged)))
+            if not isinstance(found, Damaged) and not np.all(fine):
+                found = Damaged(f"cannot be read by process {int(np.argmin(fine))}")
+        if isinstance(found, Damaged):
+            raise found
+        return found
 
     def _existing(self, step: int | None) -> int:
+        """``step``, or the latest for None. Raises UserError where there is none."""
         steps, wanted = self.steps(), "" if step is None else f" of step {step}"
-        if step in steps or (step is None and steps):
-            return max(steps) if step is None else step
-        allowed = ", ".join(f"step {s}" for s in steps)
-        raise UserError("checkpoints", f"there is none{wanted} in {self._directory}", allowed)
+        found = max(steps, default=None) if step is None else step
+        if found not in steps:
+            allowed = ", ".join(f"step {s}" for s in steps)
+            raise UserError("checkpoints", f"there is none{wanted} in {self._directory}", allowed)
+        return found
 
     def _set_aside(self, steps: list[int], why: str) -> None:
         if not steps:
@@ -332,6 +311,17 @@ class Checkpoints(contextlib.AbstractContextManager):
         if jax.process_index() == 0:
             for folder in self._directory.glob(f"{step}{TEMPORARY}*"):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _reading(what: str = "") -> Iterator[None]:
+    """Whatever Orbax, TensorStore or the file system raise inside is ``Damaged``; there is no list of their errors."""
+    try:
+        yield
+    except (Damaged, jax.errors.JaxRuntimeError, MemoryError):
+        raise  # out of memory, for one, is no fault of the checkpoint
+    except Exception as error:
+        raise Damaged(f"{what}cannot be read: {_reason(error)}") from error
 
 
 def _crc(body: Mapping[str, Any]) -> int:

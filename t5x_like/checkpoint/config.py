@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from t5x_like.core.config import Config
-from t5x_like.core.errors import refuse
+from t5x_like.core.every import Every
+from t5x_like.core.ranges import NonNegativeInt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,18 +14,11 @@ class CheckpointConfig(Config, where="checkpoint"):
     """When to save and what to keep.
 
     Args:
-      every: steps between two saves; 0 saves only at the end of the run.
+      every: times of the saves; the end of the run always is one.
       keep_last: number of latest checkpoints kept on disk; 0 keeps all.
       keep_every: steps between two checkpoints that are kept for good; 0 is none.
-
-    Raises:
-      UserError: a negative number.
     """
 
-    every: int = 1000
-    keep_last: int = 3
-    keep_every: int = 0
-
-    def __post_init__(self):
-        for name, value in vars(self).items():
-            refuse(value < 0, f"checkpoint.{name}", f"{value}", "0 or more")
+    every: Every = Every(steps=1000)
+    keep_last: NonNegativeInt = 3
+    keep_every: NonNegativeInt = 0

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from t5x_like.core.errors import require
-from t5x_like.evaluate.task import Evaluation, Opened, Values
+from t5x_like.core.ranges import NonNegativeInt
+from t5x_like.evaluate.task import Evaluation, Values
 
 if TYPE_CHECKING:
     import jax
 
     from t5x_like.models.transformer import Batch
+    from t5x_like.train.opened import OpenedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +26,11 @@ class HeldOut(Evaluation):
     """
 
     name: str = "held_out"
-    batches: int | None = None
+    batches: NonNegativeInt | None = None
 
     needs_held_out: ClassVar[bool] = True
 
-    def __post_init__(self):
-        require((self.batches or 0) >= 0, "evaluations.batches", self.batches, "0 (all) or more")
-
-    def run(self, opened: Opened) -> Values | None:
+    def run(self, opened: OpenedRun) -> Values | None:
         """As ``means``."""
         limit = opened.run.train.evaluate_batches if self.batches is None else self.batches
         return means(opened.sums, opened.held_out(limit), opened.stop)

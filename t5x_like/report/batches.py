@@ -165,8 +165,8 @@ def _draw_lengths(axes: Axes, lengths: Sequence[Lengths], row_tokens: list[int])
         _draw_steps(axes, bins, share, COLOURS[number % len(COLOURS)], label)
     if wide:
         axes.set_xscale("log")
-    frame(axes, "document lengths")
-    _label(axes, "tokens in a document", "share of the documents")
+    frame(axes, "document lengths", "tokens in a document", "share of the documents")
+    axes.yaxis.set_major_formatter(_percent)
     axes.xaxis.set_major_formatter(lambda value, _: short(value))
     low, high = axes.get_xlim()
     left, right = min(low, row_tokens[0] / 1.3), max(high, row_tokens[-1] * 1.3)
@@ -184,9 +184,10 @@ def _draw_lengths(axes: Axes, lengths: Sequence[Lengths], row_tokens: list[int])
 def _draw_fill(axes: Axes, side: str, shares: np.ndarray, last: bool) -> None:
     bins = np.linspace(0, 1, 41)
     _draw_steps(axes, bins, np.histogram(shares, bins)[0] / len(shares), COLOURS[2], "")
-    frame(axes, f"{side}: {len(shares):,} rows, {float(np.mean(shares)):.1%} full")
-    _label(axes, "share of a row's slots" if last else "", "share of the rows")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    title = f"{side}: {len(shares):,} rows, {float(np.mean(shares)):.1%} full"
+    frame(axes, title, "share of a row's slots" if last else "", "share of the rows")
+    axes.xaxis.set_major_formatter(_percent)
+    axes.yaxis.set_major_formatter(_percent)
     axes.set_ylim(0, min(1.04, axes.get_ylim()[1]))
 
 
@@ -195,7 +196,5 @@ def _draw_steps(axes: Axes, bins: np.ndarray, share: np.ndarray, colour: str, la
     axes.stairs(share, bins, color=colour, linewidth=1.4, label=label)
 
 
-def _label(axes: Axes, x: str, y: str) -> None:
-    axes.set_xlabel(x, color=INK, fontsize=9)
-    axes.set_ylabel(y, color=INK, fontsize=9)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+def _percent(share: float, _: float) -> str:
+    return f"{100 * share:.3g}%"

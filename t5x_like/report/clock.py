@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from t5x_like.core.text import table
@@ -32,12 +32,6 @@ class Share(NamedTuple):
     share: float
 
 
-class _Mark(NamedTuple):
-    running: float
-    steps: int
-    tokens: float
-
-
 class Clock:
     """Starts at once, in ``setup``, until `start` is called.
 
@@ -50,9 +44,8 @@ class Clock:
         self._now = now
         self._stack: list[Activity] = ["setup"]
         self._since = now()
-        self._began = self._since
         self._seconds: dict[Activity, float] = dict.fromkeys(MEANING, 0.0)
-        self._marks: collections.deque[_Mark] = collections.deque(maxlen=window + 1)
+        self._marks: collections.deque[tuple[float, int]] = collections.deque(maxlen=window + 1)  # seconds, steps
         self._baseline: tuple[float, float] | None = None  # running and paused seconds at the first step told
         self._paused_at = 0.0  # running seconds at the end of the last pause
 
@@ -74,28 +67,24 @@ class Clock:
             if activity in PAUSES:
                 self._paused_at = self._total(RUNNING)
 
-    def stepped(self, steps: int = 1, tokens: float = 0.0) -> None:
-        """Counts ``steps`` more steps, of ``tokens`` tokens in all, as done (their results read, not only dispatched).
+    def stepped(self, steps: int = 1) -> None:
+        """Counts ``steps`` more steps as done (their results read, not only dispatched).
 
         The first call only marks the start of the measurement: earlier steps include compilation and do not count in
         the speed.
         """
         self._settle()
-        last = self._marks[-1] if self._marks else None
         running = self._total(RUNNING)
         if self._baseline is None:
             self._baseline = running, self._total(PAUSES)
-        self._marks.append(_Mark(running, (last.steps if last else 0) + steps, (last.tokens if last else 0.0) + tokens))
+        self._marks.append((running, steps + (self._marks[-1][1] if self._marks else 0)))
 
     def seconds_per_step(self) -> float | None:
         """Averaged over the window, pauses excluded; None until it can be known."""
-        seconds, steps, _ = self._recent()
-        return seconds / steps if steps and seconds > 0 else None
-
-    def tokens_per_second(self) -> float | None:
-        """Averaged over the window, pauses excluded; None until it can be known."""
-        seconds, _, tokens = self._recent()
-        return tokens / seconds if seconds > 0 and tokens else None
+        if len(self._marks) < 2:
+            return None
+        (before, first), (now, last) = self._marks[0], self._marks[-1]
+        return (now - before) / (last - first) if now > before else None
 
     def seconds_left(self, steps: int) -> float | None:
         """Estimated seconds for ``steps`` more steps, with pauses for evaluation and checkpoints in the proportion seen
@@ -107,20 +96,12 @@ class Clock:
         running, paused = self._paused_at - self._baseline[0], self._total(PAUSES) - self._baseline[1]
         return steps * per_step * (1 + paused / running if running > 0 else 1)
 
-    def elapsed(self) -> float:
-        """Seconds since the clock was made."""
-        return self._now() - self._began
-
     def account(self) -> list[Share]:
         """Where the time went, longest first; the shares add up to 1."""
         self._settle()
-        total = sum(self._seconds.values()) or 1.0
-        rows = [Share(activity, seconds, seconds / total) for activity, seconds in self._seconds.items() if seconds > 0]
-        return sorted(rows, key=lambda row: row.seconds, reverse=True)
-
-    def goodput(self) -> float:
-        """The share of all time that went into training steps."""
-        return next((row.share for row in self.account() if row.activity == "step"), 0.0)
+        total = sum(self._seconds.values())
+        shares = [Share(activity, seconds, seconds / total) for activity, seconds in self._seconds.items() if seconds]
+        return sorted(shares, key=lambda share: share.seconds, reverse=True)
 
     def _total(self, activities: tuple[Activity, ...]) -> float:
         return sum(self._seconds[activity] for activity in activities)
@@ -130,14 +111,8 @@ class Clock:
         self._seconds[self._stack[-1]] += now - self._since
         self._since = now
 
-    def _recent(self) -> tuple[float, int, float]:
-        if len(self._marks) < 2:
-            return 0.0, 0, 0.0
-        first, last = self._marks[0], self._marks[-1]
-        return last.running - first.running, last.steps - first.steps, last.tokens - first.tokens
 
-
-def account_table(account: list[Share]) -> str:
+def account_table(account: Sequence[Share]) -> str:
     """The account as lines of text: meaning, seconds, share and a bar of it."""
     widest = max(round(row.share * 20) for row in account)
     return "\n".join(table([

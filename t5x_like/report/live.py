@@ -28,24 +28,34 @@ class LiveLine:
       now: function to seconds of a monotonic clock; given by tests.
       live: whether ``out`` is a terminal; detected by default.
       bar: least columns of the bar; 0: the text has precedence.
+      silent: whether to show nothing, in every process of a job but one.
 
     Attributes:
-      out: stream that it writes to.
       rich: the terminal; None elsewhere.
     """
 
     def __init__(
         self, out: TextIO | None = None, now: Callable[[], float] = time.perf_counter, live: bool | None = None,
-        bar: int = 0,
+        bar: int = 0, silent: bool = False,
     ):  # fmt: skip
-        self.out, self._now, self._bar = out or sys.stdout, now, bar
+        self._out, self._now, self._bar, self._silent = out or sys.stdout, now, bar, silent
         self.rich: RichConsole | None = None
-        if self.out.isatty() and os.environ.get("TERM") != "dumb" if live is None else live:
+        if not silent and (self._out.isatty() and os.environ.get("TERM") != "dumb" if live is None else live):
             from rich.console import Console as RichConsole  # 50 ms: only for those who see it
 
-            self.rich = RichConsole(file=self.out, force_terminal=True, highlight=False)
+            self.rich = RichConsole(file=self._out, force_terminal=True, highlight=False)
         self._live: Live | None = None
         self.restart()
+
+    def print(self, text: str, style: str = "") -> None:
+        """Shows text that stays, above the live line."""
+        if self.rich is not None:
+            from rich.text import Text
+
+            # A styled object, not a style for the call, which would also paint the live line drawn after it.
+            self.rich.print(Text(text, style))
+        elif not self._silent:
+            print(text, file=self._out, flush=True)
 
     def restart(self) -> None:
         """Counts time from now on, and shows what comes next at once."""
@@ -70,7 +80,7 @@ class LiveLine:
         """
         if self.rich is None:
             self._next = self._now() + min(SLOWEST, max(FASTEST, GROWTH * self.seconds))
-            print("  ".join(text for _, text in parts), file=self.out, flush=True)
+            self.print("  ".join(text for _, text in parts))
             return
         from rich.live import Live
         from rich.progress_bar import ProgressBar

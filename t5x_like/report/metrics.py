@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +35,13 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
     return rows
+
+
+def curves(rows: Sequence[dict[str, Any]]) -> dict[str, dict[int, float]]:
+    """Metric to step to value of all that is finite."""
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name not in ("step", "time") and isinstance(value, int | float) and math.isfinite(value):
+                found.setdefault(name, {})[row["step"]] = float(value)
+    return found

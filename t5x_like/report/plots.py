@@ -7,13 +7,12 @@ Names say what a value is: ``train/loss``; any other ``.../loss`` is held out; a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t5x_like.core.errors import UserError
-from t5x_like.report.metrics import read_metrics
+from t5x_like.report.metrics import curves, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +27,7 @@ DRAWN = ("loss", "learning_rate", "tokens_per_second")
 LEFT_OUT = ("nll", "z_loss", "perplexity", "targets", "gradient_norm", "utilization")
 PANELS = 3  # at most, of further statistics
 SMOOTHED_OVER = 0.03  # of the points: how far one smoothed value reaches
-Points = tuple[list[float], list[float]]
+Points = tuple[list[int], list[float]]
 
 
 def plot_curves(run_dir: str | Path) -> Path | None:
@@ -73,15 +72,9 @@ def smooth(values: Sequence[float], reach: float) -> list[float]:
 
 
 def _points(rows: list[dict[str, Any]], last: str) -> dict[str, Points]:
-    """Name to (steps, values) of every metric whose last part is ``last``, finite values only."""
-    found: dict[str, Points] = {}
-    for row in rows:
-        for name, value in row.items():
-            if name.rsplit("/", 1)[-1] == last and isinstance(value, int | float) and math.isfinite(value):
-                steps, values = found.setdefault(name, ([], []))
-                steps.append(row["step"])
-                values.append(value)
-    return found
+    """Name to (steps, values) of every metric whose last part is ``last``."""
+    found = {name: curve for name, curve in curves(rows).items() if name.rsplit("/", 1)[-1] == last}
+    return {name: ([*curve], [*curve.values()]) for name, curve in found.items()}
 
 
 def new_figure(title: str, height: float) -> Figure:
@@ -108,32 +101,28 @@ def _draw(runs: dict[str, list[dict[str, Any]]], picture: Path) -> Path:
     further = _further(runs)
     figure = new_figure(next(iter(runs)) if single else "  ·  ".join(runs), 8.2 if further else 6.4)
     grid = figure.add_gridspec(3 if further else 2, 6, height_ratios=(2.2, 1, 1)[: 3 if further else 2])
-    loss, rate, speed = (figure.add_subplot(grid[at]) for at in ((0, slice(None)), (1, slice(3)), (1, slice(3, 6))))
-    width = 6 // max(1, len(further))
-    panels = {last: figure.add_subplot(grid[2, i * width : (i + 1) * width]) for i, last in enumerate(further)}
+    loss, width = figure.add_subplot(grid[0, :]), 6 // max(1, len(further))
+    panels = {"learning_rate": grid[1, :3], "tokens_per_second": grid[1, 3:]}
+    panels |= {last: grid[2, i * width : (i + 1) * width] for i, last in enumerate(further)}
+    axes_of = {last: figure.add_subplot(place) for last, place in panels.items()}
     for index, (run, rows) in enumerate(runs.items()):
         colour = COLOURS[index % len(COLOURS)]
-        _draw_loss(loss, "" if single else f"{run}  ", rows, colour, HELD_OUT if single else colour)
-        for axes, last in ((rate, "learning_rate"), (speed, "tokens_per_second")):
-            for steps, values in _points(rows, last).values():
-                axes.plot(steps, values, color=colour, linewidth=1.6)
-        for last, axes in panels.items():
+        held_out_colour = HELD_OUT if single else colour
+        _draw_loss(loss, "" if single else f"{run}  ", rows, colour, held_out_colour)
+        for last, axes in axes_of.items():
             for name, (steps, values) in _points(rows, last).items():
                 if name.startswith("train/"):
-                    axes.plot(steps, smooth(values, SMOOTHED_OVER * len(values)), color=colour, linewidth=1.6)
+                    drawn = values if last in DRAWN else smooth(values, SMOOTHED_OVER * len(values))
+                    axes.plot(steps, drawn, color=colour, linewidth=1.6)
                 else:
-                    axes.plot(steps, values, color=HELD_OUT if single else colour, marker="o", linestyle="--")
-            frame(axes, last.replace("_", " "))
-            axes.set_xlabel("step", color=INK)
+                    axes.plot(steps, values, color=held_out_colour, marker="o", linestyle="--")
+    for last, axes in axes_of.items():
+        frame(axes, last.replace("_", " "), "step")
+        if last in DRAWN:
+            axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
     frame(loss, "loss")
     loss.margins(x=0.05)  # room for the last held-out value
-    frame(rate, "learning rate")
-    frame(speed, "tokens per second")
-    for axes in (rate, speed):
-        axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
-        axes.set_xlabel("step", color=INK)
-    speed.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
-    rate.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     if loss.get_legend_handles_labels()[0]:
         loss.legend(frameon=False, labelcolor=INK)
     return save_figure(figure, picture)
@@ -169,9 +158,11 @@ def _draw_loss(axes: Axes, prefix: str, rows: list[dict[str, Any]], colour: str,
         axes.set_ylim(low, high)
 
 
-def frame(axes: Axes, title: str) -> None:
-    """Title, grid and colours that all pictures share."""
+def frame(axes: Axes, title: str, x: str = "", y: str = "") -> None:
+    """Title, names of the axes, grid and colours that all pictures share."""
     axes.set_title(title, loc="left", color=INK, fontsize=10)
+    axes.set_xlabel(x, color=INK, fontsize=9)
+    axes.set_ylabel(y, color=INK, fontsize=9)
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, labelsize=8.5)

@@ -36,34 +36,27 @@ class Preparing(contextlib.AbstractContextManager):
         self, out: TextIO | None = None, *, silent: bool = False, now: Callable[[], float] = time.perf_counter,
         live: bool | None = None,
     ):  # fmt: skip
-        self._silent = silent
-        self._line = LiveLine(out, now, live, bar=20)
+        self._line = LiveLine(out, now, live, bar=20, silent=silent)
         self._name = self._doing = ""
         self.last: Progress | None = None
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._line.close()  # leaving it as last shown
 
     def __call__(self, progress: Progress) -> None:
         self.last = progress
-        if self._silent:
-            return
         if progress.name != self._name:
             self._line.close()
             self._line.restart()
             self._name, self._doing = progress.name, ""
             if progress.note:
-                print(f"preparing {progress.name}: {progress.note}", file=self._line.out, flush=True)
+                self._line.print(f"preparing {progress.name}: {progress.note}")
         if progress.doing == self._doing and not self._line.is_due():
             return
         if self._doing == "waiting" != progress.doing:  # another process's work does not count in our speed
             self._line.restart()
         self._doing = progress.doing
         self._line.show(self._parts(progress), progress.done, progress.total)
-
-    def close(self) -> None:
-        """Ends the live line, leaving it as last shown."""
-        self._line.close()
 
     def _parts(self, progress: Progress) -> list[tuple[int, str]]:
         """(importance, text) in the order shown; a narrow terminal leaves the least important (highest) out."""

@@ -11,20 +11,12 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from t5x_like.core.errors import UserError
 from t5x_like.core.paths import write_atomically
 from t5x_like.report.config import ReportConfig
 from t5x_like.report.metrics import METRICS, read_metrics
-
-
-class Writer(Protocol):
-    """A destination of metrics."""
-
-    def write(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Jsonl:
@@ -107,7 +99,7 @@ class Reporter:
     ):
         self._config = config or ReportConfig()
         self._directory = Path(directory)
-        self._writers: list[Writer] = []
+        self._writers: list[Jsonl | TensorBoard | Wandb] = []
         if process_index:
             return
         self._directory.mkdir(parents=True, exist_ok=True)

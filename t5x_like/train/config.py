@@ -8,6 +8,8 @@ import fnmatch
 from t5x_like.checkpoint.config import CheckpointConfig
 from t5x_like.core.config import Config
 from t5x_like.core.errors import refuse, require
+from t5x_like.core.every import Every
+from t5x_like.core.ranges import BelowOne, NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
 from t5x_like.evaluate.heldout import HeldOut
 from t5x_like.evaluate.task import Evaluation
 from t5x_like.input_pipeline.config import DataConfig
@@ -31,27 +33,21 @@ class TrainConfig(Config, where="train"):
       z_loss: factor of log(Z)^2, which is added to the loss and keeps logits from drifting.
       label_smoothing: share of each target spread evenly over the vocabulary.
       logits_chunk: columns whose logits are in memory at a time; 0 is all.
-      evaluate_every: steps between two evaluations; 0 evaluates at the end only.
+      evaluate_every: times of the evaluations that have none of their own.
       evaluate_batches: largest number of batches in a held-out evaluation; 0 is the whole split.
     """
 
-    steps: int
-    batch_size: int
-    micro_batches: int = 1
-    seed: int = 0
-    z_loss: float = 1e-4
-    label_smoothing: float = 0.0
-    logits_chunk: int = 0
-    evaluate_every: int = 1000
-    evaluate_batches: int = 0
+    steps: PositiveInt
+    batch_size: PositiveInt
+    micro_batches: PositiveInt = 1
+    seed: Seed = 0
+    z_loss: NonNegativeFloat = 1e-4
+    label_smoothing: BelowOne = 0.0
+    logits_chunk: NonNegativeInt = 0
+    evaluate_every: Every = Every(steps=1000)
+    evaluate_batches: NonNegativeInt = 0
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "micro_batches"):
-            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
-        for name in ("seed", "z_loss", "logits_chunk", "evaluate_every", "evaluate_batches"):
-            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
-        smoothing = self.label_smoothing
-        require(0.0 <= smoothing < 1.0, "train.label_smoothing", smoothing, "a number from 0 up to but not 1")
         got = f"{self.micro_batches} does not divide train.batch_size = {self.batch_size}"
         refuse(self.batch_size % self.micro_batches > 0, "train.micro_batches", got, "a divisor of the batch size")
 
@@ -60,7 +56,7 @@ class TrainConfig(Config, where="train"):
 class Run(Config, where=""):
     """All that decides what a run computes and reports.
 
-    ``evaluations`` are made during training, each at its own times or every ``train.evaluate_every`` steps.
+    ``evaluations`` are made during training, each at its own times or those of ``train.evaluate_every``.
     ``adapters`` have parameters of their own beside the model's, which change those that it computes with.
     """
 
@@ -95,6 +91,10 @@ class Run(Config, where=""):
             require(name.isidentifier() and name not in ("train", "data", *names[:place]), f"evaluations.{place}.name",
                     repr(name), "a name of its own: letters, digits and _", "held_out")
         model.check_length(max(objective.capacity(self.data, model.shape)))
+
+    def times(self, task: Evaluation) -> Every:
+        """When an evaluation is made."""
+        return task.when or self.train.evaluate_every
 
     def lengths(self) -> tuple[int, int]:
         """(encoder, decoder) columns of a batch; 0 for a side that the model does not have."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -77,7 +78,6 @@ class Feed:
 
     def __init__(self, placement: Placement, reader: Iterator[tuple[int, HostBatch]], share: tuple[int, int]):
         self._placement, self._reader, self._share = placement, reader, share
-        self._ahead: tuple[dict[str, jax.Array], TokenCount] | None = None
         self._tokens = self._slots = 0
 
     @property
@@ -85,18 +85,9 @@ class Feed:
         """The share of places that held a token, in all batches given out so far."""
         return self._tokens / max(self._slots, 1)
 
-    def __iter__(self) -> Feed:
-        return self
-
-    def __next__(self) -> dict[str, jax.Array]:
-        given = self._ahead or self._place()
-        if given is None:
-            raise StopIteration
-        self._ahead = self._place()
-        placed, count = given
-        self._tokens, self._slots = self._tokens + count.tokens, self._slots + count.slots
-        return placed
-
-    def _place(self) -> tuple[dict[str, jax.Array], TokenCount] | None:
-        read = next(self._reader, None)
-        return None if read is None else (to_devices(self._placement, read[1], self._share), tokens_in(read[1]))
+    def __iter__(self) -> Iterator[dict[str, jax.Array]]:
+        placed = ((to_devices(self._placement, rows, self._share), tokens_in(rows)) for _, rows in self._reader)
+        end = {}, TokenCount(0, 0, 0)
+        for (batch, count), _ in itertools.pairwise(itertools.chain(placed, [end])):  # the second is one ahead
+            self._tokens, self._slots = self._tokens + count.tokens, self._slots + count.slots
+            yield batch

@@ -1,9 +1,10 @@
-"""What the loop does between steps: evaluations, samples of text, a profile; each at its own times."""
+"""What the loop does between steps: evaluations, samples of text, profiles; each at its own times."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -14,24 +15,26 @@ from t5x_like.report.clock import Clock
 from t5x_like.report.console import Console
 from t5x_like.report.writers import Reporter
 from t5x_like.train.opened import OpenedRun
+from t5x_like.train.sample import write_sample
 from t5x_like.train.setup import State
 
 
-class Hook:
+class Hook(abc.ABC):
     """An action between two steps, after the metrics of all earlier steps have been read.
 
     The loop also asks at its first step, which is 0 or the step of a checkpoint.
     """
 
+    @abc.abstractmethod
     def due(self, step: int, total: int) -> bool:
         """Whether it is time after update ``step`` of ``total``."""
-        raise NotImplementedError
 
-    def __call__(self, step: int, state: State) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __call__(self, step: int, state: State) -> None: ...
 
     def close(self) -> None:
         """Called once, when the loop has ended or failed."""
+        return
 
 
 @dataclasses.dataclass(eq=False)
@@ -80,27 +83,23 @@ class Sample(Hook):
     """Has the model write text and shows it; the caller shows the text of the last step.
 
     Attributes:
-      when: times of the samples.
-      write: function from the opened run to named lines of text.
       opened, console, clock: as for ``Measure``.
-      last: text of the last step.
+      last: named lines of the text of the last step.
     """
 
-    when: Every
-    write: Callable[[OpenedRun], Mapping[str, str]]
     opened: OpenedRun
     console: Console
     clock: Clock
     last: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def due(self, step: int, total: int) -> bool:
-        return self.when.due(step, total)
+        return self.opened.run.report.sample.due(step, total)
 
     def __call__(self, step: int, state: State) -> None:
         if self.opened.stop():
             return
         with self.clock.doing("evaluate"):
-            written = self.write(self.opened.at(step, state))
+            written = write_sample(self.opened.at(step, state))
         if step == self.opened.run.train.steps:
             self.last = written
             return
@@ -110,26 +109,26 @@ class Sample(Hook):
 
 @dataclasses.dataclass(eq=False)
 class Profile(Hook):
-    """Traces the steps ``first`` to ``last`` (counted from 1) with ``jax.profiler`` into ``folder``."""
+    """Traces ``steps`` steps after each of its times with ``jax.profiler`` into ``folder``."""
 
-    first: int
-    last: int
+    when: Every
+    steps: int
     folder: Path
-    _on: bool = False
+    _end: int = 0  # last step of the trace that is on; 0: none is
 
     def due(self, step: int, total: int) -> bool:
-        return step == self.first - 1 or (self._on and step == self.last)
+        return step == self._end if self._end else step < total and self.when.due(step, total)
 
     def __call__(self, step: int, state: State) -> None:
-        jax.block_until_ready(state)  # so that the trace has these steps whole, and no other
-        if step == self.last:
+        jax.block_until_ready(state)  # so that the trace has its steps whole, and no other
+        if self._end:
             self.close()
         else:
             jax.profiler.start_trace(str(self.folder))
-            self._on = True
+            self._end = step + self.steps
 
     def close(self) -> None:
         """Ends a trace that is on."""
-        if self._on:
+        if self._end:
             jax.profiler.stop_trace()
-            self._on = False
+            self._end = 0

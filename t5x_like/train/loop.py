@@ -16,7 +16,7 @@ from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.errors import UserError
 from t5x_like.models.transformer import Batch
 from t5x_like.report.clock import Clock
-from t5x_like.report.console import Console, RunProgress
+from t5x_like.report.console import Console
 from t5x_like.report.writers import Reporter
 from t5x_like.train.config import Run
 from t5x_like.train.hooks import Hook
@@ -104,7 +104,7 @@ class Loop:
                 self._unread = (done, metrics)
                 self.checkpoints.check()
                 if done < total:
-                    if self.checkpoints.due(done):
+                    if self.run.checkpoint.every.due(done, total):
                         self._save(state, done)
                     self._call_hooks(state, done)
             self._read()
@@ -130,13 +130,14 @@ class Loop:
         means = {name: value / weight if weight else 0.0 for name, (value, weight) in sums.items()}
         if not means.pop("finite"):
             raise NotFinite(step, means["loss"], means["gradient_norm"])
-        self.clock.stepped(1, self.costs.tokens)
-        rate, costs = self.clock.tokens_per_second(), self.costs
-        utilization = rate / costs.tokens * costs.flops / costs.peak_flops if rate and costs.peak_flops else None
+        self.clock.stepped()
+        seconds, costs = self.clock.seconds_per_step(), self.costs
+        rate = costs.tokens / seconds if seconds else None
+        utilization = costs.flops / seconds / costs.peak_flops if seconds and costs.peak_flops else None
         left, saved = self.clock.seconds_left(self.run.train.steps - step), self.checkpoints.latest()
         others = {name: value for name, value in means.items() if name not in USUAL}
         loss, learning_rate, of = means.get("nll", means["loss"]), means["learning_rate"], costs.utilization_of
-        self.console.progress(RunProgress(step, loss, rate, utilization, of, learning_rate, left, saved, others))
+        self.console.progress(step, loss, rate, utilization, of, learning_rate, left, saved, others)
         if self.reporter.due(step) or step == self.run.train.steps:
             row = {f"train/{name}": value for name, value in means.items()} | {"train/targets": sums["loss"][1]}
             speed = {"train/tokens_per_second": rate, "train/utilization": utilization}

@@ -31,7 +31,7 @@ from t5x_like.train.setup import Setup, State, make_setup
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OpenedRun:
-    """A run with parameters on this machine's devices; what ``evaluate.task.Opened`` promises.
+    """A run with parameters on this machine's devices, as evaluations are given it.
 
     Attributes:
       run: the config.

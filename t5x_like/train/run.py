@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import to_plain
-from t5x_like.core.every import Every
 from t5x_like.core.own_code import own_code, trust
 from t5x_like.core.text import short
 from t5x_like.evaluate.task import Evaluation, Values
@@ -30,7 +29,7 @@ from t5x_like.ops.attention import Choice, choose
 from t5x_like.plan.chips import peak_flops
 from t5x_like.plan.memory import bytes_per_device
 from t5x_like.report.clock import Clock
-from t5x_like.report.console import Console, Opening
+from t5x_like.report.console import Console
 from t5x_like.report.metrics import METRICS, read_metrics
 from t5x_like.report.preparing import Preparing
 from t5x_like.report.writers import Reporter
@@ -44,7 +43,6 @@ from t5x_like.train.hooks import Hook, Measure, Profile, Sample
 from t5x_like.train.loop import Costs, Loop
 from t5x_like.train.opened import OpenedRun, open_model
 from t5x_like.train.resume import first_state, metadata
-from t5x_like.train.sample import write_sample
 from t5x_like.train.setup import Setup
 from t5x_like.train.step import compile_step
 from t5x_like.train.stopping import Stop
@@ -99,7 +97,8 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         if first:
             console.note(f"resuming from step {first:,}")
         tasks = _tasks(run, data, directory, first)
-        if first > run.train.steps or (first == run.train.steps and not any(due for _, _, due in tasks)):
+        due = any(not made and run.times(task).due(first, run.train.steps) for task, made in tasks.items())
+        if first > run.train.steps or (first == run.train.steps and not due):
             console.note(f"{run.name} is complete: all {run.train.steps:,} steps are made. {directory}")
             return Outcome(first, True, 0, directory)
         # Several processes must leave at the same step: the loop sees to that.
@@ -117,10 +116,10 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         if index == 0:
             record_start(directory, run, first, _devices())
         trust(own_code(run).values())  # on each machine
-        console.opening(_opening(run, setup, placement, first, directory))
+        console.facts(run.name, _opening(run, setup, placement, first, directory))
         clock.start()
         try:
-            state, done = loop(state, first, feed)
+            state, done = loop(state, first, iter(feed))
         finally:
             console.close()
             for hook in hooks:
@@ -137,33 +136,27 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         return Outcome(done, complete, 0 if complete else stop.exit_code, directory, evaluations, written)
 
 
-def _tasks(run: Run, data: Data, directory: Path, step: int) -> list[tuple[Evaluation, Every, bool]]:
-    """(evaluation, its times, whether it is due at ``step``) of all with data to evaluate; those with values in the
-    metrics are not due."""
-    path, found = directory / METRICS, []
-    logged = {name for row in (read_metrics(path) if path.is_file() else ()) if row["step"] == step for name in row}
-    for task in run.evaluations:
-        if task.needs_held_out and data.held_out is None:
-            continue
-        when, made = task.when or Every(run.train.evaluate_every), any(n.startswith(f"{task.name}/") for n in logged)
-        found.append((task, when, when.due(step, run.train.steps) and not made))
-    return found
+def _tasks(run: Run, data: Data, directory: Path, step: int) -> dict[Evaluation, bool]:
+    """Evaluations with data to evaluate, and whether their values of ``step`` are in the metrics."""
+    path = directory / METRICS
+    rows = [row for row in (read_metrics(path) if path.is_file() else ()) if row["step"] == step]
+    made = {name.split("/")[0] for row in rows for name in row}
+    return {task: task.name in made for task in run.evaluations if data.held_out or not task.needs_held_out}
 
 
 def _hooks(
-    opened: OpenedRun, tasks: list[tuple[Evaluation, Every, bool]], directory: Path, reporter: Reporter,
-    console: Console, clock: Clock,
-) -> list[Hook]:
+    opened: OpenedRun, tasks: dict[Evaluation, bool], directory: Path, reporter: Reporter, console: Console,
+    clock: Clock,
+) -> list[Hook]:  # fmt: skip
     """Actions between steps, in order."""
-    run, hooks = opened.run, list[Hook]()
-    for task, when, due in tasks:
-        hooks.append(Measure(task, when, opened, reporter, console, clock, None if due else opened.step))
+    run, report = opened.run, opened.run.report
+    hooks: list[Hook] = [
+        Measure(task, run.times(task), opened, reporter, console, clock, opened.step if made else None)
+        for task, made in tasks.items()
+    ]
     if opened.data.held_out_split is not None and jax.process_count() == 1:
-        hooks.append(Sample(run.report.sample, write_sample, opened, console, clock))
-    if run.report.profile:
-        first, last = run.report.profile
-        hooks.append(Profile(first, last, directory / "profile"))
-    return hooks
+        hooks.append(Sample(opened, console, clock))
+    return [*hooks, Profile(report.profile, report.profile_steps, directory / "profile")]
 
 
 def _costs(run: Run, setup: Setup) -> Costs:
@@ -182,14 +175,21 @@ def _data_metrics(data: Data, feed: Feed, done: int) -> dict[str, float]:
     return metrics
 
 
-def _opening(run: Run, setup: Setup, placement: Placement, first: int, directory: Path) -> Opening:
+def _opening(run: Run, setup: Setup, placement: Placement, first: int, directory: Path) -> dict[str, str]:
+    """What the console says of a run at its start."""
     layers = "+".join(str(side.depth) for _, side in run.model.sides)
-    model = f"{run.model.shape}, {layers} layers of width {run.model.d_model}, {type(run.objective).__name__}"
-    tokens = run.train.batch_size * sum(run.lengths())
-    return Opening(
-        run.name, model, _devices(), _attention(run), parameter_count(setup.specs), tokens, run.train.steps,
-        str(directory), first, _gradients(setup, placement),
-    )  # fmt: skip
+    objective, parameters = type(run.objective).__name__, parameter_count(setup.specs)
+    steps, tokens = run.train.steps, run.train.batch_size * sum(run.lengths())
+    return {
+        "model": f"{run.model.shape}, {layers} layers of width {run.model.d_model}, {objective}, "
+                 f"{short(parameters)} parameters ({parameters:,})",
+        "devices": _devices(),
+        "attention": _attention(run),
+        "steps": f"{steps:,} of {short(tokens)} tokens, {short(steps * tokens)} tokens in all"
+                 + (f"; resuming from step {first:,}" if first else ""),
+        "gradients": _gradients(setup, placement),
+        "directory": str(directory),
+    }  # fmt: skip
 
 
 def _gradients(setup: Setup, placement: Placement) -> str:

@@ -35,9 +35,13 @@ def write_sample(opened: OpenedRun, tokens: int = 72) -> dict[str, str]:
     passage = _passage(split, tokenizer, max(8, min(tokens, max(run.lengths()) // 2))) if split is not None else []
     if len(passage) < 2:
         return {}
-    if run.model.shape == "decoder-only" and not run.objective.inputs_end_in_eos:
-        return _continued(opened, passage)
     _, objective = run.objective.streams()[0]
+    if run.model.shape == "decoder-only" and not run.objective.inputs_end_in_eos:
+        mode = tokenizer.find(getattr(objective, "mode", ""))
+        passage = passage if mode is None else [mode, *passage]
+        given, truth = passage[: len(passage) // 2], passage[len(passage) // 2 :]
+        written = opened.write([given], Sampling(max_new_tokens=len(given), temperature=0.8, top_p=0.9))[0]
+        return _decoded(tokenizer, given, written, truth)
     example = objective.example(np.asarray(passage), np.random.default_rng(0), tokenizer)
     if example.order is not None:  # places of prediction have no text to be shown in
         return {}
@@ -51,9 +55,9 @@ def write_sample(opened: OpenedRun, tokens: int = 72) -> dict[str, str]:
         return {"given": tokenizer.decode(given), "model": model, "truth": truth}
     written = opened.write([given], Sampling(max_new_tokens=len(truth) + 16))[0]
     if not set(given) & set(tokenizer.sentinel_ids):  # not spans: a prefix and its continuation
-        return {"given": tokenizer.decode(given), "model": tokenizer.decode(written), "truth": tokenizer.decode(truth)}
+        return _decoded(tokenizer, given, written, truth)
     given, truth = ([t for t in tokens if t != tokenizer.eos_id] for tokens in (given, truth))
-    model, truth = (fill(given, answer, tokenizer) for answer in (written, truth))
+    model, truth = (_fill(given, answer, tokenizer) for answer in (written, truth))
     return {"given": tokenizer.decode(given), "model": model, "truth": truth}
 
 
@@ -62,15 +66,17 @@ def _most_likely(model: Any, batch: Batch) -> jax.Array:
     return model.logits(batch).argmax(-1)
 
 
-def fill(given: Sequence[int], written: Sequence[int], tokenizer: Tokenizer) -> str:
+def _decoded(tokenizer: Tokenizer, given: list[int], model: list[int], truth: list[int]) -> dict[str, str]:
+    return {"given": tokenizer.decode(given), "model": tokenizer.decode(model), "truth": tokenizer.decode(truth)}
+
+
+def _fill(given: Sequence[int], written: Sequence[int], tokenizer: Tokenizer) -> str:
     """``given`` as text, each sentinel replaced by what follows it in ``written``, in brackets."""
-    sentinels = set(tokenizer.sentinel_ids)
-    spans: dict[int, list[int]] = {}
-    current: list[int] | None = None
+    sentinels, spans, current = set(tokenizer.sentinel_ids), dict[int, list[int]](), list[int]()
     for token in written:
         if token in sentinels:
             current = spans.setdefault(token, [])
-        elif current is not None:
+        else:
             current.append(token)
     pairs: list[tuple[int, bool]] = []
     for token in given:
@@ -88,27 +94,15 @@ def _marked(tokenizer: Tokenizer, pairs: Sequence[tuple[int, bool]]) -> str:
     return text
 
 
-def _continued(opened: OpenedRun, passage: list[int]) -> dict[str, str]:
-    tokenizer = opened.tokenizer
-    mode = getattr(opened.run.objective.streams()[0][1], "mode", "")
-    passage = ([found] if (found := tokenizer.find(mode) if mode else None) is not None else []) + passage
-    given, truth = passage[: len(passage) // 2], passage[len(passage) // 2 :]
-    written = opened.write([given], Sampling(max_new_tokens=len(given), temperature=0.8, top_p=0.9))[0]
-    return {"given": tokenizer.decode(given), "model": tokenizer.decode(written), "truth": tokenizer.decode(truth)}
-
-
 def _passage(split: TokenSplit, tokenizer: Tokenizer, tokens: int) -> list[int]:
     """Whole sentences of one document, as many as fit in ``tokens``; any tokens where no sentence fits."""
     for index in range(len(split)):
         text = tokenizer.decode(split.document(index)[: 40 * tokens].tolist())
         sentences = [s for s in re.split(r"(?<=[.!?])\s+", text) if s]
         for first in range(2, len(sentences)):  # past the address
-            chosen: list[int] = []
-            for last in range(first, len(sentences)):
-                longer = tokenizer.encode(" ".join(sentences[first : last + 1]))
-                if len(longer) > tokens:
-                    break
-                chosen = longer
-            if len(chosen) >= tokens // 2:
-                return chosen
+            ends = range(first + 1, len(sentences) + 1)
+            longer = (tokenizer.encode(" ".join(sentences[first:end])) for end in ends)
+            chosen = list(itertools.takewhile(lambda ids: len(ids) <= tokens, longer))
+            if chosen and len(chosen[-1]) >= tokens // 2:
+                return chosen[-1]
     return split.tokens[:tokens].tolist()

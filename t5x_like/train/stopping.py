@@ -1,6 +1,21 @@
-"""Requests to stop: Ctrl-C and SIGTERM set a flag that the loop reads between steps.
+"""What happens on SIGTERM and Ctrl-C, with one process and with several; who calls what.
 
-In a job of several processes, all of them stop at the same step.
+1. ``train.run.train`` opens ``Stop`` as soon as there is something to save. Before that, a signal ends the process.
+2. One process: ``Stop._catch``, the handler of SIGTERM and SIGINT, sets ``Stop.signal``. A second Ctrl-C stops at once.
+   Several processes: SIGTERM is left to the handler that ``jax.distributed.initialize`` has installed
+   (``sharding.processes.join_processes``); it tells jax's coordination service, which tells all processes. Ctrl-C in
+   one of them is turned into SIGTERM to itself, so that the others learn of it.
+3. ``train.loop.Loop`` asks ``Stop.wanted`` before every step. Of several processes each asks
+   ``multihost_utils.reached_preemption_sync_point``, which says yes to all at the same step. An evaluation under way
+   (``evaluate.heldout.means``) ends early in a job of one process, and is finished in one of several.
+4. The loop saves a checkpoint of the step reached, waits until it is written, and returns. Evaluations that are due at
+   that step are made when the run is resumed.
+5. ``train`` returns ``Outcome.exit_code``, with which ``cli.main`` leaves: 75 after SIGTERM ("saved, run me again"),
+   130 after Ctrl-C. ``launch/local.py`` turns Ctrl-C into SIGTERM for all its processes, gives them ``--grace`` seconds
+   to save in, and leaves with the same code.
+
+A process that is killed loses the steps since its last checkpoint; the others of its job notice within 30 seconds
+(``heartbeat_timeout_seconds`` in ``sharding.processes``) and end.
 """
 
 from __future__ import annotations

@@ -55,7 +55,6 @@ def test_round_trip_bit_for_bit(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest() is None
         assert checkpoints.save(7, state, {"position": 1234567890123, "seed": 0, "nested": {"a": [1, None, "x"]}})
-        assert checkpoints.blocked_seconds > 0
         checkpoints.wait()
         assert checkpoints.steps() == [7]
         restored, metadata = checkpoints.restore(template(state))
@@ -105,8 +104,7 @@ def test_only_params_and_another_dtype(tmp_path):
 
 
 def test_keep_rules(tmp_path):
-    config = CheckpointConfig(every=10, keep_last=2, keep_every=40)
-    assert [step for step in range(0, 31) if Checkpoints(tmp_path, config).due(step)] == [10, 20, 30]
+    config = CheckpointConfig(keep_last=2, keep_every=40)
     with Checkpoints(tmp_path, config) as checkpoints:
         for step in range(10, 100, 10):
             checkpoints.save(step, {"x": jnp.int32(step)}, {})

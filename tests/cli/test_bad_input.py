@@ -80,7 +80,7 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
         "unknown field, elsewhere": (["learning_rate=1"], ["did you mean 'optimizer.learning_rate'?"]),
         "not a number": (["train.steps=many"], ["train.steps: got 'many'", "allowed: a whole number"]),
         "half a step": (["train.steps=1.5"], ["train.steps: got '1.5'", "a whole number"]),
-        "no steps": (["train.steps=0"], ["train.steps: got 0", "1 or more"]),
+        "no steps": (["train.steps=0"], ["train.steps: got '0'", "1 or more"]),
         "wrong word": (
             ["model.decoder.positions=Ropee"],
             ["model.decoder.positions: got 'Ropee'", "Rope | T5Relative | Alibi", "did you mean 'Rope'?"],

@@ -28,7 +28,7 @@ from t5x_like.train.config import Run
 from t5x_like.train.data import Data
 from t5x_like.train.setup import make_setup
 
-HELD_OUT = ("data.corpus.heldout=0.4", "train.steps=6", "train.evaluate_every=4", "checkpoint.every=3")
+HELD_OUT = ("data.corpus.heldout=0.4", "train.steps=6", "train.evaluate_every.steps=4", "checkpoint.every.steps=3")
 WRITTEN = ("report.tensorboard=true", "report.plots=true", "report.every=2")
 
 

@@ -99,8 +99,8 @@ def run():
         objective=OBJECTIVE,
         data=DataConfig(corpus, input_length=32, cache=CACHE),
         optimizer=AdamW(learning_rate=3e-3),
-        train=TrainConfig(steps=3, batch_size=8, evaluate_every=0),
-        checkpoint=CheckpointConfig(every=0),
+        train=TrainConfig(steps=3, batch_size=8, evaluate_every=Every()),
+        checkpoint=CheckpointConfig(every=Every()),
         report=ReportConfig(every=1, tensorboard=False, plots=False),
     )
 '''

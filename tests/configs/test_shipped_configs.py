@@ -11,6 +11,7 @@ import pytest
 from tiny_runs import ROOT, losses, saved_steps, shrink
 
 from t5x_like.core.config import flatten, from_json, to_json
+from t5x_like.core.every import Every
 from t5x_like.core.loading import load_run
 from t5x_like.models.counts import parameter_count, train_flops
 from t5x_like.train.config import Run
@@ -52,10 +53,10 @@ def test_it_trains_at_a_tiny_size(name, tmp_path):
         run,
         objective=load_run(name, Run).objective,
         optimizer=dataclasses.replace(run.optimizer, schedule=schedule),
-        train=dataclasses.replace(run.train, steps=3, batch_size=16, evaluate_every=2, logits_chunk=min(
+        train=dataclasses.replace(run.train, steps=3, batch_size=16, evaluate_every=Every(steps=2), logits_chunk=min(
             run.train.logits_chunk, 8)),
         mesh=type(run.mesh)(),
-        checkpoint=dataclasses.replace(run.checkpoint, every=2),
+        checkpoint=dataclasses.replace(run.checkpoint, every=Every(steps=2)),
         report=dataclasses.replace(run.report, every=1, tensorboard=False, plots=False, wandb=""),
     )  # fmt: skip
     outcome = train(run, tmp_path / "run")

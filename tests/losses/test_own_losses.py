@@ -75,7 +75,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiling")
 
 
 def test_own_loss_and_own_evaluation_are_trained_measured_and_logged(tmp_path, capsys):
-    run = tiny_run("llama", "data.corpus.heldout=0.3", "train.steps=4", "train.evaluate_every=3")
+    run = tiny_run("llama", "data.corpus.heldout=0.3", "train.steps=4", "train.evaluate_every.steps=3")
     own = (HeldOut(), Loudest(when=Every(steps=2, end=False)))
     run = dataclasses.replace(run, objective=Focal(), evaluations=own)
     assert from_json(Run, to_json(dataclasses.replace(run, objective=Autoregressive()))).evaluations == own

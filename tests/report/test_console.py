@@ -9,7 +9,7 @@ import pytest
 
 from t5x_like.core.text import duration, short
 from t5x_like.report.clock import Clock
-from t5x_like.report.console import Console, Opening, RunProgress
+from t5x_like.report.console import Console
 
 
 class Time:
@@ -27,25 +27,25 @@ def pipe(total: int = 1000, **options) -> tuple[Console, io.StringIO, Time]:
     return Console(total, out=out, now=time, **options), out, time
 
 
-FULL = RunProgress(120, 4.3121, 18_234.0, 0.431, "roofline", 3e-3, 130.0, 100)
+FULL = (120, 4.3121, 18_234.0, 0.431, "roofline", 3e-3, 130.0, 100)
 
 
 def test_a_plain_line():
     console, out, _ = pipe()
-    console.progress(FULL)
+    console.progress(*FULL)
     assert out.getvalue() == ("  120/1,000   12%  loss 4.312  18.2k tokens/s  roofline 43%  lr 3.00e-03   2m10s left  "
                               "saved 100\n")
 
 
 def test_statistics_that_a_loss_names_are_shown():
     console, out, _ = pipe()
-    console.progress(RunProgress(120, 4.3121, statistics={"future_loss": 5.25}))
+    console.progress(120, 4.3121, statistics={"future_loss": 5.25})
     assert out.getvalue() == "  120/1,000   12%  loss 4.312  future_loss 5.25\n"
 
 
 def test_what_is_not_known_is_left_out():
     console, out, _ = pipe()
-    console.progress(RunProgress(1))
+    console.progress(1)
     assert out.getvalue() == "    1/1,000    0%\n"
 
 
@@ -55,7 +55,7 @@ def test_plain_lines_come_at_growing_intervals_and_the_last_one_always():
     for step in range(1, 10_001):
         time.seconds += 0.5
         before = len(out.getvalue())
-        console.progress(RunProgress(step))
+        console.progress(step)
         if len(out.getvalue()) > before:
             shown.append(step)
     gaps = [(b - a) * 0.5 for a, b in zip(shown, shown[1:], strict=False)]
@@ -68,7 +68,7 @@ def test_plain_lines_come_at_growing_intervals_and_the_last_one_always():
 def test_the_loss_is_smoothed_but_one_that_is_not_finite_is_shown():
     console, out, time = pipe()
     for step, loss in enumerate([4.0, 4.0, 8.0, math.nan, 4.0], start=1):
-        console.progress(RunProgress(step, loss=loss))
+        console.progress(step, loss=loss)
         time.seconds += 60
     shown = [line.split("loss ")[1] for line in out.getvalue().splitlines()]
     assert shown[:2] == ["4.000", "4.000"] and 4 < float(shown[2]) < 8
@@ -77,10 +77,7 @@ def test_the_loss_is_smoothed_but_one_that_is_not_finite_is_shown():
 
 def test_opening_evaluation_note_and_summary_in_a_pipe():
     console, out, time = pipe()
-    console.opening(
-        Opening("tiny", "encoder-decoder", "2 x CPU", "xla: why", 15_400_000, 16_384, 1000, "runs/tiny", first_step=40,
-                gradients="summed over data once a step; until then 59.0 MB on each device")
-    )
+    console.facts("tiny", {"model": "encoder-decoder", "gradients": "", "directory": "runs/tiny"})
     console.evaluation(100, {"held_out/loss": 3.14159})
     console.note("restored step 40")
     clock = Clock(time)
@@ -90,19 +87,16 @@ def test_opening_evaluation_note_and_summary_in_a_pipe():
         time.seconds += 2
     console.summary("complete", {"curves": "runs/tiny/curves.png"}, clock.account())
     text = out.getvalue()
-    for part in ("tiny\n", "encoder-decoder, 15.4M parameters (15,400,000)",
-                 "1,000 of 16.4k tokens, 16.4M tokens in all", "resuming from step 40",
-                 "100/1,000  held_out/loss 3.1416",
-                 "restored step 40", "complete\n", "until then 59.0 MB", "runs/tiny/curves.png",
-                 "training steps", "80.0%"):
+    for part in ("tiny\n  model      encoder-decoder\n  directory  runs/tiny\n", "100/1,000  held_out/loss 3.1416",
+                 "restored step 40", "complete\n", "runs/tiny/curves.png", "training steps", "80.0%"):
         assert part in text, part
     assert "\x1b" not in text and "\r" not in text
 
 
 def test_other_processes_are_silent():
     console, out, _ = pipe(process_index=1, live=True)
-    console.opening(Opening("tiny", "m", "d", "a", 1, 1, 1, "r"))
-    console.progress(FULL)
+    console.facts("tiny", {"model": "m"})
+    console.progress(*FULL)
     console.evaluation(1, {"held_out/loss": 1.0})
     console.summary("complete", {"a": "b"})
     assert out.getvalue() == ""
@@ -115,7 +109,7 @@ def test_a_live_line_fits_its_terminal(columns, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     console, out, time = pipe(live=True)
     for step in range(10, 1001, 10):
-        console.progress(RunProgress(step, 4.0, 18_234.0, 0.43, "roofline", 3e-3, 100.0, 100))
+        console.progress(step, 4.0, 18_234.0, 0.43, "roofline", 3e-3, 100.0, 100)
         time.seconds += 1
     console.evaluation(1000, {"held_out/loss": 3.0})
     console.close()
@@ -132,7 +126,7 @@ def test_live_lines_are_not_drawn_faster_than_they_are_seen(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     console, out, time = pipe(live=True)
     for step in range(1, 101):
-        console.progress(RunProgress(step))
+        console.progress(step)
         time.seconds += 0.01
     assert out.getvalue().count("/1,000") <= 12
     console.close()

@@ -35,7 +35,7 @@ def with_data(run, **data):
 
 @pytest.mark.slow
 def test_a_mixture_of_corpora_and_denoisers_stopped_and_gone_on(tmp_path, monkeypatch):
-    run = with_data(tiny_run("t5", "train.evaluate_every=4", "model.vocab_size=264"), corpus=mixture())
+    run = with_data(tiny_run("t5", "train.evaluate_every.steps=4", "model.vocab_size=264"), corpus=mixture())
     config = run_file(dataclasses.replace(run, objective=ul2()))
     fed = record_batches(monkeypatch)
     assert main(["train", config, "--directory", str(tmp_path / "straight")]) == 0
@@ -71,7 +71,7 @@ def run():
 
 @pytest.mark.slow
 def test_an_endless_source_over_three_windows_stopped_and_gone_on(tmp_path, monkeypatch):
-    run = tiny_run("llama", "train.evaluate_every=5", f"data.cache={tmp_path / 'cache'}")
+    run = tiny_run("llama", "train.evaluate_every.steps=5", f"data.cache={tmp_path / 'cache'}")
     config = tmp_path / "endless.py"
     config.write_text(f"TEXT = {to_json(run)!r}\n{ENDLESS}")
     fed = record_batches(monkeypatch)

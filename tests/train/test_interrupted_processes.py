@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_interrupted_three_times_and_started_again(tmp_path):
-    config = run_file(tiny_run("llama", f"train.steps={STEPS}", "checkpoint.every=300"))
+    config = run_file(tiny_run("llama", f"train.steps={STEPS}", "checkpoint.every.steps=300"))
     straight = start([*CLI, "train", config, "--directory", str(tmp_path / "straight")], **FAST)
     try:
         out, _ = straight.communicate(timeout=180)

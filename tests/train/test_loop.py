@@ -31,7 +31,6 @@ class Metric:
 class Recorder:
     """Everything that a loop calls, as lines of one record."""
 
-    every: int = 0  # steps between checkpoints
     bad: int = 0  # the step that is not finite
     stop_after: int = 10**9
     events: list = dataclasses.field(default_factory=list)
@@ -50,9 +49,6 @@ class Recorder:
         return state | {"step": number, "halted": halted}, metrics
 
     # checkpoints
-    def due(self, step):
-        return bool(self.every) and step % self.every == 0
-
     def save(self, step, state, metadata):
         self.events.append(("save", step))
         self.saved = state, metadata
@@ -93,8 +89,9 @@ class Silent:
         return contextlib.nullcontext()
 
 
-def loop_of(recorder: Recorder, steps: int, evaluate_every: int = 0) -> Loop:
-    run = tiny_run("llama", f"train.steps={steps}", f"train.evaluate_every={evaluate_every}")
+def loop_of(recorder: Recorder, steps: int, every: int = 0, evaluate_every: int = 0) -> Loop:
+    run = tiny_run("llama", f"train.steps={steps}", f"train.evaluate_every.steps={evaluate_every}",
+                   f"checkpoint.every.steps={every}")  # fmt: skip
 
     class EveryStep:
         log, due = staticmethod(recorder.log), staticmethod(lambda step: True)
@@ -107,10 +104,10 @@ def loop_of(recorder: Recorder, steps: int, evaluate_every: int = 0) -> Loop:
     )  # fmt: skip
 
 
-def run(recorder: Recorder, steps: int, first: int = 0, evaluate_every: int = 0):
+def run(recorder: Recorder, steps: int, first: int = 0, every: int = 0, evaluate_every: int = 0):
     """(state, updates made); batch n is the number n."""
     state = {"params": None, "step": first, "halted": jnp.zeros((), bool)}
-    return loop_of(recorder, steps, evaluate_every)(state, first, iter(range(first, 100)))
+    return loop_of(recorder, steps, every, evaluate_every)(state, first, iter(range(first, 100)))
 
 
 def moves(recorder: Recorder, *kinds: str) -> list:
@@ -132,8 +129,8 @@ def test_metrics_of_a_step_are_read_only_after_the_next_was_dispatched():
 
 
 def test_what_is_saved_and_measured_when():
-    recorder = Recorder(every=2)
-    run(recorder, 6, first=1, evaluate_every=3)
+    recorder = Recorder()
+    run(recorder, 6, first=1, every=2, evaluate_every=3)
     assert moves(recorder, "dispatch", "save", "evaluate") == [
         ("dispatch", 2), ("save", 2), ("dispatch", 3), ("evaluate", 0), ("dispatch", 4), ("save", 4), ("dispatch", 5),
         ("dispatch", 6), ("save", 6), ("evaluate", 0),
@@ -145,9 +142,9 @@ def test_what_is_saved_and_measured_when():
 
 @pytest.mark.parametrize("every, evaluate_every", [(0, 0), (5, 0), (6, 0), (0, 5), (0, 6), (1, 1)])
 def test_a_step_that_is_not_finite_is_named_and_the_state_before_it_saved(every, evaluate_every):
-    recorder = Recorder(every=every, bad=5)
+    recorder = Recorder(bad=5)
     with pytest.raises(NotFinite) as raised:
-        run(recorder, 9, evaluate_every=evaluate_every)
+        run(recorder, 9, every=every, evaluate_every=evaluate_every)
     assert raised.value.step == 5 and str(raised.value).startswith("step 5: ")
     assert moves(recorder, "dispatch")[-1][1] <= 6  # the loop learns of it one step later
     assert moves(recorder, "save")[-1] == ("save", 4)

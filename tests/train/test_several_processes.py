@@ -55,7 +55,7 @@ def test_two_processes_are_one_and_one_goes_on(tmp_path, monkeypatch, capsys):
     # one process, straight through, and then the two processes' folder gone on with by one on another mesh
     total = done + 3
     fed = record_batches(monkeypatch)
-    command = ["train", config, f"train.steps={total}", f"checkpoint.every={done}"]
+    command = ["train", config, f"train.steps={total}", f"checkpoint.every.steps={done}"]
     assert main([*command, "--directory", str(alone)]) == 0
     together = recorded(tmp_path / "record")
     assert len(together) >= done and all(len(batch) == 8 for batch in together)

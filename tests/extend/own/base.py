@@ -9,6 +9,7 @@ from t5x_like.config import (
     CheckpointConfig,
     Corpus,
     DataConfig,
+    Every,
     Group,
     ReportConfig,
     Run,
@@ -27,8 +28,8 @@ def tiny(**changes):
         objective=Autoregressive(),
         data=DataConfig(corpus, input_length=32, cache="cache"),
         optimizer=AdamW(learning_rate=3e-3),
-        train=TrainConfig(steps=4, batch_size=8, evaluate_every=0),
-        checkpoint=CheckpointConfig(every=0),
+        train=TrainConfig(steps=4, batch_size=8, evaluate_every=Every()),
+        checkpoint=CheckpointConfig(every=Every()),
         report=ReportConfig(every=1, tensorboard=False, plots=False),
     )  # fmt: skip
     return dataclasses.replace(run, **changes)
