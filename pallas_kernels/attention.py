@@ -180,14 +180,8 @@ def _does_not_lower() -> str:
     """Why this JAX does not compile the GPU kernels for the GPU that is here; empty if it does, or there is none."""
     if jax.default_backend() != "gpu":
         return ""
-    from pallas_kernels import gpu
-
     q = jax.ShapeDtypeStruct((1, 64, 1, 64), jnp.bfloat16)
-    options: dict[str, Any] = dict(
-        mask=Causal(), bias=None, scale=1.0, soft_cap=0.0, sinks=None, dropout=None, q_offset=0, blocks=None,
-        interpret=False,
-    )  # fmt: skip
-    attempt = jax.jit(lambda q: gpu.attention(q, q, q, **options)[0])
+    attempt = jax.jit(lambda q: attention(q, q, q, mask=Causal(), backend="gpu"))
     try:
         with concurrent.futures.ThreadPoolExecutor(1) as other:  # a thread without the mesh that is being traced under
             other.submit(lambda: attempt.lower(q).compile()).result()
@@ -213,7 +207,7 @@ def _refusal(backend: str, q, k, v, *, mask: Mask, bias: Bias | None, blocks: Bl
         except ImportError:
             instead = "or backend='cudnn' or 'xla'"
             return f"backend 'gpu' needs Pallas on Triton, which jax {jax.__version__} does not have; {instead}"
-        return gpu.refusal(q, k, v, mask, bias)
+        return gpu.refusal(q, k, v)
     from pallas_kernels import tpu
 
     return tpu.refusal(q, k, v, bias, blocks)

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.dropout import kept
-from pallas_kernels.masks import Blocks, Pairs, Rule
+from pallas_kernels.masks import Blocks
+from pallas_kernels.rules import Pairs, Rule
 
 LOG2E = math.log2(math.e)
 UNSEEN = -1e30  # the score of a pair that is not allowed; finite, so that no difference of two is NaN
@@ -283,7 +283,9 @@ class Plan(NamedTuple):
             slope = plgpu.load(data.slopes_H.at[tile.head])
             score = score - slope * jnp.abs(key - query).astype(jnp.float32)
         if data.dense is not None:
-            score = score + self._dense(data, tile) * LOG2E
+            view, inside = self.in_dense(data.dense, tile)
+            bias = plgpu.load(view) if inside is None else plgpu.load(view, mask=inside, other=0.0)
+            score = score + bias.astype(jnp.float32) * LOG2E
         if hard:
             seen = self.seen(data, tile, query, key)
             score = jnp.where(seen, score, UNSEEN)
@@ -304,8 +306,8 @@ class Plan(NamedTuple):
             word = plgpu.load(words.at[tile.j, tile.j * 0, row])
             for w in range(1, words.shape[1]):
                 word = jnp.where(unit < 32 * w, word, plgpu.load(words.at[tile.j, tile.j * 0 + w, row]))
-            word = jnp.broadcast_to(word, np.broadcast_shapes(word.shape, unit.shape))
-            return ((word >> jnp.broadcast_to(unit & 31, word.shape)) & 1) != 0
+            word, bit = jnp.broadcast_arrays(word, unit & 31)
+            return ((word >> bit) & 1) != 0
 
         shape, launch = self.shape, self.launch
         return self.rule.pairs(
@@ -327,20 +329,14 @@ class Plan(NamedTuple):
         corner = tile.j * self.launch.keys - tile.i * self.launch.queries - plgpu.load(data.offset_1.at[tile.b * 0])
         return plgpu.load(data.distances_HD.at[tile.head, jnp.clip(corner, low, high) - low])
 
-    def _dense(self, data: Data, tile: Tile) -> jax.Array:
+    def in_dense(self, ref, tile: Tile) -> tuple[Any, jax.Array | None]:
+        """A tile's part of [1 or B, 1 or H, L, S], and which pairs are in the array; None if all are."""
         row = self.by_query(tile.i * self.launch.queries + iota(self.launch.queries))
         key = self.by_key(tile.j * self.launch.keys + iota(self.launch.keys))
-        b, head = choose(tile.b, data.dense.shape[0]), choose(tile.head, data.dense.shape[1])
-        view = data.dense.at[b, head, *both(row, key)]
-        mask = self.inside(row, key)
-        bias = plgpu.load(view) if mask is None else plgpu.load(view, mask=mask, other=0.0)
-        return bias.astype(jnp.float32)
-
-    def inside(self, row: jax.Array, key: jax.Array) -> jax.Array | None:
-        """Whether a pair is in the array; None if all are."""
-        if not (self.ragged_queries or self.ragged_keys):
-            return None
-        return (row < self.shape.L) & (key < self.shape.S)
+        b, head = choose(tile.b, ref.shape[0]), choose(tile.head, ref.shape[1])
+        ragged = self.ragged_queries or self.ragged_keys
+        inside = (row < self.shape.L) & (key < self.shape.S) if ragged else None
+        return ref.at[b, head, *jnp.broadcast_arrays(row, key)], inside
 
     def cost(self, products: tuple[int, int], arrays) -> pl.CostEstimate:
         """Cost of a kernel with these numbers of products of [queries, N] and of [queries, V] for each pair."""
@@ -364,8 +360,3 @@ def choose(number: jax.Array, size: int) -> jax.Array:
     """Where to find a number along an axis that may be broadcast; an array, as the interpreter wants it."""
     return number if size > 1 else number * 0
 
-
-def both(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two arrays broadcast against each other."""
-    shape = np.broadcast_shapes(a.shape, b.shape)
-    return jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape)

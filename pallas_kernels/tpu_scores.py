@@ -25,7 +25,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels.biases import Alibi, Dense, T5Relative
 from pallas_kernels.blocks import LANES
 from pallas_kernels.dropout import kept, stream
-from pallas_kernels.masks import Pairs
+from pallas_kernels.rules import Pairs
 from pallas_kernels.tpu_tiles import Near, distance_tiles
 from pallas_kernels.visits import COMPUTE, CUT, FULL, PARTIAL, WHOLE, BlockMask, Corner
 
@@ -285,19 +285,9 @@ def widened(column: jax.Array, width: int) -> jax.Array:
     return column if width == LANES else jnp.concatenate([column] * (width // LANES), axis=1)
 
 
-class Scores(NamedTuple):
-    """Of a sub-block.
-
-    Attributes:
-      value: [height, width] float32, times log2(e); MASKED where not allowed. A constant bias is left out.
-      slope: d value / d (product of query and key), where it is not constant: the soft cap's.
-    """
-
-    value: jax.Array
-    slope: jax.Array | None
-
-
-def scores(product: jax.Array, columns: Columns, ks: slice, qs: slice, case: Case, with_slope: bool = False) -> Scores:
+def scores(
+    product: jax.Array, columns: Columns, ks: slice, qs: slice, case: Case
+) -> tuple[jax.Array, jax.Array | None]:
     """The scores of a sub-block from the product of its keys and queries.
 
     Args:
@@ -305,14 +295,16 @@ def scores(product: jax.Array, columns: Columns, ks: slice, qs: slice, case: Cas
       columns: columns of the block.
       ks, qs: place of the sub-block in the block.
       case: kind of the block.
-      with_slope: whether the soft cap's derivative is wanted.
+
+    Returns:
+      [height, width] float32, times log2(e), MASKED where not allowed, a constant bias left out; and the tanh of the
+      soft cap, if there is one.
     """
     problem, refs = columns.problem, columns.refs
-    slope = None
+    tanh = None
     if problem.soft_cap:
-        bent = jnp.tanh(product * (problem.scale / problem.soft_cap))
-        value = bent * (problem.soft_cap * LOG2E)
-        slope = 1.0 - bent * bent if with_slope else None
+        tanh = jnp.tanh(product * (problem.scale / problem.soft_cap))
+        value = tanh * (problem.soft_cap * LOG2E)
     else:
         value = product * (problem.scale * LOG2E)
     if case.bias == "t5":
@@ -323,7 +315,7 @@ def scores(product: jax.Array, columns: Columns, ks: slice, qs: slice, case: Cas
         value = value + refs["dense"][ks, qs].astype(jnp.float32) * LOG2E
     if case.asks(ks, qs):
         value = jnp.where(columns.allowed(ks, qs, case), value, MASKED)
-    return Scores(value, slope)
+    return value, tanh
 
 
 def is_right(problem: Problem, refs: Refs, visit: Visit) -> Any:

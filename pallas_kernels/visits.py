@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.masks import Mask, Ranges, Rule, Slots, Span, both
+from pallas_kernels.masks import Mask
+from pallas_kernels.rules import Ranges, Rule, Slots, Span, both
 
 EMPTY, PARTIAL, FULL = 0, 1, 2  # what a block is: no pair allowed, some, all
 

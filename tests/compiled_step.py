@@ -27,7 +27,7 @@ from t5x_like.models.families import llama
 from t5x_like.models.transformer import make_model
 from t5x_like.optim import AdamW
 from t5x_like.optim.optimizer import make_optimizer
-from t5x_like.plan.collectives import Collective, collectives
+from compiled_text import Collective, collectives
 from t5x_like.plan.memory import bytes_per_device
 from t5x_like.sharding.config import MeshConfig
 from t5x_like.sharding.mesh import make_placement

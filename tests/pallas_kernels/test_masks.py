@@ -24,9 +24,8 @@ from pallas_kernels.masks import (
     Prefix,
     Segments,
     SlidingWindow,
-    Slots,
-    dense,
 )
+from pallas_kernels.rules import Slots, dense
 from pallas_kernels.visits import (
     COMPUTE,
     EMPTY,

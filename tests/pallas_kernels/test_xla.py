@@ -36,7 +36,7 @@ from pallas_kernels import (
 )
 from pallas_kernels.biases import relative_buckets
 from pallas_kernels.dropout import kept, stream
-from pallas_kernels.masks import Slots, dense
+from pallas_kernels.rules import Slots, dense
 
 B, L, S, H, K, N, V = 2, 22, 29, 4, 2, 6, 5
 NUMBERS = np.random.default_rng(11)

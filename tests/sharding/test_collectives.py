@@ -14,7 +14,7 @@ import compiled_step
 import jax
 import pytest
 
-from t5x_like.plan.collectives import Collective, reductions
+from compiled_text import Collective, reductions
 from t5x_like.sharding.config import MeshConfig
 
 NEWEST = (0, 11)  # what the compilers do differs from version to version
