@@ -71,8 +71,7 @@ class Data(NamedTuple):
       visits: [1 or B, 1 or I, P] (or J for I): blocks to visit, the easy ones first; a block may use less than all.
       counts: [1 or B, I, 2]: numbers of easy blocks and of all blocks.
       query_data, key_data: numbers of the mask's ``Slots``.
-      words: for each ``Blocks`` mask [J, W, R] int32: bit n of word w says whether the query unit sees unit 32 w + n of
-        those in the key block.
+      words: for each ``Blocks`` mask [J, W, R] int32, see ``visits.words_of``.
       streams_BH: streams of dropout.
       distances_HD: T5 bias by distance. slopes_H: ALiBi. dense: [1 or B, 1 or H, L, S].
       sinks_H: scores of the sinks.
@@ -146,11 +145,11 @@ def _place(part: HeadPart, number: jax.Array):
 
 
 def _there(start, size: int, length: int, part: HeadPart) -> jax.Array | None:
-    """Which elements of a piece of rows are in the array, to be broadcast; None: all."""
+    """Which elements of a piece of rows are in the array; None: all."""
     masks = [lax.expand_dims(start + iota(size) < length, (1,))] if length else []
     if part.valid < part.size:
         masks.append(lax.expand_dims(iota(part.size) < part.valid, (0,)))
-    return functools.reduce(operator.and_, masks) if masks else None
+    return jnp.broadcast_to(functools.reduce(operator.and_, masks), (size, part.size)) if masks else None
 
 
 def load_rows(ref, b, start, size: int, head, length: int, parts: tuple[HeadPart, ...]) -> list[jax.Array]:
@@ -158,8 +157,7 @@ def load_rows(ref, b, start, size: int, head, length: int, parts: tuple[HeadPart
     out = []
     for part in parts:
         mask, view = _there(start, size, length, part), ref.at[b, pl.ds(start, size), head, _place(part, b)]
-        inside = {} if mask is None else {"mask": jnp.broadcast_to(mask, (size, part.size)), "other": 0.0}
-        out.append(plgpu.load(view, **inside))
+        out.append(plgpu.load(view, mask=mask, other=None if mask is None else 0.0))
     return out
 
 
@@ -168,10 +166,8 @@ def store_rows(
 ) -> None:
     """The reverse of ``load_rows``; in the dtype of what is written."""
     for part, value in zip(parts, values, strict=True):
-        mask = _there(start, size, length, part)
-        mask = None if mask is None else jnp.broadcast_to(mask, (size, part.size))
         view = ref.at[b, pl.ds(start, size), head, _place(part, b)]
-        plgpu.store(view, value.astype(ref.dtype), mask=mask)
+        plgpu.store(view, value.astype(ref.dtype), mask=_there(start, size, length, part))
 
 
 def load_vector(ref, b, head, start, size: int, length: int, other: float) -> jax.Array:
@@ -284,7 +280,7 @@ class Plan(NamedTuple):
             score = score - slope * jnp.abs(key - query).astype(jnp.float32)
         if data.dense is not None:
             view, inside = self.in_dense(data.dense, tile)
-            bias = plgpu.load(view) if inside is None else plgpu.load(view, mask=inside, other=0.0)
+            bias = plgpu.load(view, mask=inside, other=None if inside is None else 0.0)
             score = score + bias.astype(jnp.float32) * LOG2E
         if hard:
             seen = self.seen(data, tile, query, key)
@@ -302,7 +298,7 @@ class Plan(NamedTuple):
         def table(slot: int) -> jax.Array:
             mask, words = self.tables[slot], data.words[slot]
             row = jnp.clip(lax.div(query, jnp.int32(mask.size)), 0, mask.shape[0] - 1)
-            unit = lax.div(key, jnp.int32(mask.size)) - lax.div(tile.j * self.launch.keys, mask.size)
+            unit = lax.div(key - tile.j * self.launch.keys, jnp.int32(math.gcd(mask.size, self.launch.keys)))
             word = plgpu.load(words.at[tile.j, tile.j * 0, row])
             for w in range(1, words.shape[1]):
                 word = jnp.where(unit < 32 * w, word, plgpu.load(words.at[tile.j, tile.j * 0 + w, row]))

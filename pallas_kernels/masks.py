@@ -1,7 +1,7 @@
 """Masks: the pairs that may attend, as objects and never as a dense array; join them with ``&`` and ``|``.
 
-A mask gives a ``Rule`` (``rules``), which kernels evaluate. Queries and keys are counted along the sequence as stored; a
-query's column is its row plus the call's ``q_offset``. Must not know kernels.
+A mask gives a ``Rule`` (``rules``), which kernels evaluate. Queries and keys are counted along the sequence as stored;
+a query's column is its row plus the call's ``q_offset``. Must not know kernels.
 
 Letters: B batch, L queries, S keys.
 """
@@ -14,9 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from pallas_kernels.rules import Pairs, Ranges, Rule, Slots, both, dense
+from pallas_kernels.rules import Pairs, Ranges, Rule, Slots, both
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,13 +29,6 @@ class Mask:
     def rule(self, slots: Slots) -> Rule:
         """The mask's rule; adds the numbers of queries and keys that it reads to ``slots``."""
         raise TypeError(f"{type(self).__name__} does not say who may attend to whom")
-
-    def allowed(self, query_L: jax.Array, key_S: jax.Array) -> jax.Array:
-        """Whether the query in column ``query_L[i]``, the i-th of those the mask's arrays describe, may see the key in
-        column ``key_S[j]``: [1 or B, L, S] booleans. Columns of queries follow one another. For tests: dense."""
-        first = query_L[0]
-        slots = Slots(query_L.shape[0], key_S.shape[0], first if isinstance(first, Tracer) else int(first))
-        return dense(self.rule(slots), slots, query_L, key_S)
 
     def __and__(self, other: Mask) -> Mask:
         return other if isinstance(self, Full) else self if isinstance(other, Full) else And(self, other)

@@ -27,7 +27,7 @@ from pallas_kernels.blocks import LANES
 from pallas_kernels.dropout import kept, stream
 from pallas_kernels.rules import Pairs
 from pallas_kernels.tpu_tiles import Near, distance_tiles
-from pallas_kernels.visits import COMPUTE, CUT, FULL, PARTIAL, WHOLE, BlockMask, Corner
+from pallas_kernels.visits import COMPUTE, CUT, FULL, PARTIAL, WHOLE, BlockMask, Corner, words_of
 
 LOG2E = math.log2(math.e)
 MASKED = -1e30  # of a pair that is not allowed
@@ -123,7 +123,8 @@ def mask_operands(problem: Problem) -> dict[str, Operand]:
         column = jnp.broadcast_to(row(array, C * bk)[:, 0, :, None], (array.shape[0], C * bk, LANES))
         found[f"key_{n}"] = Operand(column, (None, bk, LANES), lambda b, h, i, j, many=many: (b if many else 0, j, 0))
     for n, mask in enumerate(slots.tables):
-        words = block_words(mask.table, mask.size, slots.queries, slots.offset, bk, C)
+        unit = jnp.clip((jnp.arange(slots.queries, dtype=jnp.int32) + slots.offset) // mask.size, 0, mask.shape[0] - 1)
+        words = jnp.asarray(words_of(mask, bk, C))[:, :, unit]
         words = jnp.pad(words, ((0, 0), (0, 0), (0, R * bq - words.shape[2])))
         found[f"words_{n}"] = Operand(words, (None, words.shape[1], bq), lambda b, h, i, j: (j, 0, i))
     return found
@@ -142,23 +143,6 @@ def block_operands(problem: Problem, arrays: Mapping[str, jax.Array]) -> dict[st
         else:
             found[name] = Operand(array, (None, None, bq, size), lambda b, h, i, j: (b, h, i, 0))
     return found
-
-
-def block_words(
-    table: np.ndarray, size: int, queries: int, offset: int | jax.Array, key_block: int, key_blocks: int
-) -> jax.Array:
-    """[C, W, L] int32: bit n of word w says whether query l sees the unit 32 w + n of key block c.
-
-    Units are as many keys as divide both the mask's blocks and the kernel's.
-    """
-    unit = math.gcd(size, key_block)
-    each = key_block // unit
-    columns = np.minimum(np.arange(key_blocks * each) * unit // size, table.shape[1] - 1)
-    bits = table[:, columns].reshape(len(table), key_blocks, each)
-    bits = np.pad(bits, ((0, 0), (0, 0), (0, -each % 32))).reshape(len(table), key_blocks, -1, 32).astype(np.uint32)
-    words = (bits << np.arange(32, dtype=np.uint32)).sum(-1, dtype=np.uint32).view(np.int32)
-    row = jnp.clip((jnp.arange(queries, dtype=jnp.int32) + offset) // size, 0, len(table) - 1)
-    return jnp.asarray(words.transpose(1, 2, 0))[:, :, row]
 
 
 class Visit(NamedTuple):

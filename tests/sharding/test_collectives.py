@@ -13,8 +13,8 @@ from pathlib import Path
 import compiled_step
 import jax
 import pytest
-
 from compiled_text import Collective, reductions
+
 from t5x_like.sharding.config import MeshConfig
 
 NEWEST = (0, 11)  # what the compilers do differs from version to version
