@@ -1,4 +1,4 @@
-"""Whole runs whose loss and gradient are finite and whose update or state is not: they stop, and keep what was finite."""
+"""Whole runs whose loss and gradient are finite and whose update or state is not stop, and keep what was finite."""
 
 from __future__ import annotations
 
