@@ -180,14 +180,8 @@ def _does_not_lower() -> str:
     """Why this JAX does not compile the GPU kernels for the GPU that is here; empty if it does, or there is none."""
     if jax.default_backend() != "gpu":
         return ""
-    from pallas_kernels import gpu
-
     q = jax.ShapeDtypeStruct((1, 64, 1, 64), jnp.bfloat16)
-    options: dict[str, Any] = dict(
-        mask=Causal(), bias=None, scale=1.0, soft_cap=0.0, sinks=None, dropout=None, q_offset=0, blocks=None,
-        interpret=False,
-    )  # fmt: skip
-    attempt = jax.jit(lambda q: gpu.attention(q, q, q, **options)[0])
+    attempt = jax.jit(lambda q: attention(q, q, q, mask=Causal(), backend="gpu"))
     try:
         with concurrent.futures.ThreadPoolExecutor(1) as other:  # a thread without the mesh that is being traced under
             other.submit(lambda: attempt.lower(q).compile()).result()
@@ -213,7 +207,7 @@ def _refusal(backend: str, q, k, v, *, mask: Mask, bias: Bias | None, blocks: Bl
         except ImportError:
             instead = "or backend='cudnn' or 'xla'"
             return f"backend 'gpu' needs Pallas on Triton, which jax {jax.__version__} does not have; {instead}"
-        return gpu.refusal(q, k, v, mask, bias)
+        return gpu.refusal(q, k, v)
     from pallas_kernels import tpu
 
     return tpu.refusal(q, k, v, bias, blocks)
@@ -249,18 +243,16 @@ def _check(q, k, v, mask, bias, scale, soft_cap, sinks, dropout, q_offset) -> No
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"attention: q, k, v: got dtypes {q.dtype}, {k.dtype}, {v.dtype}; allowed: one for all")
     if isinstance(bias, Dense):
-        wanted = (B, H, L, S)
-        if (
-            bias.array.ndim != 4
-            or any(n not in (1, full) for n, full in zip(bias.array.shape[:2], wanted, strict=False))
-            or (bias.array.shape[2:] != wanted[2:])
-        ):
-            raise ValueError(f"attention: bias: got shape {bias.array.shape}; allowed: [1 or {B}, 1 or {H}, {L}, {S}]")
+        got = bias.array.shape
+        if got[2:] != (L, S) or got[0] not in (1, B) or got[1] not in (1, H):
+            raise ValueError(f"attention: bias: got shape {got}; allowed: [1 or {B}, 1 or {H}, {L}, {S}]")
     elif bias is not None and bias.heads != H:
         raise ValueError(f"attention: bias: got {bias.heads} heads; allowed: {H}")
     if isinstance(scale, jax.Array | np.ndarray) and scale.ndim and scale.shape not in ((L,), (B, L), (1, L)):
         raise ValueError(f"attention: scale: got shape {scale.shape}; allowed: a number, [{L}] or [{B}, {L}]")
-    if soft_cap is not None and soft_cap < 0:
-        raise ValueError(f"attention: soft_cap: got {soft_cap}; allowed: None, or 0 or more")
+    elif isinstance(scale, int | float) and not math.isfinite(scale):
+        raise ValueError(f"attention: scale: got {scale}; allowed: a finite number")
+    if soft_cap is not None and not 0 <= soft_cap < math.inf:
+        raise ValueError(f"attention: soft_cap: got {soft_cap}; allowed: None, or 0 or more, finite")
     if sinks is not None and sinks.shape != (H,):
         raise ValueError(f"attention: sinks: got shape {sinks.shape}; allowed: [{H}]")

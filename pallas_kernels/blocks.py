@@ -139,8 +139,9 @@ def measured_path() -> Path:
     return Path(os.environ.get("PALLAS_KERNELS_MEASURED") or Path(__file__).with_name("measured.json"))
 
 
+@functools.lru_cache(maxsize=1)
 def load_measured() -> dict[str, list[Measured]]:
-    """By chip; empty where nothing was measured.
+    """By chip; empty where nothing was measured. Read once.
 
     Raises:
       ValueError: the file is not one that ``tune`` wrote.
@@ -166,23 +167,18 @@ def save_measured(table: dict[str, list[Measured]]) -> None:
     plain = {chip: [entry._asdict() for entry in entries] for chip, entries in table.items()}
     temporary.write_text(json.dumps(plain, indent=1) + "\n")
     temporary.replace(path)
-    _measured_once.cache_clear()
-
-
-@functools.lru_cache(maxsize=1)
-def _measured_once() -> dict[str, list[Measured]]:
-    return load_measured()
+    load_measured.cache_clear()
 
 
 def resolve(asked: BlockSizes | None, head: int, length: int) -> BlockSizes:
     """Sizes asked for, and where none are, those measured on the chip: of the nearest head, then the nearest length."""
     asked = asked or BlockSizes()
-    entries = _measured_once().get(asked.chip or chip_name(), ())
+    entries = load_measured().get(asked.chip or chip_name(), ())
     if not entries:
         return asked
     best = min(entries, key=lambda e: (abs(e.head - head), abs(math.log(e.length / max(length, 1)))))
     sizes = [own or found for own, found in zip(asked[:4], best[2:], strict=True)]
-    return BlockSizes(sizes[0], sizes[1], sizes[2], sizes[3], asked.chip)
+    return BlockSizes(*sizes, chip=asked.chip)
 
 
 def tpu_blocks(
@@ -208,10 +204,7 @@ def tpu_blocks(
         raise ValueError(f"attention: blocks: chip: got {name!r}; allowed: {', '.join(TPU)}")
     table = TPU[name]
     if head_bytes > 512 and table.vmem_bytes < 32 * MB:  # float32 of 256, beside a dense bias
-        halves = (size // 2 for size in (table.queries, table.keys, table.backward_queries, table.backward_keys))
-        table = table._replace(
-            **dict(zip(("queries", "keys", "backward_queries", "backward_keys"), halves, strict=True))
-        )
+        table = table._replace(**{name: getattr(table, name) // 2 for name in BlockSizes._fields[:4]})
     if any(size % LANES or size < 0 for size in sizes[:4]):
         raise ValueError(f"attention: blocks: got {sizes}; allowed on TPUs: multiples of {LANES}")
     bq, bk = _fit(sizes.queries, table.queries, queries), _fit(sizes.keys, table.keys, keys)

@@ -54,16 +54,12 @@ _LAUNCHES = {
     (4, 128): (Launch(32, 16, 4, 1), Launch(32, 32, 8, 2), Launch(32, 32, 8, 2)),
     (4, 256): (Launch(32, 16, 8, 1), Launch(16, 32, 4, 1), Launch(16, 16, 4, 1)),
 }
-_WITH_BIAS = {
-    (2, 64): (Launch(128, 64, 8, 3), Launch(64, 64, 4, 3), Launch(64, 64, 4, 3)),
-    (2, 128): (Launch(128, 64, 8, 3), Launch(64, 32, 4, 2), Launch(64, 64, 8, 2)),
-}
+_WITH_BIAS = {(2, 128): (Launch(128, 64, 8, 3), Launch(64, 32, 4, 2), Launch(64, 64, 8, 2))}
 _WITH_DENSE_BIAS = {(2, 64): (Launch(128, 64, 8, 3), Launch(64, 32, 4, 3), Launch(32, 64, 4, 3))}
 
 
-def refusal(q: Any, k: Any, v: Any, mask: Mask, bias: Bias | None) -> str:
+def refusal(q: Any, k: Any, v: Any) -> str:
     """Reason why the kernels cannot do this: the argument, and the backend that can; empty if they can."""
-    del mask, bias  # all of them are there
     for name, size in (("q and k", q.shape[3]), ("v", v.shape[3])):
         if not 1 <= size <= LARGEST_HEAD:
             allowed = f"allowed: 1 to {LARGEST_HEAD}; or backend='xla'"

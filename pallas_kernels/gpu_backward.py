@@ -28,7 +28,6 @@ from pallas_kernels.gpu_tiles import (
     Plan,
     Sizes,
     Tile,
-    both,
     choose,
     dot,
     iota,
@@ -178,15 +177,13 @@ def _add_bias_gradient(plan: Plan, data: Data, tile: Tile, grads: Grads, ds: jax
         query, key = plan.places(data, tile)
         return share[0] - (ds * jnp.abs(key - query).astype(jnp.float32)).sum(), share[1]
     if grads.dense is not None:
-        b, head = choose(tile.b, grads.dense.shape[0]), choose(tile.head, grads.dense.shape[1])
         if _is_shared(data.dense.shape, plan.shape):
+            b, head = choose(tile.b, grads.dense.shape[0]), choose(tile.head, grads.dense.shape[1])
             rows, keys = pl.ds(tile.i * launch.queries, launch.queries), pl.ds(tile.j * launch.keys, launch.keys)
             plgpu.atomic_add(grads.dense, (b, head, rows, keys), ds)
         else:
-            row = plan.by_query(tile.i * launch.queries + iota(launch.queries))
-            key = plan.by_key(tile.j * launch.keys + iota(launch.keys))
-            view = grads.dense.at[b, head, *both(row, key)]
-            plgpu.store(view, ds.astype(grads.dense.dtype), mask=plan.inside(row, key))
+            view, inside = plan.in_dense(grads.dense, tile)
+            plgpu.store(view, ds.astype(grads.dense.dtype), mask=inside)
     if grads.distances is not None:
         corner = tile.j * launch.keys - tile.i * launch.queries - plgpu.load(data.offset_1.at[tile.b * 0])
         assert plan.reach is not None
@@ -213,7 +210,7 @@ def _fold(plan: Plan, tile: Tile, grads: Grads, ds: jax.Array, corner, share):
 
     def rows(n, total):
         row = lax.expand_dims(n * _ROWS + iota(_ROWS), (1,))
-        row, key = both(row, lax.expand_dims(lane, (0,)) + row - (launch.queries - 1))
+        row, key = jnp.broadcast_arrays(row, lax.expand_dims(lane, (0,)) + row - (launch.queries - 1))
         inside = (key >= 0) & (key < launch.keys)
         view = grads.scratch.at[*mine, row, jnp.clip(key, 0, launch.keys - 1)]
         return total + plgpu.load(view, mask=inside, other=0.0).sum(0)

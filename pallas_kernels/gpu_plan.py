@@ -17,8 +17,8 @@ import numpy as np
 
 from pallas_kernels.biases import Alibi, Bias, Dense, T5Relative
 from pallas_kernels.gpu_tiles import LOG2E, Data, Launch, Options, Plan, Sizes
-from pallas_kernels.masks import Blocks, Mask
-from pallas_kernels.visits import EMPTY, FULL, cut
+from pallas_kernels.masks import Mask
+from pallas_kernels.visits import EMPTY, FULL, cut, words_of
 
 
 def prepare(
@@ -38,7 +38,7 @@ def prepare(
         jnp.full((1,), q_offset, jnp.int32), jnp.asarray(visits), jnp.asarray(counts),
         tuple(a.astype(jnp.int32) for a in cuts.slots.query_data),
         tuple(a.astype(jnp.int32) for a in cuts.slots.key_data),
-        tuple(jnp.asarray(_words(table, cuts.possible.shape[1], launch.keys)) for table in cuts.slots.tables),
+        tuple(jnp.asarray(words_of(mask, launch.keys, cuts.possible.shape[1])) for mask in cuts.slots.tables),
         streams_BH,
         relative(bias) * LOG2E if isinstance(bias, T5Relative) else None,
         bias.slopes_H.astype(jnp.float32) * LOG2E if isinstance(bias, Alibi) else None,
@@ -97,15 +97,3 @@ def _lists(cuts, near, keys_first: bool):
     if ((order == longest) | (np.arange(len(longest)) >= counts[:, :, 1:])).all():
         order = longest[None, None]  # one list for all: constants of a program that do not grow with its blocks squared
     return order, counts, there_kinds
-
-
-def _words(mask: Blocks, key_blocks: int, key_block: int) -> np.ndarray:
-    """[J, W, R] int32 as in ``Data``."""
-    table = mask.table
-    first_J = np.arange(key_blocks) * key_block // mask.size
-    last_J = (np.arange(1, key_blocks + 1) * key_block - 1) // mask.size
-    count = -(-int((last_J - first_J).max() + 1) // 32)
-    unit = first_J[:, None] + np.arange(32 * count)
-    bits = table[:, np.minimum(unit, table.shape[1] - 1)] & (unit < table.shape[1])  # [R, J, 32 W]
-    bits = bits.reshape(*bits.shape[:2], count, 32).astype(np.uint32) << np.arange(32, dtype=np.uint32)
-    return bits.sum(-1, dtype=np.uint32).view(np.int32).transpose(1, 2, 0)

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.dropout import kept
-from pallas_kernels.masks import Blocks, Pairs, Rule
+from pallas_kernels.masks import Blocks
+from pallas_kernels.rules import Pairs, Rule
 
 LOG2E = math.log2(math.e)
 UNSEEN = -1e30  # the score of a pair that is not allowed; finite, so that no difference of two is NaN
@@ -71,8 +71,7 @@ class Data(NamedTuple):
       visits: [1 or B, 1 or I, P] (or J for I): blocks to visit, the easy ones first; a block may use less than all.
       counts: [1 or B, I, 2]: numbers of easy blocks and of all blocks.
       query_data, key_data: numbers of the mask's ``Slots``.
-      words: for each ``Blocks`` mask [J, W, R] int32: bit n of word w says whether the query unit sees unit 32 w + n of
-        those in the key block.
+      words: for each ``Blocks`` mask [J, W, R] int32, see ``visits.words_of``.
       streams_BH: streams of dropout.
       distances_HD: T5 bias by distance. slopes_H: ALiBi. dense: [1 or B, 1 or H, L, S].
       sinks_H: scores of the sinks.
@@ -146,11 +145,11 @@ def _place(part: HeadPart, number: jax.Array):
 
 
 def _there(start, size: int, length: int, part: HeadPart) -> jax.Array | None:
-    """Which elements of a piece of rows are in the array, to be broadcast; None: all."""
+    """Which elements of a piece of rows are in the array; None: all."""
     masks = [lax.expand_dims(start + iota(size) < length, (1,))] if length else []
     if part.valid < part.size:
         masks.append(lax.expand_dims(iota(part.size) < part.valid, (0,)))
-    return functools.reduce(operator.and_, masks) if masks else None
+    return jnp.broadcast_to(functools.reduce(operator.and_, masks), (size, part.size)) if masks else None
 
 
 def load_rows(ref, b, start, size: int, head, length: int, parts: tuple[HeadPart, ...]) -> list[jax.Array]:
@@ -158,8 +157,7 @@ def load_rows(ref, b, start, size: int, head, length: int, parts: tuple[HeadPart
     out = []
     for part in parts:
         mask, view = _there(start, size, length, part), ref.at[b, pl.ds(start, size), head, _place(part, b)]
-        inside = {} if mask is None else {"mask": jnp.broadcast_to(mask, (size, part.size)), "other": 0.0}
-        out.append(plgpu.load(view, **inside))
+        out.append(plgpu.load(view, mask=mask, other=None if mask is None else 0.0))
     return out
 
 
@@ -168,10 +166,8 @@ def store_rows(
 ) -> None:
     """The reverse of ``load_rows``; in the dtype of what is written."""
     for part, value in zip(parts, values, strict=True):
-        mask = _there(start, size, length, part)
-        mask = None if mask is None else jnp.broadcast_to(mask, (size, part.size))
         view = ref.at[b, pl.ds(start, size), head, _place(part, b)]
-        plgpu.store(view, value.astype(ref.dtype), mask=mask)
+        plgpu.store(view, value.astype(ref.dtype), mask=_there(start, size, length, part))
 
 
 def load_vector(ref, b, head, start, size: int, length: int, other: float) -> jax.Array:
@@ -283,7 +279,9 @@ class Plan(NamedTuple):
             slope = plgpu.load(data.slopes_H.at[tile.head])
             score = score - slope * jnp.abs(key - query).astype(jnp.float32)
         if data.dense is not None:
-            score = score + self._dense(data, tile) * LOG2E
+            view, inside = self.in_dense(data.dense, tile)
+            bias = plgpu.load(view, mask=inside, other=None if inside is None else 0.0)
+            score = score + bias.astype(jnp.float32) * LOG2E
         if hard:
             seen = self.seen(data, tile, query, key)
             score = jnp.where(seen, score, UNSEEN)
@@ -300,12 +298,12 @@ class Plan(NamedTuple):
         def table(slot: int) -> jax.Array:
             mask, words = self.tables[slot], data.words[slot]
             row = jnp.clip(lax.div(query, jnp.int32(mask.size)), 0, mask.shape[0] - 1)
-            unit = lax.div(key, jnp.int32(mask.size)) - lax.div(tile.j * self.launch.keys, mask.size)
+            unit = lax.div(key - tile.j * self.launch.keys, jnp.int32(math.gcd(mask.size, self.launch.keys)))
             word = plgpu.load(words.at[tile.j, tile.j * 0, row])
             for w in range(1, words.shape[1]):
                 word = jnp.where(unit < 32 * w, word, plgpu.load(words.at[tile.j, tile.j * 0 + w, row]))
-            word = jnp.broadcast_to(word, np.broadcast_shapes(word.shape, unit.shape))
-            return ((word >> jnp.broadcast_to(unit & 31, word.shape)) & 1) != 0
+            word, bit = jnp.broadcast_arrays(word, unit & 31)
+            return ((word >> bit) & 1) != 0
 
         shape, launch = self.shape, self.launch
         return self.rule.pairs(
@@ -327,20 +325,14 @@ class Plan(NamedTuple):
         corner = tile.j * self.launch.keys - tile.i * self.launch.queries - plgpu.load(data.offset_1.at[tile.b * 0])
         return plgpu.load(data.distances_HD.at[tile.head, jnp.clip(corner, low, high) - low])
 
-    def _dense(self, data: Data, tile: Tile) -> jax.Array:
+    def in_dense(self, ref, tile: Tile) -> tuple[Any, jax.Array | None]:
+        """A tile's part of [1 or B, 1 or H, L, S], and which pairs are in the array; None if all are."""
         row = self.by_query(tile.i * self.launch.queries + iota(self.launch.queries))
         key = self.by_key(tile.j * self.launch.keys + iota(self.launch.keys))
-        b, head = choose(tile.b, data.dense.shape[0]), choose(tile.head, data.dense.shape[1])
-        view = data.dense.at[b, head, *both(row, key)]
-        mask = self.inside(row, key)
-        bias = plgpu.load(view) if mask is None else plgpu.load(view, mask=mask, other=0.0)
-        return bias.astype(jnp.float32)
-
-    def inside(self, row: jax.Array, key: jax.Array) -> jax.Array | None:
-        """Whether a pair is in the array; None if all are."""
-        if not (self.ragged_queries or self.ragged_keys):
-            return None
-        return (row < self.shape.L) & (key < self.shape.S)
+        b, head = choose(tile.b, ref.shape[0]), choose(tile.head, ref.shape[1])
+        ragged = self.ragged_queries or self.ragged_keys
+        inside = (row < self.shape.L) & (key < self.shape.S) if ragged else None
+        return ref.at[b, head, *jnp.broadcast_arrays(row, key)], inside
 
     def cost(self, products: tuple[int, int], arrays) -> pl.CostEstimate:
         """Cost of a kernel with these numbers of products of [queries, N] and of [queries, V] for each pair."""
@@ -364,8 +356,3 @@ def choose(number: jax.Array, size: int) -> jax.Array:
     """Where to find a number along an axis that may be broadcast; an array, as the interpreter wants it."""
     return number if size > 1 else number * 0
 
-
-def both(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two arrays broadcast against each other."""
-    shape = np.broadcast_shapes(a.shape, b.shape)
-    return jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape)

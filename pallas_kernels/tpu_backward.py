@@ -167,14 +167,14 @@ def _gradients(
     """(p with dropout, gradient of the score, gradient of scale * q k^T), each [height, width] float32."""
     ks, qs = place
     raw, dp = products
-    value, slope = scores(raw, columns, ks, qs, case, with_slope=True)
+    value, tanh = scores(raw, columns, ks, qs, case)
     p = jnp.exp2(value - (refs["lse"][:, qs] - shift))
     dropped = p
     if problem.dropout_rate:
         factor = jnp.where(columns.kept(ks, qs), 1.0 / (1.0 - problem.dropout_rate), 0.0)
         dropped, dp = p * factor, dp * factor
     ds = p * (dp - refs["delta"][:, qs])
-    return dropped, ds, ds if slope is None else ds * slope
+    return dropped, ds, ds if tanh is None else ds * (1.0 - tanh * tanh)
 
 
 def _keys_block(problem: Problem, sub: BackwardSub, bias_gradient: bool, visit: Visit, refs: Refs, case: Case) -> None:

@@ -133,7 +133,7 @@ def _block(problem: Problem, sub: ForwardSub, visit: Visit, refs: Refs, case: Ca
             if early < len(items) and n < len(items[early][0]):
                 ks, qs = items[early][0][n], items[early][1]
                 product = matmul(refs["k"][ks], refs["q"][qs], "nt")
-                scored.setdefault(early, []).append(scores(product, columns, ks, qs, case).value)
+                scored.setdefault(early, []).append(scores(product, columns, ks, qs, case)[0])
             if 0 <= late < len(items) and n < len(items[late][0]):
                 rows = refs["v_turned"][:, items[late][0][n]]
                 part = matmul(rows, weighted[late][0][n], "nn")

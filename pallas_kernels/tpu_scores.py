@@ -25,9 +25,9 @@ from jax.experimental import pallas as pl
 from pallas_kernels.biases import Alibi, Dense, T5Relative
 from pallas_kernels.blocks import LANES
 from pallas_kernels.dropout import kept, stream
-from pallas_kernels.masks import Pairs
+from pallas_kernels.rules import Pairs
 from pallas_kernels.tpu_tiles import Near, distance_tiles
-from pallas_kernels.visits import COMPUTE, CUT, FULL, PARTIAL, WHOLE, BlockMask, Corner
+from pallas_kernels.visits import COMPUTE, CUT, FULL, PARTIAL, WHOLE, BlockMask, Corner, words_of
 
 LOG2E = math.log2(math.e)
 MASKED = -1e30  # of a pair that is not allowed
@@ -123,7 +123,8 @@ def mask_operands(problem: Problem) -> dict[str, Operand]:
         column = jnp.broadcast_to(row(array, C * bk)[:, 0, :, None], (array.shape[0], C * bk, LANES))
         found[f"key_{n}"] = Operand(column, (None, bk, LANES), lambda b, h, i, j, many=many: (b if many else 0, j, 0))
     for n, mask in enumerate(slots.tables):
-        words = block_words(mask.table, mask.size, slots.queries, slots.offset, bk, C)
+        unit = jnp.clip((jnp.arange(slots.queries, dtype=jnp.int32) + slots.offset) // mask.size, 0, mask.shape[0] - 1)
+        words = jnp.asarray(words_of(mask, bk, C))[:, :, unit]
         words = jnp.pad(words, ((0, 0), (0, 0), (0, R * bq - words.shape[2])))
         found[f"words_{n}"] = Operand(words, (None, words.shape[1], bq), lambda b, h, i, j: (j, 0, i))
     return found
@@ -142,23 +143,6 @@ def block_operands(problem: Problem, arrays: Mapping[str, jax.Array]) -> dict[st
         else:
             found[name] = Operand(array, (None, None, bq, size), lambda b, h, i, j: (b, h, i, 0))
     return found
-
-
-def block_words(
-    table: np.ndarray, size: int, queries: int, offset: int | jax.Array, key_block: int, key_blocks: int
-) -> jax.Array:
-    """[C, W, L] int32: bit n of word w says whether query l sees the unit 32 w + n of key block c.
-
-    Units are as many keys as divide both the mask's blocks and the kernel's.
-    """
-    unit = math.gcd(size, key_block)
-    each = key_block // unit
-    columns = np.minimum(np.arange(key_blocks * each) * unit // size, table.shape[1] - 1)
-    bits = table[:, columns].reshape(len(table), key_blocks, each)
-    bits = np.pad(bits, ((0, 0), (0, 0), (0, -each % 32))).reshape(len(table), key_blocks, -1, 32).astype(np.uint32)
-    words = (bits << np.arange(32, dtype=np.uint32)).sum(-1, dtype=np.uint32).view(np.int32)
-    row = jnp.clip((jnp.arange(queries, dtype=jnp.int32) + offset) // size, 0, len(table) - 1)
-    return jnp.asarray(words.transpose(1, 2, 0))[:, :, row]
 
 
 class Visit(NamedTuple):
@@ -285,19 +269,9 @@ def widened(column: jax.Array, width: int) -> jax.Array:
     return column if width == LANES else jnp.concatenate([column] * (width // LANES), axis=1)
 
 
-class Scores(NamedTuple):
-    """Of a sub-block.
-
-    Attributes:
-      value: [height, width] float32, times log2(e); MASKED where not allowed. A constant bias is left out.
-      slope: d value / d (product of query and key), where it is not constant: the soft cap's.
-    """
-
-    value: jax.Array
-    slope: jax.Array | None
-
-
-def scores(product: jax.Array, columns: Columns, ks: slice, qs: slice, case: Case, with_slope: bool = False) -> Scores:
+def scores(
+    product: jax.Array, columns: Columns, ks: slice, qs: slice, case: Case
+) -> tuple[jax.Array, jax.Array | None]:
     """The scores of a sub-block from the product of its keys and queries.
 
     Args:
@@ -305,14 +279,16 @@ def scores(product: jax.Array, columns: Columns, ks: slice, qs: slice, case: Cas
       columns: columns of the block.
       ks, qs: place of the sub-block in the block.
       case: kind of the block.
-      with_slope: whether the soft cap's derivative is wanted.
+
+    Returns:
+      [height, width] float32, times log2(e), MASKED where not allowed, a constant bias left out; and the tanh of the
+      soft cap, if there is one.
     """
     problem, refs = columns.problem, columns.refs
-    slope = None
+    tanh = None
     if problem.soft_cap:
-        bent = jnp.tanh(product * (problem.scale / problem.soft_cap))
-        value = bent * (problem.soft_cap * LOG2E)
-        slope = 1.0 - bent * bent if with_slope else None
+        tanh = jnp.tanh(product * (problem.scale / problem.soft_cap))
+        value = tanh * (problem.soft_cap * LOG2E)
     else:
         value = product * (problem.scale * LOG2E)
     if case.bias == "t5":
@@ -323,7 +299,7 @@ def scores(product: jax.Array, columns: Columns, ks: slice, qs: slice, case: Cas
         value = value + refs["dense"][ks, qs].astype(jnp.float32) * LOG2E
     if case.asks(ks, qs):
         value = jnp.where(columns.allowed(ks, qs, case), value, MASKED)
-    return Scores(value, slope)
+    return value, tanh
 
 
 def is_right(problem: Problem, refs: Refs, visit: Visit) -> Any:

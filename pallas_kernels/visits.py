@@ -10,13 +10,15 @@ Letters: B batch (1 where all rows are alike), R query blocks, C key blocks, P v
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.masks import Mask, Ranges, Rule, Slots, Span, both
+from pallas_kernels.masks import Blocks, Mask
+from pallas_kernels.rules import Ranges, Rule, Slots, Span, both
 
 EMPTY, PARTIAL, FULL = 0, 1, 2  # what a block is: no pair allowed, some, all
 
@@ -173,6 +175,19 @@ class Visits(NamedTuple):
     packed: Any
     count: Any
     possible: tuple[np.ndarray, np.ndarray]
+
+
+def words_of(mask: Blocks, key_block: int, key_blocks: int) -> np.ndarray:
+    """[C, W, R] int32: bit n of word w says whether row r of the mask's table sees the unit 32 w + n of key block c.
+
+    Units are as many keys as divide both the mask's blocks and the kernel's.
+    """
+    unit = math.gcd(mask.size, key_block)
+    rows, columns = mask.shape
+    seen = mask.table[:, np.minimum(np.arange(key_blocks * key_block // unit) * unit // mask.size, columns - 1)]
+    bits = seen.reshape(rows, key_blocks, -1)
+    bits = np.pad(bits, ((0, 0), (0, 0), (0, -bits.shape[2] % 32))).reshape(rows, key_blocks, -1, 32).astype(np.uint32)
+    return (bits << np.arange(32, dtype=np.uint32)).sum(-1, dtype=np.uint32).view(np.int32).transpose(1, 2, 0)
 
 
 FIRST, LAST, COMPUTE, WHOLE, CUT = 1, 2, 4, 8, 16  # of its row (or column); some allowed pair; all allowed; a corner

@@ -24,7 +24,8 @@ from jax.ad_checkpoint import checkpoint_name
 from pallas_kernels import dropout as bits
 from pallas_kernels.biases import Bias, Dense
 from pallas_kernels.dropout import Dropout
-from pallas_kernels.masks import Full, Mask, Rule, Slots, dense
+from pallas_kernels.masks import Full, Mask
+from pallas_kernels.rules import Rule, Slots, dense
 from pallas_kernels.visits import FULL, BlockMask, cut
 
 MASKED = -1e30  # a finite score: the difference of two is 0, where infinities would give NaN

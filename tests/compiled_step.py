@@ -21,13 +21,13 @@ if __name__ == "__main__":
 
 import jax
 import jax.numpy as jnp
+from compiled_text import Collective, collectives
 
 from t5x_like.losses import TokenLoss
 from t5x_like.models.families import llama
 from t5x_like.models.transformer import make_model
 from t5x_like.optim import AdamW
 from t5x_like.optim.optimizer import make_optimizer
-from t5x_like.plan.collectives import Collective, collectives
 from t5x_like.plan.memory import bytes_per_device
 from t5x_like.sharding.config import MeshConfig
 from t5x_like.sharding.mesh import make_placement

@@ -43,24 +43,21 @@ def means(
 
     Args:
       sums: function from a batch to {name: [2], (sum, weight)}; see ``train.setup.Setup.measure``.
-      batches: batches on the devices. Nothing is read back before the last one, so the device never waits.
+      batches: batches on the devices. What one gives is read many batches later, so the device never waits.
       stop: function that says whether to stop, called before each batch.
 
     Returns:
       loss (nats per target), perplexity, targets (the sum of their weights), and each other sum over its own weight;
       empty if not one target has a weight.
     """
-    import jax
-    import numpy as np
+    from t5x_like.arrays.sums import Totals
 
-    found = []
+    totals = Totals()
     for batch in batches:
         if stop():
             return None
-        found.append(sums(batch))
-    total: dict[str, np.ndarray] = {}
-    for each in jax.device_get(found):
-        total = {name: total.get(name, 0.0) + np.asarray(pair, np.float64) for name, pair in each.items()}
+        totals.add(sums(batch))
+    total = totals.result()
     if not total or not total["loss"][1]:
         return {}
     values = {name: float(value / weight) if weight else 0.0 for name, (value, weight) in total.items()}

@@ -9,10 +9,11 @@ the same updates.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from t5x_like.arrays.spec import ParamSpec
 from t5x_like.arrays.trees import Tree, flatten, unflatten
+from t5x_like.core.ranges import NonNegativeFloat, PositiveInt, Probability, Range
 from t5x_like.optim.config import OptimizerConfig, Schedule
 
 if TYPE_CHECKING:
@@ -35,31 +36,28 @@ class Adafactor(OptimizerConfig):
       multiply_by_parameter_scale: whether updates are proportional to max(root mean square of the parameter, eps2).
     """
 
-    learning_rate: float = 0.01
+    learning_rate: NonNegativeFloat = 0.01
     schedule: Schedule = Schedule("rsqrt", hold=10_000)
-    decay_exponent: float = 0.8
-    clip_threshold: float = 1.0
-    eps1: float = 1e-30
-    eps2: float = 1e-3
-    min_dim_factored: int = 128
+    decay_exponent: Probability = 0.8
+    clip_threshold: NonNegativeFloat = 1.0
+    eps1: Annotated[float, Range(1e-30, 1, "from 1e-30 to 1")] = 1e-30  # a share of less is 0 in float32
+    eps2: NonNegativeFloat = 1e-3
+    min_dim_factored: PositiveInt = 128
     multiply_by_parameter_scale: bool = True
-
-    intervals = {"decay_exponent": "[0, 1]", "min_dim_factored": "[1, inf)"} | dict.fromkeys(
-        ("clip_threshold", "eps1", "eps2"), "[0, inf)"
-    )  # fmt: skip
 
     def transformation(self, context):
         return context.descend(scale_by_adafactor(self, context.specs))
 
-    def to_check(self, change, state):
-        return state[0]["size"] if self.clip_threshold else change  # means over all of each update
+    def to_check(self, state):
+        return state[0]["size"] if self.clip_threshold else None  # means over all of each update
 
 
 def scale_by_adafactor(config: Adafactor, specs: Tree) -> optax.GradientTransformation:
     """The direction of Adafactor, for parameters declared by ``specs``.
 
     State: ``row`` and ``column`` means of the squared gradient, with a dimension of 1 where a mean was taken, or all of
-    it (``full``); ``count``, the number of updates made; ``size``, the summed root mean squares of the last directions.
+    it (``full``); ``count``, the number of updates made; ``size``, the summed root mean squares of
+    the last directions and, where they count, of the parameters.
     """
     import jax.numpy as jnp
     import optax
@@ -90,7 +88,9 @@ def scale_by_adafactor(config: Adafactor, specs: Tree) -> optax.GradientTransfor
                 directions[path] = directions[path] / jnp.maximum(1.0, root / config.clip_threshold)
                 size += jnp.sum(root)
             if config.multiply_by_parameter_scale:
-                directions[path] *= jnp.maximum(root_mean_square(params[path], specs[path].stacked), config.eps2)
+                scale = jnp.maximum(root_mean_square(params[path], specs[path].stacked), config.eps2)
+                directions[path] *= scale
+                size += jnp.sum(scale)
             for name, array in kept.items():
                 new[name][path] = array
         trees = {name: unflatten(leaves) for name, leaves in new.items()}

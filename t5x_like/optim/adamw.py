@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from t5x_like.optim.config import OptimizerConfig
+from t5x_like.core.ranges import NonNegativeFloat, PositiveFloat
+from t5x_like.optim.config import Decay, OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,17 +18,15 @@ class AdamW(OptimizerConfig):
       eps: constant added to the root of the mean square.
     """
 
-    weight_decay: float = 0.1
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-
-    intervals = {"b1": "[0, 0.999999]", "b2": "[0, 0.999999]", "eps": "[0, inf)"}
+    weight_decay: NonNegativeFloat = 0.1
+    b1: Decay = 0.9
+    b2: Decay = 0.95
+    eps: PositiveFloat = 1e-8
 
     def transformation(self, context):
         import optax
 
         return context.descend(optax.scale_by_adam(self.b1, self.b2, self.eps))
 
-    def to_check(self, change, state):
-        return change if self.eps < 1e-30 else {}  # the only division is by at least eps
+    def to_check(self, state):
+        return {} if self.eps >= 1e-15 else None  # the only division is by at least eps

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -83,4 +84,7 @@ class Optax(OptimizerConfig):
                 found[name.strip()] = json.loads(text)
             except ValueError:
                 found[name.strip()] = text.strip()
+        for name, value in found.items():
+            require(not isinstance(value, float) or math.isfinite(value), "optimizer.arguments", f"{name}={value}",
+                    "a finite number")
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from t5x_like.core.ranges import BelowOne, NonNegativeFloat
 from t5x_like.optim.config import OptimizerConfig
 
 
@@ -17,17 +18,15 @@ class Lion(OptimizerConfig):
       b2: decay of the momentum.
     """
 
-    learning_rate: float = 1e-4
-    weight_decay: float = 1.0
-    b1: float = 0.9
-    b2: float = 0.99
-
-    intervals = {"b1": "[0, 1)", "b2": "[0, 1)"}
+    learning_rate: NonNegativeFloat = 1e-4
+    weight_decay: NonNegativeFloat = 1.0
+    b1: BelowOne = 0.9
+    b2: BelowOne = 0.99
 
     def transformation(self, context):
         import optax
 
         return context.descend(optax.scale_by_lion(self.b1, self.b2))
 
-    def to_check(self, change, state):
+    def to_check(self, state):
         return {}  # signs and parameters

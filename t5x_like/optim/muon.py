@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from t5x_like.arrays.spec import ParamSpec
 from t5x_like.arrays.trees import flatten, map_named
+from t5x_like.core.ranges import NonNegativeFloat, PositiveFloat, Range
 from t5x_like.optim.adafactor import root_mean_square
-from t5x_like.optim.config import OptimizerConfig
+from t5x_like.optim.config import Decay, OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,19 +33,15 @@ class Muon(OptimizerConfig):
       least_scale: the least size a parameter counts with.
     """
 
-    learning_rate: float = 0.02
+    learning_rate: NonNegativeFloat = 0.02
     scale: Literal["parameter", "rms", "spectral"] = "parameter"
-    adam_factor: float = 2.5
-    beta: float = 0.95
-    iterations: int = 5
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    least_scale: float = 1e-3
-
-    intervals = dict.fromkeys(("beta", "b1", "b2"), "[0, 0.999999]") | {
-        "iterations": "[1, 100]", "eps": "[0, inf)", "least_scale": "[0, inf)", "adam_factor": "(0, inf)"
-    }  # fmt: skip
+    adam_factor: PositiveFloat = 2.5
+    beta: Decay = 0.95
+    iterations: Annotated[int, Range(1, 100, "1 to 100")] = 5
+    b1: Decay = 0.9
+    b2: Decay = 0.95
+    eps: PositiveFloat = 1e-8
+    least_scale: NonNegativeFloat = 1e-3
 
     def transformation(self, context):
         import jax

@@ -8,6 +8,8 @@ transformation. Must not know which optimizer, the loss, meshes, or what a batch
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,7 +21,8 @@ from jax.tree_util import SequenceKey, keystr
 from t5x_like.arrays.spec import ParamSpec
 from t5x_like.arrays.trees import Tree, flatten, join, map_named, split, unflatten
 from t5x_like.core.errors import refuse
-from t5x_like.optim.config import NO_DECAY, OptimizerConfig
+from t5x_like.core.ranges import FLOAT32_TINY
+from t5x_like.optim.config import NO_DECAY, Joined, OptimizerConfig
 from t5x_like.optim.context import Context
 from t5x_like.optim.masks import matching
 from t5x_like.optim.schedules import learning_rate
@@ -105,14 +108,15 @@ class Optimizer:
 
         Returns:
           New parameters, new state, and scalars: float32 ``learning_rate`` and ``gradient_norm`` (before clipping, over
-          the trained parameters), bool ``finite`` (whether the gradients and the whole update are).
+          the trained parameters), bool ``finite`` (whether the gradients, the new parameters and the new state are; a
+          single number of the state that was infinite before may stay so).
         """
         self._check_names(params)
         (trained, frozen), (grads, _) = split(params, self.trained), split(grads, self.trained)
         grads, whole = _float32(grads), _float32(trained)
         norm = jnp.sqrt(sum((jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)), start=jnp.float32(0)))
-        if self._config.clip_norm:
-            scale = self._config.clip_norm / jnp.maximum(norm, self._config.clip_norm)
+        if clip := self._config.clip_norm:
+            scale = clip / jnp.maximum(norm, max(clip, FLOAT32_TINY))
             grads = jax.tree.map(lambda g: g * scale, grads)
         with jax.numpy_dtype_promotion("standard"):
             change, inner = self._transformation.update(grads, self._unnamed(state), whole, step=step)
@@ -122,9 +126,11 @@ class Optimizer:
             count = step.astype(jnp.float32)
             decay = jnp.minimum(self._config.ema, (1 + count) / (10 + count))
             new_state[EMA] = jax.tree.map(lambda average, p: average + (1 - decay) * (p - average), state[EMA], new)
-        checked = jax.tree.leaves(self._config.to_check(change, inner))
-        finite = jnp.isfinite(norm + sum(jnp.sum(leaf) for leaf in checked))
         new = jax.tree.map(lambda old, p: p.astype(old.dtype), trained, new)
+        checked = None if _may_overflow(self._config) else self._config.to_check(inner)
+        checked = (new, _once_finite(new_state, state)) if checked is None else checked
+        total = sum(jnp.sum(leaf, dtype=jnp.float32) for leaf in jax.tree.leaves(checked))
+        finite = jnp.isfinite(norm + total)  # sums, as the norm is: devices add up all of them at once
         info = {"learning_rate": self.learning_rate(step), "gradient_norm": norm, "finite": finite}
         return join(new, frozen), new_state, info
 
@@ -184,17 +190,10 @@ def kept_axes(spec: ParamSpec | None, shape: tuple[int, ...]) -> tuple[str | Non
         return (None,) * len(shape)
     if len(shape) == len(spec.shape):
         return tuple(a if n == whole else None for a, n, whole in zip(spec.axes, shape, spec.shape, strict=True))
-    found = _ways(spec.shape, shape)
+    ways = itertools.combinations(range(len(spec.shape)), len(shape))
+    found = [way for way in ways if [spec.shape[d] for d in way] == [*shape]]
     choices = [{way[i] for way in found} for i in range(len(shape))]
     return tuple(spec.axes[choice.pop()] if len(choice) == 1 else None for choice in choices)
-
-
-def _ways(whole: tuple[int, ...], part: tuple[int, ...], start: int = 0) -> list[tuple[int, ...]]:
-    """All ways to find ``part`` among the dimensions of ``whole``, in order."""
-    if not part:
-        return [()]
-    first = (d for d in range(start, len(whole)) if whole[d] == part[0])
-    return [(d, *rest) for d in first for rest in _ways(whole, part[1:], d + 1)]
 
 
 def _names(paths: list[Any]) -> list[str]:
@@ -213,6 +212,21 @@ def _factors(config: OptimizerConfig, paths: Iterable[str]) -> dict[str, float]:
         for path in matching("optimizer.rates", (pattern,), found):
             found[path] *= factor
     return found
+
+
+def _may_overflow(config: OptimizerConfig) -> bool:
+    """Whether the learning rate is so high that finite directions may give parameters that are not."""
+    schedules = config.schedule.schedules if isinstance(config.schedule, Joined) else (config.schedule,)
+    factors = [max(1.0, factor) for _, factor in config.rates]
+    rate = config.learning_rate * max(each.peak for each in schedules) * math.prod(factors)
+    return rate > 1e3 or rate * config.weight_decay >= 2
+
+
+def _once_finite(state: Tree, before: Tree) -> list[jax.Array]:
+    """The numbers of a state that must be finite: not a single one that was infinite before, as a least loss begins."""
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(before), strict=True)
+    return [jnp.where(jnp.isfinite(old), new, 0) if new.size == 1 else new
+            for new, old in pairs if jnp.issubdtype(new.dtype, jnp.floating)]  # fmt: skip
 
 
 def _float32(tree: Tree) -> Tree:

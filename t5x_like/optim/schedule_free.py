@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
-from t5x_like.optim.config import OptimizerConfig, Schedule
+from t5x_like.core.ranges import BELOW_1, NonNegativeFloat, PositiveFloat, Range
+from t5x_like.optim.config import Decay, OptimizerConfig, Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,14 +22,12 @@ class ScheduleFree(OptimizerConfig):
       weight_power: the weight of a step in the average is the largest learning rate so far to this power.
     """
 
-    learning_rate: float = 2.5e-3
+    learning_rate: NonNegativeFloat = 2.5e-3
     schedule: Schedule = Schedule(warmup=0.02)
-    interpolation: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_power: float = 2.0
-
-    intervals = {"interpolation": "(0, 1)", "b2": "[0, 0.999999]", "eps": "[0, inf)", "weight_power": "[0, inf)"}
+    interpolation: Annotated[float, Range(0.001, BELOW_1, "from 0.001 up to but not 1")] = 0.9  # optax divides by it
+    b2: Decay = 0.999
+    eps: PositiveFloat = 1e-8
+    weight_power: Annotated[float, Range(0, 4, "from 0 to 4")] = 2.0  # rates to a higher one are 0 in float32
 
     def transformation(self, context):
         import jax.numpy as jnp

@@ -8,7 +8,9 @@ from typing import Literal
 
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, nearest
+from t5x_like.core.ranges import NonNegativeInt, PositiveInt
 
+AxisSize = PositiveInt | Literal[-1]
 AXES = ("data", "fsdp", "tensor")
 
 
@@ -39,20 +41,21 @@ class MeshConfig(Config, where="mesh"):
 
     reduce: when gradients are summed over ``data``: once a step, after all layers and micro-batches; or per_layer, in
     every layer of every micro-batch, as the partitioner does it where it is left to decide.
+
+    replicated_limit_mb: a weight larger than this that no mesh axis splits, on a mesh that could, raises.
+
+    rules: for logical axes that are to lie elsewhere than ``rules.RULES`` says.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    replicated_limit_mb: int = 256  # a weight larger than this that no mesh axis splits, on a mesh that could, raises
+    data: AxisSize = -1
+    fsdp: AxisSize = 1
+    tensor: AxisSize = 1
+    replicated_limit_mb: NonNegativeInt = 256
     reduce: Literal["once", "per_layer"] = "once"
-    rules: tuple[Rule, ...] = ()  # for logical axes that are to lie elsewhere than ``rules.RULES`` says
+    rules: tuple[Rule, ...] = ()
 
     def __post_init__(self):
         sizes = {name: getattr(self, name) for name in AXES}
-        for name, size in sizes.items():
-            if size != -1 and size < 1:
-                raise UserError(f"mesh.{name}", f"got {size}", "a whole number from 1, or -1 for the rest")
         if list(sizes.values()).count(-1) > 1:
             raise UserError("mesh", f"got -1 more than once: {sizes}", "-1 for one axis at most")
 

@@ -49,6 +49,12 @@ def axis_ways(rules: Rules, mesh: Mapping[str, int]) -> dict[str, int]:
     return {axis: math.prod(mesh.get(name, 1) for name in names) for axis, names in rules}
 
 
+def parts(spec: PartitionSpec, mesh: Mapping[str, int]) -> int:
+    """Into how many parts a mesh of these sizes splits an array."""
+    names = (name for part in spec for name in ((part,) if isinstance(part, str) else part or ()))
+    return math.prod(mesh[name] for name in names)
+
+
 def partition(
     axes: Sequence[str | None], shape: Sequence[int], mesh: Mapping[str, int], rules: Rules = RULES, name: str = ""
 ) -> PartitionSpec:

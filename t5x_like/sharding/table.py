@@ -8,7 +8,7 @@ import numpy as np
 
 from t5x_like.arrays.trees import Tree, flatten
 from t5x_like.core.text import table
-from t5x_like.sharding.rules import RULES, Rules, partition
+from t5x_like.sharding.rules import RULES, Rules, partition, parts
 
 
 def parameter_table(specs: Tree, mesh: Mapping[str, int], rules: Rules = RULES) -> str:
@@ -17,10 +17,7 @@ def parameter_table(specs: Tree, mesh: Mapping[str, int], rules: Rules = RULES) 
     total = local_total = 0
     for path, spec in flatten(specs).items():
         placement = partition(spec.axes, spec.shape, mesh, rules, path)
-        ways = 1
-        for part in placement:
-            for name in (part,) if isinstance(part, str) else part or ():
-                ways *= mesh[name]
+        ways = parts(placement, mesh)
         size = spec.size * np.dtype(spec.dtype).itemsize
         total, local_total = total + size, local_total + size // ways
         split = "whole" if ways == 1 else " x ".join("-" if p is None else str(p) for p in placement)

@@ -6,6 +6,7 @@ Knows steps, clocks, checkpoints, reports and hooks; must not know how a batch o
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,11 +30,12 @@ USUAL = ("loss", "nll", "z_loss", "accuracy", "gradient_norm", "learning_rate")
 
 
 class NotFinite(UserError):
-    """The loss or the gradient of step ``step`` was not finite; that update was not made."""
+    """The loss, the gradient or the update of step ``step`` was not finite; that update was not made."""
 
     def __init__(self, step: int, loss: float, gradient_norm: float):
         self.step = step
-        got = f"the loss or gradient is not finite (loss {loss:g}, gradient norm {gradient_norm:g})"
+        wrong = "the update or the optimizer's state" if math.isfinite(loss + gradient_norm) else "the loss or gradient"
+        got = f"{wrong} is not finite (loss {loss:g}, gradient norm {gradient_norm:g})"
         suggestion = "a lower optimizer.learning_rate, a longer optimizer.schedule.warmup, optimizer.clip_norm=1.0"
         super().__init__(
             f"step {step}", f"{got}; the run has stopped with the state before this step", suggestion=suggestion

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dense_masks import densely
 from tiny_models import compiled
 
 from pallas_kernels import Alibi, Causal, Full, Prefix, Segments, SlidingWindow, T5Relative
@@ -60,7 +61,7 @@ def defined(q, k, v, allowed, bias, scale, soft_cap):
 
 
 def pairs(mask, queries=L, keys=S):
-    return np.broadcast_to(np.asarray(mask.allowed(jnp.arange(queries), jnp.arange(keys))), (B, queries, keys))
+    return np.broadcast_to(np.asarray(densely(mask, jnp.arange(queries), jnp.arange(keys))), (B, queries, keys))
 
 
 @pytest.mark.parametrize("key_heads, soft_cap", [(4, 0.0), (2, 1.5), (1, 0.0)])

@@ -179,12 +179,60 @@ def test_numbers_have_bounds(config, value):
         dataclasses.replace(config, rates=(("head", value),))
 
 
+@pytest.mark.parametrize("wrong", [
+    "AdamW b1=1", "AdamW b1=-0.5", "AdamW b2=1", "AdamW b2=1.5", "AdamW eps=0", "AdamW eps=-1", "AdamW ema=1",
+    "AdamW weight_decay=inf", "AdamW clip_norm=inf", "AdamW clip_norm=-1", "AdamW learning_rate=1e39",
+    "AdamW schedule.peak=0", "AdamW schedule.warmup=1.5", "AdamW schedule.decay=0", "Lion b1=1.5", "Lion b2=-1",
+    "Adafactor eps1=0", "Adafactor eps1=1e30", "Adafactor decay_exponent=-0.8", "Adafactor min_dim_factored=-5",
+    "Adafactor eps2=-1", "Muon iterations=0", "Muon beta=1", "ScheduleFree interpolation=0",
+    "ScheduleFree weight_power=100",
+])  # fmt: skip
+def test_numbers_that_cannot_work_are_refused_on_the_command_line(wrong):
+    name, assignment = wrong.split()
+    field, value = assignment.split("=")
+    with pytest.raises(UserError, match=rf"optimizer\.{field}: got .*{float(value):g}"):
+        override(Holder(), [f"optimizer={name}", f"optimizer.{assignment}"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Silent(SignedMomentum):
+    """Its update is always finite; its state is not where a gradient is 0."""
+
+    def transformation(self, context):
+        def update(updates, state, params=None):
+            return jax.tree.map(jnp.sign, updates), jax.tree.map(lambda g: 1 / g, updates)
+
+        return context.descend(optax.GradientTransformation(lambda params: params, update))
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepsInfinity(SignedMomentum):
+    """As a best loss so far begins."""
+
+    def transformation(self, context):
+        init = lambda params: {"least": jnp.float32(jnp.inf)}  # noqa: E731
+        return context.descend(optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state)))
+
+
 DIVIDES_BY_ZERO = {
-    "adamw": AdamW(eps=0.0),
-    "adafactor": Adafactor(eps1=0.0),
-    "adafactor unclipped": Adafactor(eps1=0.0, clip_threshold=0.0),
     "optax": Optax(name="adam", arguments=("eps=0.0",)),
+    "only the state": Silent(),
 }
+
+
+def test_infinity_in_a_state_from_its_start_is_no_reason_to_stop():
+    optimizer = make_optimizer(KeepsInfinity(), SPECS, 5)
+    _, _, info = optimizer.update(tree(1), optimizer.init(tree(0)), tree(0), jnp.int32(0))
+    assert bool(info["finite"])
+
+
+def test_a_clip_or_a_parameter_at_the_ends_of_float32():
+    optimizer = make_optimizer(AdamW(clip_norm=1e-45), SPECS, 5)
+    _, _, info = optimizer.update(tree(1, 0.0), optimizer.init(tree(0)), tree(0), jnp.int32(0))
+    assert bool(info["finite"])
+    optimizer = make_optimizer(AdamW(learning_rate=3e38, weight_decay=3e38), SPECS, 5)
+    _, _, info = optimizer.update(tree(1), optimizer.init(tree(0)), tree(0), jnp.int32(0))
+    assert not bool(info["finite"]) and np.isfinite(float(info["gradient_norm"]))
 
 
 @pytest.mark.parametrize("config", DIVIDES_BY_ZERO.values(), ids=DIVIDES_BY_ZERO)
@@ -195,8 +243,8 @@ def test_an_update_that_is_not_finite_is_reported_although_its_gradient_is(confi
     _, _, info = optimizer.update(unflatten(grads), optimizer.init(tree(0)), tree(0), jnp.int32(0))
     assert bool(info["finite"])
     grads[path] = grads[path].at[(-1,) * grads[path].ndim].set(0.0)  # 0 / 0 in one place, the last
-    params, _, info = optimizer.update(unflatten(grads), optimizer.init(tree(0)), tree(0), jnp.int32(0))
-    assert not np.isfinite(flatten(params)[path]).all()
+    params, state, info = optimizer.update(unflatten(grads), optimizer.init(tree(0)), tree(0), jnp.int32(0))
+    assert not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((params, state)))
     assert not bool(info["finite"]) and np.isfinite(float(info["gradient_norm"]))
 
 

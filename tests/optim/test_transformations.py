@@ -98,6 +98,8 @@ def named(name, *arguments):
         (named("contrib.schedule_free_adamw"), ["optimizer=ScheduleFree"]),
         (named("adam", "b3=0.5"), ["optimizer.arguments", "'b3'", "b1, b2", "did you mean"]),
         (named("adam", "b1"), ["optimizer.arguments", "name=value"]),
+        (named("adam", "eps=NaN"), ["optimizer.arguments", "eps=nan", "a finite number"]),
+        (named("adam", "eps=1e999"), ["optimizer.arguments", "eps=inf", "a finite number"]),
         (named("adamw", "weight_decay=0.1"), ["optimizer.arguments", "optimizer.weight_decay"]),
         (named("lbfgs"), ["optimizer.name", "'lbfgs' cannot be used"]),
         (named("cosine_decay_schedule", "init_value=1", "decay_steps=3"), ["no GradientTransformation"]),

@@ -134,7 +134,9 @@ def test_mistakes_are_named():
         (r"bias: got shape \(1, 1, 20, 20\); allowed: \[1 or 2, 1 or 2, 20, 30\]", (q, k, v),
          dict(bias=Dense(jnp.ones((1, 1, L, L))))),
         (r"scale: got shape \(3,\)", (q, k, v), dict(scale=jnp.ones(3))),
+        ("scale: got nan", (q, k, v), dict(scale=float("nan"))),
         ("soft_cap: got -1", (q, k, v), dict(soft_cap=-1)),
+        ("soft_cap: got inf", (q, k, v), dict(soft_cap=float("inf"))),
         (r"sinks: got shape \(3,\); allowed: \[2\]", (q, k, v), dict(sinks=jnp.ones(3))),
         ("backend: got 'cuda'; allowed: auto, tpu, gpu, cudnn, xla", (q, k, v), dict(backend="cuda")),
     ):  # fmt: skip

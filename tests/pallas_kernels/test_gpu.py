@@ -34,9 +34,8 @@ from pallas_kernels.masks import (
     Prefix,
     Segments,
     SlidingWindow,
-    Slots,
-    dense,
 )
+from pallas_kernels.rules import Slots, dense
 
 BENCHMARK = Path(__file__).parent.parent.parent / "benchmarks" / "kernels_gpu.py"
 B, L, S = 2, 40, 56  # neither is a multiple of a block of 16
@@ -211,12 +210,12 @@ def _costs(jaxpr) -> list:
 
 def test_what_is_refused_names_the_argument_and_who_can():
     q, v = (jax.ShapeDtypeStruct((1, 16, 2, n), jnp.float32) for n in (512, 64))
-    assert gpu.refusal(v, v, v, Causal(), None) == ""
-    assert gpu.refusal(q, q, v, Causal(), None).startswith("q and k: head size 512")
-    assert gpu.refusal(q, q, v, Causal(), None).endswith("backend='xla'")
-    assert gpu.refusal(v, v, q, Causal(), None).startswith("v: head size 512")
+    assert gpu.refusal(v, v, v) == ""
+    assert gpu.refusal(q, q, v).startswith("q and k: head size 512")
+    assert gpu.refusal(q, q, v).endswith("backend='xla'")
+    assert gpu.refusal(v, v, q).startswith("v: head size 512")
     none = jax.ShapeDtypeStruct((1, 0, 2, 64), jnp.float32)
-    assert gpu.refusal(v, none, none, Causal(), None).startswith("k: shape (1, 0, 2, 64) is empty")
+    assert gpu.refusal(v, none, none).startswith("k: shape (1, 0, 2, 64) is empty")
     x = jnp.ones((1, 16, 2, 16))
     with pytest.raises(ValueError, match="blocks: got 24 keys for backend 'gpu'; allowed: powers of 2 from 16"):
         attention(x, x, x, mask=Full(), backend="gpu", blocks=BlockSizes(16, 24), interpret=True)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dense_masks import densely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import compiled
@@ -24,9 +25,8 @@ from pallas_kernels.masks import (
     Prefix,
     Segments,
     SlidingWindow,
-    Slots,
-    dense,
 )
+from pallas_kernels.rules import Slots, dense
 from pallas_kernels.visits import (
     COMPUTE,
     EMPTY,
@@ -125,7 +125,7 @@ def test_allowed_pairs(offset, queries):
     columns = jnp.arange(queries) + offset
 
     def every(masks, query_L, key_S):
-        return {name: mask.allowed(query_L, key_S) for name, mask in masks.items()}
+        return {name: densely(mask, query_L, key_S) for name, mask in masks.items()}
 
     # Blocks of a table and chunks count from the first query of all, so they are asked of the whole
     whole = {name: made.pop(name) for name in list(made) if "chunked" in name} if offset else {}
@@ -144,7 +144,7 @@ def test_full_is_the_neutral_element_and_never_evaluated():
 
 
 def test_an_order_by_hand():
-    got = np.asarray(Ordered(jnp.asarray(ORDER), jnp.asarray(ORDER)).allowed(jnp.arange(6), jnp.arange(6)))[0]
+    got = np.asarray(densely(Ordered(jnp.asarray(ORDER), jnp.asarray(ORDER)), jnp.arange(6), jnp.arange(6)))[0]
     assert got.astype(int).tolist() == [
         [1, 1, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [0] * 6,
     ]  # fmt: skip
@@ -159,7 +159,7 @@ def test_bigbird_has_its_window_its_global_blocks_and_so_many_random_ones():
         assert table[i, certain].all()
         assert table[i].sum() == min(10, len(certain) + 2)
     assert (BigBird(window=3, globals=2, random=2, seed=5, size=4).blocks(43, 39).table != table).any()
-    allowed = np.asarray(bird.allowed(jnp.arange(43), jnp.arange(39)))[0]
+    allowed = np.asarray(densely(bird, jnp.arange(43), jnp.arange(39)))[0]
     np.testing.assert_array_equal(allowed, np.repeat(np.repeat(table, 4, 0), 4, 1)[:43, :39])
     # a part that begins in a later column is a part of the whole
     kinds = cut(bird, 12, 39, 20, 4, 4).kinds[0]
@@ -168,9 +168,9 @@ def test_bigbird_has_its_window_its_global_blocks_and_so_many_random_ones():
 
 def test_what_is_refused():
     with pytest.raises(TypeError, match="Mask does not say"):
-        Mask().allowed(jnp.arange(2), jnp.arange(2))
+        densely(Mask(), jnp.arange(2), jnp.arange(2))
     with pytest.raises(ValueError, match=r"query array of shape \(2, 6\) for 3 positions"):
-        Segments(jnp.asarray(SEGMENTS), jnp.asarray(SEGMENTS)).allowed(jnp.arange(3), jnp.arange(6))
+        densely(Segments(jnp.asarray(SEGMENTS), jnp.asarray(SEGMENTS)), jnp.arange(3), jnp.arange(6))
     with pytest.raises(ValueError, match="left=-1"):
         SlidingWindow(-1, 0)
     with pytest.raises(ValueError, match="size=0"):

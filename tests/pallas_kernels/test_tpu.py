@@ -38,7 +38,7 @@ from pallas_kernels import (
 from pallas_kernels.biases import relative_buckets
 from pallas_kernels.blocks import TPU, TpuBlocks
 from pallas_kernels.dropout import kept, stream
-from pallas_kernels.masks import Slots, dense
+from pallas_kernels.rules import Slots, dense
 
 B, H = 2, 2
 SMALL = BlockSizes(128, 128, 128, 128)

@@ -18,8 +18,7 @@ def table(tmp_path, monkeypatch):
     save_measured({})
     yield path
     monkeypatch.undo()
-    load_measured()
-    resolve.__globals__["_measured_once"].cache_clear()
+    load_measured.cache_clear()
 
 
 def test_the_fastest_pair_is_found_and_used(table, capsys):
@@ -66,6 +65,6 @@ def test_without_a_chip_it_says_so(capsys):
 
 def test_a_table_that_is_none_is_named(table):
     table.write_text('{"v5e": [{"head": 1}]}')
-    resolve.__globals__["_measured_once"].cache_clear()
+    load_measured.cache_clear()
     with pytest.raises(ValueError, match="measured.json: not a table of block sizes"):
         resolve(BlockSizes(chip="v5e"), 64, 512)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from definition import Problem, draw, error
+from dense_masks import densely
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
@@ -36,7 +37,7 @@ from pallas_kernels import (
 )
 from pallas_kernels.biases import relative_buckets
 from pallas_kernels.dropout import kept, stream
-from pallas_kernels.masks import Slots, dense
+from pallas_kernels.rules import Slots, dense
 
 B, L, S, H, K, N, V = 2, 22, 29, 4, 2, 6, 5
 NUMBERS = np.random.default_rng(11)
@@ -248,7 +249,7 @@ def naive(q, k, v, bias, sinks, allowed, kept_BHLS, rate, soft_cap):
 def test_the_definition_is_what_jax_derives_in_float64():
     q, k, v, dout, dlse = (x.astype(np.float64) for x in definition.inputs(B, L, S, H, K, N, V))
     bias, sinks = draw((1, H, L, S), 1).astype(np.float64), draw((H,), 2).astype(np.float64)
-    allowed = np.asarray(packed().allowed(jnp.arange(L), jnp.arange(S)))
+    allowed = np.asarray(densely(packed(), jnp.arange(L), jnp.arange(S)))
     bits = np.random.default_rng(0).random((B, H, L, S)) < 0.7
     assert not allowed.any(-1).all() and not bits.all()
     problem = Problem(q, k, v, allowed, 0.4, 1.7, bias, sinks, bits, 0.3)
@@ -286,7 +287,7 @@ def test_rows_without_keys_through_the_public_call():
         return jnp.sum(out * dout) + jnp.sum(jnp.where(lse > -jnp.inf, lse, 0.0)), (out, lse)
 
     gradients, (out, lse) = compiled(jax.grad(total, (0, 1, 2), has_aux=True))(q, k, v)
-    empty = ~np.asarray(packed().allowed(jnp.arange(L), jnp.arange(S))).any(-1)
+    empty = ~np.asarray(densely(packed(), jnp.arange(L), jnp.arange(S))).any(-1)
     assert 0 < empty.sum() < empty.size
     np.testing.assert_array_equal(np.asarray(out)[empty], 0.0)
     assert np.all(np.asarray(lse).transpose(0, 2, 1)[empty] == -np.inf)
@@ -297,7 +298,7 @@ def test_rows_without_keys_through_the_public_call():
 @pytest.mark.parametrize("mask, chunk", [("full", 0), ("causal", 8)])
 def test_bfloat16_is_as_exact_as_jaxs_own(mask, chunk):
     q, k, v, dout, _ = (jnp.asarray(x, jnp.bfloat16) for x in definition.inputs(B, S, S, H, K, N, N))
-    allowed = np.asarray(MASKS[mask]().allowed(jnp.arange(S), jnp.arange(S)))
+    allowed = np.asarray(densely(MASKS[mask](), jnp.arange(S), jnp.arange(S)))
     problem = Problem(q, k, v, allowed, 0.4)
     wanted = definition.attention(problem)[0], *definition.gradients(problem, dout)[:3]
 

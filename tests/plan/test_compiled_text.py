@@ -5,9 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import pytest
+from compiled_text import collectives, reductions, table
 from jax.sharding import PartitionSpec
-
-from t5x_like.plan.collectives import collectives, reductions, table
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 TEXT = """HloModule jit_step, entry_computation_layout={(f32[4,8]{1,0})->f32[4,8]{1,0}}

@@ -19,8 +19,8 @@ from pathlib import Path
 import compiled_step
 import jax
 import pytest
+from compiled_text import Collective, reductions
 
-from t5x_like.plan.collectives import Collective, reductions
 from t5x_like.sharding.config import MeshConfig
 
 GOLDEN = Path(__file__).with_name("collectives.json")

@@ -1,9 +1,8 @@
 """An optimizer of one's own, of pieces of optax, in the run file itself."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from t5x_like.config import OptimizerConfig, code
+from t5x_like.config import BelowOne, OptimizerConfig, code
 
 base = code("base.py")
 
@@ -12,9 +11,7 @@ base = code("base.py")
 class SignOfTrace(OptimizerConfig):
     """The sign of a trace of gradients."""
 
-    decay: float = 0.9
-
-    intervals: ClassVar[dict[str, str]] = {"decay": "[0, 1)"}
+    decay: BelowOne = 0.9
 
     def transformation(self, context):
         import optax

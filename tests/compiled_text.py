@@ -1,6 +1,6 @@
 """What a compiled program sends between devices, read from XLA's text of it: kind, mesh axes, loop depth, bytes.
 
-For tests that a reduction is where it belongs, and for plans of what a step will wait for. Needs no device: the text is
+For tests that a reduction is where it belongs. Needs no device: the text is
 ``compiled.as_text()`` of a program compiled for any topology.
 """
 
