@@ -9,6 +9,16 @@ from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError
 from t5x_like.core.every import Every
 from t5x_like.core.loading import code
+from t5x_like.core.ranges import (
+    BelowOne,
+    FiniteFloat,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Range,
+)
 from t5x_like.decode.sample import Sampling
 from t5x_like.evaluate.heldout import HeldOut
 from t5x_like.evaluate.task import Evaluation
@@ -82,14 +92,16 @@ from t5x_like.train.config import Run, TrainConfig
 
 __all__ = [
     "UL2", "Adafactor", "AdamW", "Adapter", "Alibi", "ArrayRecord", "Attention", "Autoregressive", "BatchArray",
-    "Bytes", "CheckpointConfig", "Config", "Corpus", "Csv", "DataConfig", "Dropout", "Evaluation", "Every", "Example",
-    "FanIn", "Features", "FeedForward", "FillInTheMiddle", "Filters", "FutureTokens", "Group", "HeadTransform",
-    "HeldOut", "HuggingFaceDataset", "HuggingFaceTokenizer", "IidDenoising", "Init", "Inputs", "Joined", "JsonLines",
-    "Layer", "LayerNorm", "Learned", "Lion", "Loss", "MaskedLM", "MeshConfig", "Mixer", "Mixture", "ModelConfig",
-    "Muon", "NoPositions", "Norm", "Normal", "Objective", "Optax", "OptimizerConfig", "PackageText", "Parquet", "Part",
-    "PerToken", "PermutationLM", "Positions", "PrefixLM", "Proportional", "PythonGenerator", "RMSNorm", "RateSchedule",
-    "ReportConfig", "Rope", "Rule", "Run", "Sampling", "Schedule", "ScheduleFree", "SentencePiece",
-    "SentencePieceModel", "Side", "Sinusoidal", "Source", "SpanCorruption", "Stack", "T5Relative", "TextFiles",
-    "TfRecord", "TfdsBuilder", "TokenLoss", "TokenizerConfig", "Tokens", "TrainConfig", "UserError", "bert", "byt5",
-    "code", "gpt2", "llama", "mt5", "recipe", "t5_1_0", "t5_1_1", "transformer_2017", "umt5", "uniform",
+    "BelowOne", "Bytes", "CheckpointConfig", "Config", "Corpus", "Csv", "DataConfig", "Dropout", "Evaluation", "Every",
+    "Example", "FanIn", "Features", "FeedForward", "FillInTheMiddle", "Filters", "FiniteFloat", "FutureTokens",
+    "Group", "HeadTransform", "HeldOut", "HuggingFaceDataset", "HuggingFaceTokenizer", "IidDenoising", "Init",
+    "Inputs", "Joined", "JsonLines", "Layer", "LayerNorm", "Learned", "Lion", "Loss", "MaskedLM", "MeshConfig",
+    "Mixer", "Mixture", "ModelConfig", "Muon", "NoPositions", "NonNegativeFloat", "NonNegativeInt", "Norm", "Normal",
+    "Objective", "Optax", "OptimizerConfig", "PackageText", "Parquet", "Part", "PerToken", "PermutationLM",
+    "Positions", "PositiveFloat", "PositiveInt", "PrefixLM", "Probability", "Proportional", "PythonGenerator",
+    "RMSNorm", "Range", "RateSchedule", "ReportConfig", "Rope", "Rule", "Run", "Sampling", "Schedule", "ScheduleFree",
+    "SentencePiece", "SentencePieceModel", "Side", "Sinusoidal", "Source", "SpanCorruption", "Stack", "T5Relative",
+    "TextFiles", "TfRecord", "TfdsBuilder", "TokenLoss", "TokenizerConfig", "Tokens", "TrainConfig", "UserError",
+    "bert", "byt5", "code", "gpt2", "llama", "mt5", "recipe", "t5_1_0", "t5_1_1", "transformer_2017", "umt5",
+    "uniform",
 ]  # fmt: skip

@@ -26,6 +26,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 def pytest_addoption(parser):
     help = "pass over tests that have passed with the same code and Python, which are kept in this folder"
     parser.addoption("--passed", metavar="FOLDER", help=help)
+    parser.addoption("--write-golden", action="store_true", help="write anew what a test compares with: see its file")
 
 
 def pytest_configure(config):

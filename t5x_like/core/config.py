@@ -17,7 +17,6 @@ from t5x_like.core.errors import UserError, nearest
 from t5x_like.core.loading import code_of
 from t5x_like.core.structure import CODE_KEY, TYPE_KEY, Unknown, structure, type_hints
 from t5x_like.core.structure import Config as Config
-from t5x_like.core.structure import Unlimited as Unlimited
 from t5x_like.core.structure import choices as choices
 
 T = TypeVar("T")

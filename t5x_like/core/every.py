@@ -6,6 +6,7 @@ import dataclasses
 
 from t5x_like.core.config import Config
 from t5x_like.core.errors import require
+from t5x_like.core.ranges import NonNegativeInt, Probability
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,13 +19,11 @@ class Every(Config, where="when"):
       end: whether the end of the run is a time too.
     """
 
-    steps: int = 0
-    share: float = 0.0
+    steps: NonNegativeInt = 0
+    share: Probability = 0.0
     end: bool = True
 
     def __post_init__(self):
-        require(self.steps >= 0, "Every.steps", self.steps, "0 (never) or more")
-        require(0.0 <= self.share <= 1.0, "Every.share", self.share, "0 (never) to 1")
         both = f"{self.share} beside steps={self.steps}"
         require(not (self.steps and self.share), "Every.share", both, "one of the two")
 

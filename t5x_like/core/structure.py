@@ -17,14 +17,12 @@ import typing
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from t5x_like.core.errors import UserError, nearest, refuse
+from t5x_like.core.errors import UserError, nearest, refuse, require
 from t5x_like.core.loading import code_of, is_shipped, own_object
+from t5x_like.core.ranges import Range
 
 TYPE_KEY = "type"  # names the class in the JSON of a dataclass
 CODE_KEY = "code"  # names the user's own file that defines it, with its digest
-
-Unlimited = Annotated[float, "or infinity"]
-"""The hint of a number that may be infinite."""
 
 _UNIONS = (typing.Union, types.UnionType)
 _SCALARS = {int: "a whole number", float: "a number", bool: "true | false", str: "text", type(None): "none"}
@@ -71,8 +69,8 @@ def unknown_in(value: Any) -> list[Unknown]:
 class Config:
     """Base of every config dataclass: its fields are checked against its type hints when it is built.
 
-    An int for a float becomes a float, a list for a tuple a tuple; NaN is refused, and infinity unless the hint is
-    ``Unlimited``. A ``__post_init__`` of the class finds its fields checked.
+    An int for a float becomes a float, a list for a tuple a tuple; a number out of the range of its hint
+    (``core.ranges``) is refused, so is NaN. A ``__post_init__`` of the class finds its fields checked.
 
     Args:
       where: dotted name of the run's field that holds the class, for errors: ``class Dropout(Config,
@@ -144,7 +142,7 @@ def describe_type(hint: Any) -> str:
     """What a field allows, in words for an error message."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return describe_type(args[0])
+        return ", ".join([describe_type(args[0]), *(str(each) for each in args[1:] if isinstance(each, Range))])
     if origin is Literal:
         return " | ".join(str(a) for a in args)
     if origin in _UNIONS:
@@ -173,9 +171,7 @@ def structure(hint: Any, value: Any, where: str = "", text: bool = True) -> Any:
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        if hint == Unlimited and _is_infinite(value, text):
-            return float(value)
-        return structure(args[0], value, where, text)
+        return _structure_annotated(hint, value, where, text)
     if origin in _UNIONS:
         return _structure_union(hint, args, value, where, text)
     if isinstance(hint, type) and hint not in _SCALARS and origin is None:
@@ -198,6 +194,21 @@ def structure(hint: Any, value: Any, where: str = "", text: bool = True) -> Any:
             return converted
     options = [str(a) for a in args] if origin is Literal else []
     raise UserError(where, f"got {value!r}", describe_type(hint), nearest(str(value), options))
+
+
+def _structure_annotated(hint: Any, value: Any, where: str, text: bool) -> Any:
+    kind, *metadata = typing.get_args(hint)
+    allowed = next((each for each in metadata if isinstance(each, Range)), None)
+    if allowed is None:
+        return structure(kind, value, where, text)
+    try:
+        number = structure(kind, value, where, text)
+    except UserError as error:
+        if not (kind is float and allowed.allows_infinity and _is_infinite(value, text)):
+            raise UserError(where, error.got, describe_type(hint), error.suggestion) from None
+        number = float(value)
+    require(number in allowed, where, repr(value), describe_type(hint))
+    return number
 
 
 def _is_infinite(value: Any, text: bool) -> bool:
@@ -227,7 +238,7 @@ def _scalar(hint: Any, value: Any, text: bool) -> tuple[bool, Any]:
             number = float(value)
         except (ValueError, OverflowError):
             return False, None
-    if not math.isfinite(number):
+    if isinstance(number, float) and not math.isfinite(number):
         return False, None
     if hint is int:
         return (True, int(number)) if number == int(number) else (False, None)

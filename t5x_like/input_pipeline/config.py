@@ -6,14 +6,16 @@ command line can load and print a run in milliseconds. Must not know how any of 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from t5x_like.core.config import Config, Unlimited
+from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
+from t5x_like.core.ranges import Range, Size
 from t5x_like.input_pipeline.sources.arrow import Parquet
 from t5x_like.input_pipeline.sources.csv_files import Csv
 from t5x_like.input_pipeline.sources.filters import Filters
@@ -111,14 +113,9 @@ class Proportional(Config, where="data.corpus.parts.rate"):
       temperature: 1 is by size; the larger, the more even. mT5's language exponent 0.3 is a temperature of 1 / 0.3.
     """
 
-    maximum: int = 0
-    temperature: Unlimited = 1.0  # infinite: all alike
-
-    def __post_init__(self):
-        where = "data.corpus.parts.rate"
-        require(self.maximum >= 0, f"{where}.maximum", self.maximum, "0 (no limit) or more tokens")
-        # Below, sizes to its power are beyond what a float holds.
-        require(self.temperature >= 0.05, f"{where}.temperature", self.temperature, "0.05 or more", "1.0")
+    maximum: Size = 0
+    # Below 0.05, sizes to its power are beyond what a float holds.
+    temperature: Annotated[float, Range(0.05, math.inf, "0.05 or more, or infinity")] = 1.0  # infinite: all alike
 
 
 Rate = float | RateSchedule | Proportional

@@ -9,13 +9,12 @@ import json
 import math
 import pickle
 import types
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 
 from t5x_like.core.config import (
     Config,
-    Unlimited,
     choices,
     diff,
     flatten,
@@ -26,6 +25,7 @@ from t5x_like.core.config import (
 )
 from t5x_like.core.errors import UserError, nearest
 from t5x_like.core.loading import load_run
+from t5x_like.core.ranges import Range
 from t5x_like.models import families
 from t5x_like.models.config import ModelConfig
 from t5x_like.models.families import Dropout
@@ -244,7 +244,7 @@ class Second(Between):
     pair: tuple[float, str] = (1.0, "x")
     note: str | None = None
     inner: First = First()
-    most: Unlimited = 1.0
+    most: Annotated[float, Range(-math.inf, math.inf)] = 1.0
 
     def __post_init__(self):
         if self.rate > 9:
