@@ -7,7 +7,6 @@ import dataclasses
 from t5x_like.core.config import Config
 from t5x_like.core.errors import require
 from t5x_like.core.ranges import NonNegativeInt, Probability
-from t5x_like.core.ranges import NonNegativeInt, Probability
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Every(Config, where="when"):
 
     def __post_init__(self):
         both = f"{self.share} beside steps={self.steps}"
-        require(not (self.steps and self.share), "when.share", both, "one of the two")
+        require(not (self.steps and self.share), "Every.share", both, "one of the two")
 
     def due(self, step: int, total: int) -> bool:
         """Whether it is time after update ``step`` of ``total``; never before the first."""
