@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import decoder_sizes
 import jax
 import numpy as np
-from decoder_sizes import Sizes
-from our_step import OurStep, Rows, no_text
+from our_step import OurStep, Rows, no_text, optimizer
+from sizes import Decoder as Sizes
 
-from t5x_like.config import AdamW, Autoregressive, RMSNorm, Rope, Run, TrainConfig, llama
+from t5x_like.config import Autoregressive, RMSNorm, Rope, Run, TrainConfig, llama
 
 # Positions whose logits are in memory at a time. On a CPU 64 take 5 % fewer CPU seconds per step than all 256, because
 # 8 x 64 x 8192 floats stay in the cache from the projection to its gradient.
@@ -37,15 +36,11 @@ def run(sizes: Sizes, scan: bool) -> Run:
         model=llama(
             vocab_size=sizes.vocabulary, d_model=sizes.width, d_ff=sizes.hidden, heads=sizes.heads,
             kv_heads=0, head_dim=sizes.head_size, decoder_layers=sizes.layers, scan_layers=scan,
-            norm=RMSNorm(decoder_sizes.NORM_EPSILON), positions=Rope(decoder_sizes.ROPE_THETA),
+            norm=RMSNorm(Sizes.NORM_EPSILON), positions=Rope(Sizes.ROPE_THETA),
         ),
         objective=Autoregressive(),
         data=no_text(sizes.length),
-        optimizer=AdamW(
-            learning_rate=decoder_sizes.LEARNING_RATE, b1=decoder_sizes.BETA_1, b2=decoder_sizes.BETA_2,
-            eps=decoder_sizes.EPSILON, weight_decay=decoder_sizes.WEIGHT_DECAY, clip_norm=decoder_sizes.CLIP_NORM,
-            no_decay=(),
-        ),
+        optimizer=optimizer(),
         train=TrainConfig(steps=1_000_000, batch_size=sizes.batch, z_loss=0.0, logits_chunk=LOGITS_CHUNK),
     )  # fmt: skip
 
@@ -79,7 +74,7 @@ class Contender:
 
     def temporary_bytes(self) -> int | None:
         """What the compiled step needs beside its arguments and results."""
-        return self.ours.temporary_bytes(self._rows(decoder_sizes.tokens(self.sizes, 0)))
+        return self.ours.temporary_bytes(self._rows(self.sizes.rows(0)))
 
 
 def joined(name: str, array: np.ndarray) -> np.ndarray:

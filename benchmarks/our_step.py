@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import sizes
 
 from t5x_like.arrays.trees import flatten, unflatten
-from t5x_like.config import Bytes, Corpus, DataConfig, Run, TextFiles
+from t5x_like.config import AdamW, Bytes, Corpus, DataConfig, Run, TextFiles
 from t5x_like.sharding.mesh import make_placement
 from t5x_like.train.feed import local_share, to_devices
 from t5x_like.train.setup import make_setup
@@ -25,6 +26,14 @@ def no_text(input_length: int) -> DataConfig:
     """The data of a run whose corpus is never opened."""
     corpus = Corpus("benchmark", TextFiles(("unused.txt",)), Bytes(), licence="none", origin="random tokens")
     return DataConfig(corpus, input_length=input_length)
+
+
+def optimizer() -> AdamW:
+    """That of every contender of ``step.py``."""
+    return AdamW(
+        learning_rate=sizes.LEARNING_RATE, b1=sizes.BETA_1, b2=sizes.BETA_2, eps=sizes.EPSILON,
+        weight_decay=sizes.WEIGHT_DECAY, clip_norm=sizes.CLIP_NORM, no_decay=(),
+    )  # fmt: skip
 
 
 class OurStep:

@@ -6,12 +6,11 @@ from typing import Any
 
 import jax
 import numpy as np
-import t5_sizes
-from our_step import OurStep, Rows, no_text
-from t5_sizes import Sizes
+from our_step import OurStep, Rows, no_text, optimizer
+from sizes import T5 as Sizes
 
 from t5x_like.arrays.trees import flatten
-from t5x_like.config import AdamW, Run, SpanCorruption, TrainConfig, t5_1_1
+from t5x_like.config import Run, SpanCorruption, TrainConfig, t5_1_1
 from t5x_like.convert.hugging_face import from_hugging_face, to_hugging_face
 
 
@@ -25,10 +24,7 @@ def run(sizes: Sizes, scan: bool) -> Run:
         ),
         objective=SpanCorruption(),
         data=no_text(sizes.inputs),
-        optimizer=AdamW(
-            learning_rate=t5_sizes.LEARNING_RATE, b1=t5_sizes.BETA_1, b2=t5_sizes.BETA_2, eps=t5_sizes.EPSILON,
-            weight_decay=t5_sizes.WEIGHT_DECAY, clip_norm=t5_sizes.CLIP_NORM, no_decay=(),
-        ),
+        optimizer=optimizer(),
         train=TrainConfig(steps=1_000_000, batch_size=sizes.batch, z_loss=0.0),
     )  # fmt: skip
 
@@ -57,4 +53,4 @@ class Contender:
 
     def temporary_bytes(self) -> int | None:
         """What the compiled step needs beside its arguments and results."""
-        return self.ours.temporary_bytes(self._rows(t5_sizes.tokens(self.sizes, 0)))
+        return self.ours.temporary_bytes(self._rows(self.sizes.rows(0)))

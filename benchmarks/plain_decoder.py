@@ -11,11 +11,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import decoder_sizes
 import jax
 import jax.numpy as jnp
 import numpy as np
-from decoder_sizes import Sizes
+import sizes as numbers
+from sizes import Decoder as Sizes
 
 Tree = dict[str, Any]
 
@@ -30,7 +30,7 @@ def initialize(sizes: Sizes, key: jax.Array) -> Tree:
     }  # fmt: skip
     keys = jax.random.split(key, len(shapes))
     weights = {
-        name: jax.random.normal(k, shape) * decoder_sizes.INIT_STD
+        name: jax.random.normal(k, shape) * Sizes.INIT_STD
         for k, (name, shape) in zip(keys, shapes.items(), strict=True)
     }
     outer = {name: weights.pop(name) for name in ("embedding", "head")}
@@ -40,12 +40,12 @@ def initialize(sizes: Sizes, key: jax.Array) -> Tree:
 
 def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
     mean_square = jnp.mean(x * x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(mean_square + decoder_sizes.NORM_EPSILON) * scale
+    return x * jax.lax.rsqrt(mean_square + Sizes.NORM_EPSILON) * scale
 
 
 def rotate(x_BTHN: jax.Array) -> jax.Array:
     T, N = x_BTHN.shape[1], x_BTHN.shape[3]
-    frequencies = decoder_sizes.ROPE_THETA ** (-jnp.arange(0, N, 2) / N)
+    frequencies = Sizes.ROPE_THETA ** (-jnp.arange(0, N, 2) / N)
     angles = (jnp.arange(T)[:, None] * frequencies)[None, :, None, :]
     cosines, sines = jnp.cos(angles), jnp.sin(angles)
     one, other = jnp.split(x_BTHN, 2, axis=-1)
@@ -80,14 +80,14 @@ def loss(parameters: Tree, tokens: jax.Array, scan: bool) -> jax.Array:
 def train_step(state: Tree, tokens: jax.Array, scan: bool) -> tuple[Tree, jax.Array]:
     value, gradient = jax.value_and_grad(loss)(state["parameters"], tokens, scan)
     norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(gradient)))
-    gradient = jax.tree.map(lambda g: g * jnp.minimum(1.0, decoder_sizes.CLIP_NORM / norm), gradient)
-    b1, b2, step = decoder_sizes.BETA_1, decoder_sizes.BETA_2, state["step"] + 1
+    gradient = jax.tree.map(lambda g: g * jnp.minimum(1.0, numbers.CLIP_NORM / norm), gradient)
+    b1, b2, step = numbers.BETA_1, numbers.BETA_2, state["step"] + 1
     mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state["mean"], gradient)
     square = jax.tree.map(lambda s, g: b2 * s + (1 - b2) * g * g, state["square"], gradient)
 
     def update(p, m, s):
-        direction = (m / (1 - b1**step)) / (jnp.sqrt(s / (1 - b2**step)) + decoder_sizes.EPSILON)
-        return p - decoder_sizes.LEARNING_RATE * (direction + decoder_sizes.WEIGHT_DECAY * p)
+        direction = (m / (1 - b1**step)) / (jnp.sqrt(s / (1 - b2**step)) + numbers.EPSILON)
+        return p - numbers.LEARNING_RATE * (direction + numbers.WEIGHT_DECAY * p)
 
     parameters = jax.tree.map(update, state["parameters"], mean, square)
     return {"parameters": parameters, "mean": mean, "square": square, "step": step}, value
@@ -121,5 +121,5 @@ class Contender:
 
     def temporary_bytes(self) -> int | None:
         """What the compiled step needs beside its arguments and results."""
-        analysis = self.compiled.lower(self.state, decoder_sizes.tokens(self.sizes, 0)).compile().memory_analysis()
+        analysis = self.compiled.lower(self.state, self.sizes.rows(0)).compile().memory_analysis()
         return None if analysis is None else analysis.temp_size_in_bytes

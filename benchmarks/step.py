@@ -3,12 +3,12 @@
     python benchmarks/step.py [--family decoder | t5] [--torch] [--wide] [--rounds N] [--json FILE]
 
 --family decoder, the default: 4 layers, width 256, 4 heads of 64, gated MLP of 1024, vocabulary 8192, on batches of
-8 x 256 tokens in float32 (decoder_sizes.py). The contenders: plain_decoder.py, the same in plain JAX, scanned and
+8 x 256 tokens in float32 (sizes.py). The contenders: plain_decoder.py, the same in plain JAX, scanned and
 unrolled; ours (our_decoder.py) scanned and unrolled; with --torch also torch_decoder.py, eager; with --wide ours
 unrolled with 512-bit vectors.
 
 --family t5: T5 1.1 with 10 million parameters on batches of 8 x 512 inputs and 8 x 114 targets in float32
-(t5_sizes.py). The contenders: ours, unrolled (our_t5.py), and ``transformers`` in PyTorch, eager (torch_t5.py), by its
+(sizes.py). The contenders: ours, unrolled (our_t5.py), and ``transformers`` in PyTorch, eager (torch_t5.py), by its
 own choice of attention.
 
 Each contender runs in its own process. Every process is started several times, one contender after the other, which
@@ -35,8 +35,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import decoder_sizes
-import t5_sizes
+from sizes import SMOKE, T5, Decoder
 from table import Point, at_least, at_most, show, show_points, write_json
 
 HERE = Path(__file__).parent
@@ -44,26 +43,26 @@ AGREEMENT_STEPS = 5
 # Settings of the caller's shell that would change what is measured: 8 virtual devices, say, or a compilation cache.
 UNWANTED = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_X64")
 Figures = dict[str, Any]
-Sizes = decoder_sizes.Sizes | t5_sizes.Sizes
+Sizes = Decoder | T5
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A contender: its name in the tables, the module that has it, which form, flags for XLA, the module of sizes."""
+    """A contender: its name in the tables, the module that has it, its form, flags for XLA, the class of its sizes."""
 
     name: str
     module: str
     form: str
     xla_flags: str = ""
-    family: str = "decoder_sizes"
+    family: str = "Decoder"
 
 
 PLAIN = {form: Kind(f"plain {form}", "plain_decoder", form) for form in ("scanned", "unrolled")}
 OURS = {form: Kind(f"ours {form}", "our_decoder", form) for form in ("scanned", "unrolled")}
 WIDE = Kind("ours unrolled, 512 bits", "our_decoder", "unrolled", "--xla_cpu_prefer_vector_width=512")
 TORCH = Kind("PyTorch eager", "torch_decoder", "eager")
-OUR_T5 = Kind("ours", "our_t5", "unrolled", family="t5_sizes")
-TRANSFORMERS = Kind("transformers", "torch_t5", "eager", family="t5_sizes")
+OUR_T5 = Kind("ours", "our_t5", "unrolled", family="T5")
+TRANSFORMERS = Kind("transformers", "torch_t5", "eager", family="T5")
 
 
 class Process:
@@ -112,8 +111,8 @@ class Process:
 
 def main() -> int:
     options = parse()
-    family: Any = t5_sizes if options.family == "t5" else decoder_sizes
-    sizes = family.SMOKE if options.smoke else family.Sizes()
+    family = T5 if options.family == "t5" else Decoder
+    sizes = SMOKE[family] if options.smoke else family()
     kinds = contenders(options)
     starts: dict[str, list[Figures]] = {kind.name: [] for kind in kinds}
     alive: list[Process] = []

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import decoder_sizes
 import numpy as np
 import torch
-from decoder_sizes import Sizes
+from sizes import Decoder as Sizes
 from torch import nn
 from torch.nn import functional
+from torch_step import TorchStep
 
 
 def rotate(x_BHTN: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
@@ -26,10 +26,10 @@ class Block(nn.Module):
         super().__init__()
         inner = sizes.heads * sizes.head_size
         self.heads, self.head_size = sizes.heads, sizes.head_size
-        self.attention_norm = nn.RMSNorm(sizes.width, eps=decoder_sizes.NORM_EPSILON)
+        self.attention_norm = nn.RMSNorm(sizes.width, eps=Sizes.NORM_EPSILON)
         self.query_key_value = nn.Linear(sizes.width, 3 * inner, bias=False)
         self.out = nn.Linear(inner, sizes.width, bias=False)
-        self.mlp_norm = nn.RMSNorm(sizes.width, eps=decoder_sizes.NORM_EPSILON)
+        self.mlp_norm = nn.RMSNorm(sizes.width, eps=Sizes.NORM_EPSILON)
         self.gate_up = nn.Linear(sizes.width, 2 * sizes.hidden, bias=False)
         self.down = nn.Linear(sizes.hidden, sizes.width, bias=False)
 
@@ -49,16 +49,16 @@ class Decoder(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(sizes.vocabulary, sizes.width)
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.layers))
-        self.final_norm = nn.RMSNorm(sizes.width, eps=decoder_sizes.NORM_EPSILON)
+        self.final_norm = nn.RMSNorm(sizes.width, eps=Sizes.NORM_EPSILON)
         self.head = nn.Linear(sizes.width, sizes.vocabulary, bias=False)
         N = sizes.head_size
-        frequencies = decoder_sizes.ROPE_THETA ** (-torch.arange(0, N, 2) / N)
+        frequencies = Sizes.ROPE_THETA ** (-torch.arange(0, N, 2) / N)
         angles = torch.arange(sizes.length)[:, None] * frequencies
         self.register_buffer("cosines", angles.cos())
         self.register_buffer("sines", angles.sin())
         for weight in self.parameters():
             if weight.ndim == 2:
-                nn.init.normal_(weight, std=decoder_sizes.INIT_STD)
+                nn.init.normal_(weight, std=Sizes.INIT_STD)
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         x_BTD = self.embedding(tokens_BT)
@@ -67,35 +67,22 @@ class Decoder(nn.Module):
         return self.head(self.final_norm(x_BTD))
 
 
-class Contender:
+class Contender(TorchStep):
     """What ``worker.py`` drives."""
 
     def __init__(self, sizes: Sizes, form: str):
         del form  # there is one: eager
         torch.manual_seed(0)
         self.sizes = sizes
-        self.model = Decoder(sizes)
-        self.optimizer = self._new_optimizer()
+        super().__init__(Decoder(sizes))
 
-    def _new_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            self.model.parameters(), lr=decoder_sizes.LEARNING_RATE, betas=(decoder_sizes.BETA_1, decoder_sizes.BETA_2),
-            eps=decoder_sizes.EPSILON, weight_decay=decoder_sizes.WEIGHT_DECAY, fused=True,
-        )  # fmt: skip
-
-    def step(self, tokens: np.ndarray) -> torch.Tensor:
-        """One update; its loss."""
-        whole = torch.from_numpy(tokens).long()
+    def loss(self, rows: np.ndarray) -> torch.Tensor:
+        whole = torch.from_numpy(rows).long()
         logits = self.model(whole[:, :-1])
-        value = functional.cross_entropy(logits.view(-1, self.sizes.vocabulary), whole[:, 1:].reshape(-1))
-        value.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), decoder_sizes.CLIP_NORM)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return value.detach()
+        return functional.cross_entropy(logits.view(-1, self.sizes.vocabulary), whole[:, 1:].reshape(-1))
 
-    def load(self, parameters: dict[str, Any]) -> None:
-        """Starts again from parameters of the plain program."""
+    def put(self, parameters: dict[str, Any]) -> None:
+        """From the names of the plain program."""
         layers, D = parameters["layers"], self.sizes.width
         named = {
             "embedding.weight": parameters["embedding"],
@@ -116,8 +103,3 @@ class Contender:
             }
         buffers = {name: tensor for name, tensor in self.model.state_dict().items() if name in ("cosines", "sines")}
         self.model.load_state_dict(buffers | {name: torch.tensor(array) for name, array in named.items()})
-        self.optimizer = self._new_optimizer()
-
-    def temporary_bytes(self) -> int | None:
-        """Not known of an eager program."""
-        return None

@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import t5_sizes
 import torch
-from t5_sizes import Sizes
-from torch import nn
+from sizes import T5
+from torch_step import TorchStep
 from transformers import T5Config, T5ForConditionalGeneration
 
 
@@ -28,38 +27,24 @@ def make_t5(**sizes: Any) -> T5ForConditionalGeneration:
     return model.train()
 
 
-class Contender:
+class Contender(TorchStep):
     """What ``worker.py`` drives."""
 
-    def __init__(self, sizes: Sizes, form: str):
+    def __init__(self, sizes: T5, form: str):
         del form  # there is one: eager
         torch.manual_seed(0)
-        self.model = make_t5(
+        super().__init__(make_t5(
             vocab_size=sizes.vocabulary, d_model=sizes.width, d_kv=sizes.head_size, d_ff=sizes.hidden,
             num_layers=sizes.layers, num_decoder_layers=sizes.layers, num_heads=sizes.heads,
-        )  # fmt: skip
-        self.optimizer = self._new_optimizer()
+        ))  # fmt: skip
 
-    def _new_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            self.model.parameters(), lr=t5_sizes.LEARNING_RATE, betas=(t5_sizes.BETA_1, t5_sizes.BETA_2),
-            eps=t5_sizes.EPSILON, weight_decay=t5_sizes.WEIGHT_DECAY, fused=True,
-        )  # fmt: skip
-
-    def step(self, tokens: dict[str, np.ndarray]) -> torch.Tensor:
-        """One update; its loss."""
+    def loss(self, rows: dict[str, np.ndarray]) -> torch.Tensor:
         inputs, decoder, targets = (
-            torch.from_numpy(tokens[name]).long() for name in ("encoder_tokens", "decoder_tokens", "targets")
+            torch.from_numpy(rows[name]).long() for name in ("encoder_tokens", "decoder_tokens", "targets")
         )
-        value = self.model(input_ids=inputs, decoder_input_ids=decoder, labels=targets).loss
-        value.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), t5_sizes.CLIP_NORM)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return value.detach()
+        return self.model(input_ids=inputs, decoder_input_ids=decoder, labels=targets).loss
 
-    def load(self, parameters: dict[str, Any]) -> None:
-        """Starts again from parameters that another contender has saved."""
+    def put(self, parameters: dict[str, Any]) -> None:
         named = dict(self.model.named_parameters())
         tensors = {name: array for name, array in parameters.items() if name != "layers"}
         if named.keys() != tensors.keys():
@@ -67,8 +52,3 @@ class Contender:
         with torch.no_grad():
             for name, array in tensors.items():
                 named[name].copy_(torch.tensor(array))
-        self.optimizer = self._new_optimizer()
-
-    def temporary_bytes(self) -> int | None:
-        """Not known of an eager program."""
-        return None

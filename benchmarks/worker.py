@@ -1,6 +1,6 @@
 """One contender of ``step.py`` in its own process: told over standard input what to do, answers in lines of JSON.
 
-Not run by hand. ``worker.py MODULE FORM FAMILY SIZES`` imports ``MODULE.Contender`` and ``FAMILY``, the module of sizes
+Not run by hand. ``worker.py MODULE FORM FAMILY SIZES`` imports ``MODULE.Contender`` and ``sizes.FAMILY``, its sizes
 and batches, makes the first step, says how long that took, and then obeys
 {"do": "steps" | "save" | "losses" | "memory", ...} until its input ends. On the way it stands still, so that contenders
 can be measured in turn without starting again.
@@ -31,10 +31,9 @@ def main() -> None:
 
     from parameter_files import read, write
 
-    family = importlib.import_module(family_name)
-    sizes, tokens = family.Sizes(**json.loads(sizes_json)), family.tokens
+    sizes = getattr(importlib.import_module("sizes"), family_name)(**json.loads(sizes_json))
     contender = module.Contender(sizes, form)
-    loss = float(contender.step(tokens(sizes, 0)))
+    loss = float(contender.step(sizes.rows(0)))
     now = time.perf_counter()
     answer(imports=imported - STARTED, first_step=now - imported, cpu=time.process_time(), loss=loss)
 
@@ -42,7 +41,7 @@ def main() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         if order["do"] == "steps":
-            batches = [tokens(sizes, made + i) for i in range(order["count"])]
+            batches = [sizes.rows(made + i) for i in range(order["count"])]
             made += order["count"]
             wall, cpu = time.perf_counter(), time.process_time()
             losses = [contender.step(batch) for batch in batches]
@@ -53,7 +52,7 @@ def main() -> None:
             answer()
         elif order["do"] == "losses":
             contender.load(read(order["file"]))
-            answer(losses=[float(contender.step(tokens(sizes, i))) for i in range(order["count"])])
+            answer(losses=[float(contender.step(sizes.rows(i))) for i in range(order["count"])])
         elif order["do"] == "memory":  # the peak first: looking at the compiled step may compile it again
             unit = 1 if sys.platform == "darwin" else 1024
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -6,7 +6,7 @@ import argparse
 import shlex
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from t5x_like.core.config import diff as config_diff
@@ -21,15 +21,16 @@ def _run_of(name: str, options: argparse.Namespace, partial: bool = True):
     """The config of a run's folder or of a run file, with fields set; ``partial`` as of ``load_config``."""
     from t5x_like.train.config import Run
 
-    assignments = getattr(options, "assignments", [])
     if Path(name).is_dir():
         from t5x_like.train.directory import load_config
 
-        return override(load_config(Path(name), options.code, options.accept_changed, partial), assignments)
-    from t5x_like.input_pipeline.sources.generator import mark
+        run = load_config(Path(name), options.code, options.accept_changed, partial)
+    else:
+        from t5x_like.input_pipeline.sources.generator import mark
 
-    mark(find_run_file(name))  # documents may come from a function beside run()
-    run = override(load_run(name, Run), assignments)
+        mark(find_run_file(name))  # documents may come from a function beside run()
+        run = load_run(name, Run)
+    run = override(run, getattr(options, "assignments", []))
     check_loadable(run)
     return run
 
@@ -207,9 +208,8 @@ def _train_tokenizer(options: argparse.Namespace) -> int:
     characters, words = sum(map(len, sample.texts)), sum(len(text.split()) for text in sample.texts)
     print(f"on {characters:,} characters of it: {characters / tokens:.2f} characters per token, "
           f"{tokens / words:.2f} tokens per word")
-    given = [("vocab_size", size), ("path", config.path), ("sentinels", config.sentinels), ("symbols", config.symbols)]
-    defaults = {"sentinels": SentencePiece.sentinels, "symbols": SentencePiece.symbols}
-    shown = ", ".join(f"{name}={value!r}" for name, value in given if value != defaults.get(name))
+    chosen = {each.name: getattr(config, each.name) for each in fields(config) if each.name != "model"}
+    shown = ", ".join(f"{name}={value!r}" for name, value in chosen.items() if value != getattr(SentencePiece, name))
     print(f"in a corpus file: tokenizer=SentencePiece({shown})")
     return 0
 

@@ -24,25 +24,28 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="t5x-like", description=description, **shown)
     top.add_argument("--version", action="version", version=f"t5x-like {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    common = argparse.ArgumentParser(add_help=False)
+    common, own, what, config, run, fields = (argparse.ArgumentParser(add_help=False) for _ in range(6))
     common.add_argument("--traceback", action="store_true", help="show where in the code an error was found")
-
-    own = _own_code_arguments()
+    own.add_argument("--code", action="append", default=[], metavar="FILE",
+                     help="run this file, which defines a class of the run's folder; repeatable")
+    own.add_argument("--accept-changed", action="append", default=[], metavar="FILE",
+                     help="accept this file although it has changed since the training; repeatable")
+    what.add_argument("what", choices=("config", "parameters", "data", "checkpoint"))
+    config.add_argument("config", metavar="CONFIG|RUN", help="a run file, the name of a shipped one, or a run's folder")
+    run.add_argument("run", metavar="RUN", help="a run's folder")
+    run.add_argument("--step", type=int, help="the checkpoint (default: the latest good one)")
+    fields.add_argument("assignments", nargs="*", metavar="field=value", help="set a field, such as train.steps=1_000")
 
     def add(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         description = text[0].upper() + text[1:] + "."
         return commands.add_parser(name, help=text, description=description, parents=[common, *parents], **shown)
 
-    train = add("train", "pretrain a model, or resume the run in its directory", own)
-    _config_arguments(train)
+    train = add("train", "pretrain a model, or resume the run in its directory", own, config, fields)
     train.add_argument("--directory", metavar="DIR", help="the run's folder (default: runs/NAME)")
 
-    evaluate = add("eval", "measure a run's held-out loss", own)
-    _run_arguments(evaluate)
-    evaluate.add_argument("assignments", nargs="*", metavar="field=value", help="set a field, such as mesh.data=2")
+    add("eval", "measure a run's held-out loss", own, run, fields)
 
-    generate = add("generate", "write text with a run's model", own)
-    _run_arguments(generate)
+    generate = add("generate", "write text with a run's model", own, run)
     generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="texts (default: lines of standard input)")
     generate.add_argument("--set", action="append", default=[], dest="assignments", metavar="field=value",
                           help="set a field, such as mesh.tensor=1 for fewer devices than it was trained on")
@@ -52,10 +55,8 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--top-p", type=float, default=1.0, help="sample among the most likely that reach p")
     generate.add_argument("--seed", type=int, default=0)
 
-    inspect = add("inspect", "show a config, its parameters, a batch as text, or a checkpoint", own)
-    inspect.add_argument("what", choices=("config", "parameters", "data", "checkpoint"))
-    inspect.add_argument("config", metavar="CONFIG|RUN", help="a run file or its name, or a run's folder")
-    inspect.add_argument("assignments", nargs="*", metavar="field=value", help="set a field")
+    text = "show a config, its parameters, a batch as text, or a checkpoint"
+    inspect = add("inspect", text, own, what, config, fields)
     inspect.add_argument("--step", type=int, help="data: the batch of this step (default 0); checkpoint: which")
     inspect.add_argument("--rows", type=int, default=1, help="data: number of rows of the batch")
     inspect.add_argument("--color", choices=("auto", "always", "never"), default="auto",
@@ -68,13 +69,11 @@ def parser() -> argparse.ArgumentParser:
     diff.add_argument("other", metavar="RUN|CONFIG")
     diff.add_argument("--plot", metavar="FILE", help="draw both runs' curves to this picture")
 
-    prepare = add("prepare", "tokenize a run's corpora into the cache, ahead of training", own)
-    _config_arguments(prepare)
+    prepare = add("prepare", "tokenize a run's corpora into the cache, ahead of training", own, config, fields)
     prepare.add_argument("--processes", type=int, default=0, help="processes (default: data.prepare_processes)")
     prepare.add_argument("--beam", action="store_true", help="with Apache Beam; its own options follow after --")
 
-    tokenizer = add("tokenizer", "train a SentencePiece tokenizer, or show one of any kind")
-    _tokenizer_arguments(tokenizer, common)
+    _tokenizer_arguments(add("tokenizer", "train a SentencePiece tokenizer, or show one of any kind"), common)
     return top
 
 
@@ -97,25 +96,6 @@ def _tokenizer_arguments(command: argparse.ArgumentParser, common: argparse.Argu
     show.add_argument("--symbols", action="append", default=[], metavar="PIECE", help="as it was trained with")
 
 
-def _own_code_arguments() -> argparse.ArgumentParser:
-    own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--code", action="append", default=[], metavar="FILE",
-                     help="run this file, which defines a class of the run's folder; repeatable")
-    own.add_argument("--accept-changed", action="append", default=[], metavar="FILE",
-                     help="accept this file although it has changed since the training; repeatable")
-    return own
-
-
-def _run_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run", metavar="RUN", help="a run's folder")
-    command.add_argument("--step", type=int, help="the checkpoint (default: the latest good one)")
-
-
-def _config_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", metavar="CONFIG", help="a run file, or the name of a shipped one")
-    command.add_argument("assignments", nargs="*", metavar="field=value", help="set a field, such as train.steps=1_000")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0 done, 1 an internal error, 2 a user's mistake, 75 saved and to be run
     again, 130 Ctrl-C."""
@@ -135,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has ended: head, say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception:
+    except Exception:  # a fault of ours, whatever it is: shown whole, and other processes are not waited for
         traceback.print_exc()
         return _leave(1)
 

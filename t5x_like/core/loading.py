@@ -13,7 +13,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,23 +46,23 @@ class Code:
     def sha256(self) -> str:
         return hashlib.sha256(self.source).hexdigest()
 
-    def files(self) -> dict[str, Code]:
-        """This file and all that it loads, by name.
-
-        Raises:
-          UserError: two different ones of the same name, which could not lie in one folder.
-        """
-        found: dict[str, Code] = {self.path.name: self}
-        for each in self.loads:
-            for name, other in each.files().items():
-                if found.setdefault(name, other).sha256 != other.sha256:
-                    raise UserError(str(other.path), f"has the name of {found[name].path}", "a name for each file")
-        return found
-
     def plain(self) -> dict[str, Any]:
         """As it stands in a config's JSON: name, digest, and those of the files that it loads."""
-        loads = {name: code.sha256 for name, code in sorted(self.files().items()) if name != self.path.name}
+        loads = {name: code.sha256 for name, code in sorted(by_name([self]).items()) if name != self.path.name}
         return {"file": self.path.name, "sha256": self.sha256} | ({"loads": loads} if loads else {})
+
+
+def by_name(files: Iterable[Code]) -> dict[str, Code]:
+    """Files and all that they load, by name.
+
+    Raises:
+      UserError: two different ones of the same name, which could not lie in one folder.
+    """
+    found: dict[str, Code] = {}
+    for code in (each for file in files for each in (file, *by_name(file.loads).values())):
+        if found.setdefault(code.path.name, code).sha256 != code.sha256:
+            raise UserError(str(code.path), f"has the name of {found[code.path.name].path}", "a name for each file")
+    return found
 
 
 _RUN: dict[str, Code] = {}  # by the name of its module
@@ -181,7 +181,7 @@ def find_run_file(name: str) -> Path:
 
 
 def load_run(name: str, run_type: type[T]) -> T:
-    """Calls ``run()`` of a run file.
+    """What ``run()`` of a run file returns.
 
     Args:
       name: path of the file, or the bare name of a shipped one.
@@ -190,10 +190,18 @@ def load_run(name: str, run_type: type[T]) -> T:
     Raises:
       UserError: no such file, no function ``run`` in it, or it returned something else.
     """
-    path = find_run_file(name)
-    function = getattr(load_module(path), "run", None)
+    return made_by(find_run_file(name), "run", run_type)
+
+
+def made_by(path: Path, name: str, /, *kinds: type[T], **arguments: object) -> T:
+    """What the function ``name`` of a user's file returns, which must be of one of these classes.
+
+    Raises:
+      UserError: the file cannot be run or has no such function, or it returned something else.
+    """
+    function, wanted = getattr(load_module(path), name, None), " or ".join(f"a {kind.__name__}" for kind in kinds)
     if not callable(function):
-        raise UserError(str(path), "has no function run()", f"a function run() that returns a {run_type.__name__}")
-    if isinstance(run := function(), run_type):
-        return run
-    raise UserError(str(path), f"run() returned a {type(run).__name__}", f"a {run_type.__name__}")
+        raise UserError(str(path), f"has no function {name}()", f"a function {name}() that returns {wanted}")
+    if isinstance(made := function(**arguments), kinds):
+        return made
+    raise UserError(str(path), f"{name}() returned a {type(made).__name__}", wanted)

@@ -10,6 +10,7 @@ the user accepts that it has changed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from typing import Any
 
 from t5x_like.core.config import to_plain
 from t5x_like.core.errors import UserError, refuse
-from t5x_like.core.loading import Code, code_of, code_of_module, is_shipped, load_module, loaded
+from t5x_like.core.loading import Code, by_name, code_of, code_of_module, is_shipped, load_module, loaded
 from t5x_like.core.paths import write_atomically
 from t5x_like.core.structure import CODE_KEY, TYPE_KEY, Unknown, parts, unknown_in
 
@@ -33,13 +34,7 @@ def own_code(config: Any) -> dict[str, Code]:
     Raises:
       UserError: two different files of one name.
     """
-    found: dict[str, Code] = {}
-    for kind in _classes(config):
-        own = code_of(kind)
-        for name, code in own.files().items() if own else ():
-            if found.setdefault(name, code).sha256 != code.sha256:
-                raise UserError(str(code.path), f"has the name of {found[name].path}", "a name for each file")
-    return found
+    return by_name(code for kind in _classes(config) if (code := code_of(kind)))
 
 
 def check_loadable(config: Any) -> None:
@@ -75,14 +70,12 @@ def run_code(plain: Any, directory: Path, given: Sequence[str] = (), accepted: S
       UserError: a file name with a folder in it; a given file that has changed.
     """
     refused: dict[str, str] = {}
-    by_name = {Path(path).name: Path(path) for path in given}
-    for entry in list(_own(plain)):
-        name = entry["file"]
-        if name in by_name:
-            code = _run_given(by_name[name], entry, accepted)
-            entry.clear()
-            entry |= code.plain()
-        elif loaded(entry) is None and (reason := _run_copy(directory / FOLDER / name, entry)):
+    files = {Path(path).name: Path(path) for path in given}
+    for own in list(_own(plain)):
+        name = own[CODE_KEY]["file"]
+        if name in files:
+            own[CODE_KEY] = _run_given(files[name], own[CODE_KEY], accepted)
+        elif loaded(own[CODE_KEY]) is None and (reason := _run_copy(directory / FOLDER / name, own[CODE_KEY])):
             refused[name] = reason
     return refused
 
@@ -95,17 +88,17 @@ def require_code(config: Any, refused: dict[str, str]) -> None:
 
 def accept(plain: Any, config: Any, accepted: Sequence[str]) -> None:
     """Gives an older config's JSON the digests of ``config`` for files that the user accepts as changed."""
-    now = {entry["file"]: entry for entry in _own(to_plain(config))}
-    for entry in list(_own(plain)):
-        other = now.get(entry["file"], entry)
-        changed = {name for name, _ in _files(entry).items() ^ _files(other).items()}
-        if other is not entry and changed <= {Path(path).name for path in accepted}:
-            entry.clear()
-            entry |= other
+    now = {own[CODE_KEY]["file"]: own[CODE_KEY] for own in _own(to_plain(config))}
+    may_change = {Path(path).name for path in accepted}
+    for own in _own(plain):
+        before, after = own[CODE_KEY], now.get(own[CODE_KEY]["file"], own[CODE_KEY])
+        if {name for name, _ in _files(before).items() ^ _files(after).items()} <= may_change:
+            own[CODE_KEY] = after
 
 
-def _run_given(path: Path, entry: dict, accepted: Sequence[str]) -> Code:
-    """Runs a file that the user named; it and the files that it loads must be those of the config, or accepted."""
+def _run_given(path: Path, entry: dict, accepted: Sequence[str]) -> dict[str, Any]:
+    """Runs a file that the user named, and returns its own entry; it and the files that it loads must be those of the
+    config, or accepted."""
     wanted, may_change = _files(entry), {Path(name).name for name in accepted}
 
     def check(file: Path, digest: str) -> None:
@@ -114,7 +107,7 @@ def _run_given(path: Path, entry: dict, accepted: Sequence[str]) -> Code:
                f"is not the file that the run was trained with: its sha256 is {digest}, that of the run's {before}",
                "the same file", f"--accept-changed {file.name}, once you have seen what changed")
 
-    return code_of_module(load_module(path, check, again=False))
+    return code_of_module(load_module(path, check, again=False)).plain()
 
 
 def _run_copy(path: Path, entry: dict) -> str:
@@ -123,20 +116,21 @@ def _run_copy(path: Path, entry: dict) -> str:
 
     def check(file: Path, digest: str) -> None:
         if wanted.get(file.name) != digest:
-            raise _Refused(f"has been changed: the copy {file} has sha256 {digest}")
+            raise _Refused(str(file), f"has been changed: the copy {file} has sha256 {digest}")
+        got = f"is not run: this user has trained with no such file on this machine ({list_of_digests()})"
         if digest not in known:
-            raise _Refused(f"is not run: this user has trained with no such file on this machine ({list_of_digests()})")
+            raise _Refused(str(file), got)
 
     if not path.is_file():
         return f"is not in {path.parent}"
     try:
         load_module(path, check, kept=True, again=False)
     except _Refused as refusal:
-        return str(refusal)
+        return refusal.got
     return ""
 
 
-class _Refused(Exception):
+class _Refused(UserError):
     """A copy that must not be run."""
 
 
@@ -161,56 +155,46 @@ def trusted() -> set[str]:
     refuse(status.st_uid != os.getuid() or bool(status.st_mode & 0o022), str(path), "can be written by others",
            "a file of yours alone", f"chmod 600 {path}")
     for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut by a full disk
             found.add(json.loads(line)["sha256"])
-        except (ValueError, KeyError, TypeError):  # a line cut by a full disk
-            continue
     return found
 
 
 def trust(files: Any) -> None:
     """Adds files to the user's list; without a home that can be written they must be given by name next time."""
-    path = list_of_digests()
-    try:
+    path, at = list_of_digests(), time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    with contextlib.suppress(OSError):
         known = trusted()
-        if not (new := [code for code in files if code.sha256 not in known]):
-            return
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
-            for code in new:
-                at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-                file.write(json.dumps({"sha256": code.sha256, "file": str(code.path), "time": at}) + "\n")
-    except OSError:
-        return
+        if lines := [json.dumps({"sha256": code.sha256, "file": str(code.path), "time": at}) + "\n"
+                     for code in files if code.sha256 not in known]:  # fmt: skip
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with os.fdopen(os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
+                file.writelines(lines)
 
 
 # What a config's JSON says of files
 
 
 def _own(plain: Any) -> Iterator[dict]:
-    """What a config's JSON says of the file of each class in a user's own one.
+    """The JSON of each class in a user's own file.
 
     Raises:
       UserError: what it says of the file is not a plain name and digests.
     """
-    if isinstance(plain, list):
-        for each in plain:
-            yield from _own(each)
-    if isinstance(plain, dict):
-        if TYPE_KEY in plain and CODE_KEY in plain:
-            entry = plain[CODE_KEY]
-            files = _files(entry) if isinstance(entry, dict) else {None: None}
-            wrong = [f for f in files.items() if not re.fullmatch(r"\w[\w.-]*\.py [0-9a-f]{64}", "{} {}".format(*f))]
-            refuse(bool(wrong), f"{plain[TYPE_KEY]}.code", f"got {entry!r}", "the names of Python files, with digests")
-            yield entry
-        for name, each in plain.items():
-            if name != CODE_KEY:
-                yield from _own(each)
+    if isinstance(plain, dict) and TYPE_KEY in plain and CODE_KEY in plain:
+        entry = plain[CODE_KEY]
+        files = [f"{name} {digest}" for name, digest in _files(entry).items()]
+        refuse(not all(re.fullmatch(r"\w[\w.-]*\.py [0-9a-f]{64}", file) for file in files),
+               f"{plain[TYPE_KEY]}.code", f"got {entry!r}", "the names of Python files, with digests")
+        yield plain
+    for each in plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else ():
+        yield from _own(each)
 
 
-def _files(entry: dict) -> dict[Any, Any]:
-    loads = entry.get("loads", {})
-    return {entry.get("file"): entry.get("sha256")} | (loads if isinstance(loads, dict) else {None: None})
+def _files(entry: Any) -> dict[Any, Any]:
+    """Name to digest of a user's file and those that it loads; of what is no entry, None to None."""
+    loads = entry.get("loads", {}) if isinstance(entry, dict) else None
+    return {entry.get("file"): entry.get("sha256")} | loads if isinstance(loads, dict) else {None: None}
 
 
 def _classes(value: Any) -> list[type]:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from t5x_like.core.errors import UserError, nearest
-from t5x_like.core.loading import load_module, shipped
+from t5x_like.core.loading import made_by, shipped
 from t5x_like.input_pipeline.config import Corpus, Mixture
 from t5x_like.input_pipeline.sources.generator import mark
 
@@ -34,16 +34,10 @@ def recipe(path: str, **arguments: object) -> Corpus | Mixture:
 def load_recipe(file: Path, **arguments: object) -> Corpus | Mixture:
     """What ``file`` describes; ``recipe`` without the search. Raises ``UserError`` as it does."""
     mark(file)
-    function = getattr(load_module(file), "corpus", None)
-    if not callable(function):
-        raise UserError(str(file), "has no function corpus()", "def corpus() -> Corpus: ...")
     try:
-        corpus = function(**arguments)
+        return made_by(file, "corpus", Corpus, Mixture, **arguments)
     except TypeError as error:
         raise UserError(str(file), f"corpus() failed: {error}", "arguments that corpus() takes") from error
-    if not isinstance(corpus, Corpus | Mixture):
-        raise UserError(str(file), f"corpus() returned a {type(corpus).__name__}", "a Corpus or a Mixture")
-    return corpus
 
 
 def _find(path: str, folder: Path) -> Path:

@@ -13,18 +13,23 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 
 
-@pytest.mark.slow
-def test_the_step_benchmark_shows_agreement_and_writes_every_point(tmp_path):
+def run(tmp_path: Path, script: str, *arguments: str) -> tuple[dict[str, dict], subprocess.CompletedProcess[str]]:
+    """(the points that a benchmark writes, by name; the process)."""
     file = tmp_path / "points.json"
-    command = [sys.executable, str(BENCHMARKS / "step.py"), "--smoke", "--forms", "unrolled", "--json", str(file)]
+    command = [sys.executable, str(BENCHMARKS / script), "--smoke", *arguments, "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "plain unrolled" in done.stdout and "ours unrolled" in done.stdout
     points = json.loads(file.read_text())
     assert all(set(point) == {"point", "figure", "goal", "met"} for point in points)
-    assert all(isinstance(point["figure"], float) for point in points)
-    assert all((point["goal"] is None) == (point["met"] is None) for point in points)
-    by_name = {point["point"]: point for point in points}
+    return {point["point"]: point for point in points}, done
+
+
+@pytest.mark.slow
+def test_the_step_benchmark_shows_agreement_and_writes_every_point(tmp_path):
+    by_name, done = run(tmp_path, "step.py", "--forms", "unrolled")
+    assert "plain unrolled" in done.stdout and "ours unrolled" in done.stdout
+    assert all(isinstance(point["figure"], float) for point in by_name.values())
+    assert all((point["goal"] is None) == (point["met"] is None) for point in by_name.values())
     # That both compute the same thing does not hang on the machine; that ours is fast does.
     for steps in ("the first step", "5 steps"):
         assert by_name[f"loss of {steps}, |ours - plain|"]["met"]
@@ -33,11 +38,7 @@ def test_the_step_benchmark_shows_agreement_and_writes_every_point(tmp_path):
 
 @pytest.mark.slow
 def test_the_step_benchmark_of_t5_agrees_with_transformers_where_that_is_installed(tmp_path):
-    file = tmp_path / "points.json"
-    command = [sys.executable, str(BENCHMARKS / "step.py"), "--family", "t5", "--smoke", "--json", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    by_name = {point["point"]: point for point in json.loads(file.read_text())}
+    by_name, done = run(tmp_path, "step.py", "--family", "t5")
     assert by_name["tokens/s, ours"]["figure"] > 0
     if "transformers is left out" not in done.stderr:
         assert by_name["loss of 5 steps, |transformers - ours|"]["met"]
@@ -46,11 +47,8 @@ def test_the_step_benchmark_of_t5_agrees_with_transformers_where_that_is_install
 
 @pytest.mark.slow
 def test_the_input_benchmark_runs_and_writes_every_point(tmp_path):
-    file = tmp_path / "points.json"
-    command = [sys.executable, str(BENCHMARKS / "input.py"), "--smoke", "--json", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    goals = {point["point"]: point["goal"] for point in json.loads(file.read_text())}
+    by_name, done = run(tmp_path, "input.py")
+    goals = {name: point["goal"] for name, point in by_name.items()}
     assert goals["cached and packed, M tokens per CPU s"] == ">= 5"
     assert goals["packed / Grain's first fit from RAM"] == ">= 4"
     assert goals["order of 100,000 documents, packed, MB of memory of its own"] == "<= 1000"
@@ -59,11 +57,7 @@ def test_the_input_benchmark_runs_and_writes_every_point(tmp_path):
 
 @pytest.mark.slow
 def test_the_attention_benchmark_shows_agreement_and_writes_every_point(tmp_path):
-    file = tmp_path / "points.json"
-    command = [sys.executable, str(BENCHMARKS / "attention_cpu.py"), "--smoke", "--json", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    by_name = {point["point"]: point for point in json.loads(file.read_text())}
+    by_name, _ = run(tmp_path, "attention_cpu.py")
     assert by_name["largest difference of results, forward + backward, causal, T 64"]["met"]
 
 
