@@ -55,8 +55,8 @@ def generate(
       The new tokens of each row, without the prompt.
 
     Raises:
-      UserError: an encoder-only model, an empty prompt for an encoder, a length beyond learned positions, a seed of more
-        than 32 bits.
+      UserError: an encoder-only model, an empty prompt for an encoder, a length beyond learned positions, a seed of
+        more than 32 bits.
     """
     structure(Seed, seed, "seed", text=False)
     got = f"a model of shape {config.shape} writes no text"

@@ -1,7 +1,14 @@
-"""From logical axes to mesh axes. Knows names and sizes, no devices.
+"""How a parameter is sharded: the table from logical axes to mesh axes, and who calls what.
 
-The table is the whole policy: to see how a parameter is split, read its axes where it is declared (its layer) and look
-them up here.
+1. A layer declares it with a logical axis for each dimension: ``param((d_in, d_out), ("embed", "mlp"))``
+   (``layers.param``; ``layers.linear``, for one).
+2. ``RULES`` below says which mesh axes split each logical axis; a run changes it by ``mesh.rules``.
+3. ``sharding.mesh.Placement.of`` turns declarations into shardings: ``partition`` below, one by one.
+4. ``train.setup.Setup.initial_state`` computes each array where it lies; a checkpoint is read to the same places.
+   Optimizer state lies like the parameters it belongs to.
+5. Activations are told to the partitioner by ``sharding.mesh.constrain``, with the same names.
+
+``t5x-like inspect parameters CONFIG mesh.fsdp=4 --devices 8`` prints the outcome. Knows names and sizes, no devices.
 """
 
 from __future__ import annotations
