@@ -1,7 +1,7 @@
 """How a parameter is sharded: the table from logical axes to mesh axes, and who calls what.
 
-1. A layer declares it with a logical axis for each dimension: ``param((d_in, d_out), ("embed", "mlp"))``
-   (``layers.param``; ``layers.linear``, for one).
+1. A layer declares it with a logical axis for each dimension: ``param((d_in, d_out), ("embed", "mlp"),
+   init)`` (``layers.param``; ``layers.module.Linear``, for one).
 2. ``RULES`` below says which mesh axes split each logical axis; a run changes it by ``mesh.rules``.
 3. ``sharding.mesh.Placement.of`` turns declarations into shardings: ``partition`` below, one by one.
 4. ``train.setup.Setup.initial_state`` computes each array where it lies; a checkpoint is read to the same places.
