@@ -71,11 +71,32 @@ class MeshConfig(Config, where="mesh"):
             sizes = {name: devices // fixed if size == -1 else size for name, size in sizes.items()}
         if math.prod(sizes.values()) != devices:
             shown = ", ".join(f"{name} {getattr(self, name)}" for name in AXES)
-            divisors = [d for d in range(1, devices + 1) if devices % d == 0]
             raise UserError(
                 "mesh",
                 f"{shown} does not divide {devices} device{'s' if devices != 1 else ''}",
-                f"sizes that multiply to {devices} (its divisors: {', '.join(map(str, divisors))})",
-                "mesh.data=-1 mesh.fsdp=1 mesh.tensor=1",
+                f"sizes that multiply to {devices} (its divisors: {', '.join(map(str, _divisors(devices)))})",
+                self.nearest(devices),
             )
         return sizes
+
+    def nearest(self, devices: int, slices: int = 1) -> str:
+        """The sizes nearest to these, by their ratios, that ``devices`` devices in ``slices`` slices can have, as
+        assignments."""
+        asked = [getattr(self, name) for name in AXES]
+        divisors = _divisors(devices)[::-1]  # of equally near ones that with the most data
+        pairs = [(d, f) for d in divisors for f in divisors if devices % (d * f) == 0 and d * f % slices == 0]
+
+        def distance(pair: tuple[int, int]) -> tuple[float, int]:
+            ratios = [n / wanted for n, wanted in zip(_three(*pair, devices), asked, strict=True) if wanted != -1]
+            return round(math.prod(max(r, 1 / r) for r in ratios), 6), sum(r != 1 for r in ratios)
+
+        sizes = _three(*min(pairs, key=distance), devices)
+        return " ".join(f"mesh.{name}={size}" for name, size in zip(AXES, sizes, strict=True))
+
+
+def _three(data: int, fsdp: int, devices: int) -> tuple[int, int, int]:
+    return data, fsdp, devices // (data * fsdp)
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]

@@ -22,6 +22,7 @@ from t5x_like.arrays.spec import ParamSpec
 from t5x_like.arrays.trees import Tree, map_named
 from t5x_like.core.errors import UserError
 from t5x_like.sharding.config import AXES, MeshConfig
+from t5x_like.sharding.device_grid import device_grid
 from t5x_like.sharding.rules import RULES, Rules, axis_ways, partition, rules_of
 
 
@@ -103,11 +104,9 @@ def make_placement(
     config: MeshConfig,
     devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> Placement:
-    """The mesh of a config over all devices of all processes, or over those given."""
-    devices = list(devices if devices is not None else jax.devices())
-    sizes = config.sizes(len(devices))
-    shape = tuple(sizes[name] for name in AXES)
-    mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    """The mesh of a config over all devices of all processes, or over those given. Raises as ``device_grid``."""
+    grid = device_grid(config, list(devices if devices is not None else jax.devices()))
+    mesh = Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     return Placement(mesh, rules_of(config), config.replicated_limit_mb, config.reduce)
 
 

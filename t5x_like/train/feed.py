@@ -31,33 +31,38 @@ def check_batch_size(placement: Placement, batch_size: int, micro_batches: int) 
 def local_share(placement: Placement, batch_size: int) -> tuple[int, int]:
     """(index, count): this process holds the index-th of ``count`` equal stretches of the rows of every batch.
 
-    Where a mesh axis that does not split batches spans processes, several of them hold the same rows.
+    Where a mesh axis that does not split batches spans processes, several of them hold the same rows. On a torus the
+    devices of a process may lie apart in the mesh: its stretch then fills their places in order, so that the rows of a
+    batch come to the devices in another order.
 
     Raises:
-      UserError: this process's rows are not contiguous.
+      UserError: two processes share some of their rows and not all.
     """
-    indices = placement.batch.addressable_devices_indices_map((batch_size,)).values()
-    spans = {(s[0].start or 0, s[0].stop if s[0].stop is not None else batch_size) for s in indices if s is not None}
-    start, stop = min(a for a, _ in spans), max(b for _, b in spans)
-    rows = stop - start
-    refuse(sum(b - a for a, b in spans) != rows or batch_size % rows + start % rows > 0, "mesh",
-           f"gives this process rows {sorted(spans)} of a batch", "one run of rows per process")
-    return start // rows, batch_size // rows
+    held: dict[int, set[tuple[int, int]]] = {}
+    for device, where in placement.batch.devices_indices_map((batch_size,)).items():
+        held.setdefault(device.process_index, set()).add(where[0].indices(batch_size)[:2])
+    distinct = sorted({tuple(sorted(spans)) for spans in held.values()})
+    rows = {sum(end - first for first, end in spans) for spans in distinct}
+    refuse(rows != {batch_size // len(distinct)}, "mesh", "gives processes rows of a batch that overlap",
+           "each row to one process, or to several that hold the same rows", "mesh.tensor=1")
+    return distinct.index(tuple(sorted(held[jax.process_index()]))), len(distinct)
 
 
 def to_devices(placement: Placement, local: Mapping[str, np.ndarray], share: tuple[int, int]) -> dict[str, jax.Array]:
     """The global batch as sharded arrays; this process contributes its ``local`` rows. Does not wait for copies."""
-    index, count = share
     arrays = {}
     for name, rows in local.items():
-        first = index * rows.shape[0]
+        shape = (rows.shape[0] * share[1], *rows.shape[1:])
+        sharding = _sharding(placement, name, shape)
+        spans = {w[0].indices(shape[0])[:2] for w in sharding.addressable_devices_indices_map(shape).values() if w}
+        ends = dict(zip(sorted(spans), itertools.accumulate(end - first for first, end in sorted(spans)), strict=True))
 
-        def take(where, rows=rows, first=first):
-            a, b = where[0].start or 0, where[0].stop
-            return rows[(slice(a - first, None if b is None else b - first), *where[1:])]
+        def take(where, rows=rows, ends=ends, count=shape[0]):
+            first, end = where[0].indices(count)[:2]
+            own = ends[first, end]  # where the rows end among those of this process
+            return rows[(slice(own - (end - first), own), *where[1:])]
 
-        shape = (rows.shape[0] * count, *rows.shape[1:])
-        arrays[name] = jax.make_array_from_callback(shape, _sharding(placement, name, shape), take)
+        arrays[name] = jax.make_array_from_callback(shape, sharding, take)
     return arrays
 
 
