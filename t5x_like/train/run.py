@@ -13,6 +13,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import to_plain
@@ -37,7 +39,7 @@ from t5x_like.sharding.mesh import Placement
 from t5x_like.sharding.reduction import copying_axes
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
-from t5x_like.train.directory import CHECKPOINTS, open_directory, record_start
+from t5x_like.train.directory import CHECKPOINTS, locked, open_directory, record_start
 from t5x_like.train.feed import Feed, check_batch_size, local_share
 from t5x_like.train.hooks import Hook, Measure, Profile, Sample
 from t5x_like.train.loop import Costs, Loop
@@ -80,20 +82,22 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
     Raises:
       UserError: a mistake in config, folder, corpus or checkpoint; raised before anything is changed.
     """
-    clock, directory = Clock(), Path(directory)
+    clock = Clock()
     placement, setup = open_model(run)
     index = jax.process_index()
     check_batch_size(placement, run.train.batch_size, run.train.micro_batches)
     setup.abstract_state(placement)  # every parameter has a place on the mesh, or says why not
-    open_directory(directory, run, accept_changed)
     console = Console(run.train.steps, process_index=index)
-    with Checkpoints(directory / CHECKPOINTS, run.checkpoint) as checkpoints, contextlib.ExitStack() as exits:
+    with contextlib.ExitStack() as exits:
+        directory = exits.enter_context(locked(directory, index == 0, _of_first))
+        open_directory(directory, run, accept_changed)
+        checkpoints = exits.enter_context(Checkpoints(directory / CHECKPOINTS, run.checkpoint))
         with Preparing(silent=index > 0) as preparing:
             data = Data.open(run, preparing, console.note)
         data.train.check(run.train.steps)
         stop = exits.enter_context(Stop())  # from here on there is something to save
         with clock.doing("setup" if checkpoints.latest() is None else "checkpoint"):
-            state, first = first_state(run, setup, placement, data, checkpoints)
+            state, first, changes, described = first_state(run, setup, placement, data, checkpoints)
         if first:
             console.note(f"resuming from step {first:,}")
         tasks = _tasks(run, data, directory, first)
@@ -114,7 +118,10 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
             functools.partial(metadata, run, data), functools.partial(_data_metrics, data, feed), _costs(run, setup),
         )  # fmt: skip
         if index == 0:
-            record_start(directory, run, first, _devices())
+            record_start(directory, run, first, _devices(), changes)
+        if changes:
+            console.note(described)
+            reporter.mark(first, changes)
         trust(own_code(run).values())  # on each machine
         console.facts(run.name, _opening(run, setup, placement, first, directory))
         clock.start()
@@ -134,6 +141,11 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         evaluations = {hook.task.name: hook.values for hook in hooks if isinstance(hook, Measure) and hook.values}
         written = next((hook.last for hook in hooks if isinstance(hook, Sample)), {})
         return Outcome(done, complete, 0 if complete else stop.exit_code, directory, evaluations, written)
+
+
+def _of_first(free: bool) -> bool:
+    """What the first process of the job says."""
+    return bool(multihost_utils.broadcast_one_to_all(np.bool_(free))) if jax.process_count() > 1 else free
 
 
 def _tasks(run: Run, data: Data, directory: Path, step: int) -> dict[Evaluation, bool]:
