@@ -39,7 +39,7 @@ class Hook(abc.ABC):
 
 @dataclasses.dataclass(eq=False)
 class Measure(Hook):
-    """Makes an evaluation, once a step, and reports its values under its name.
+    """Makes an evaluation, once a step, and reports its values under its label.
 
     Attributes:
       task: the evaluation.
@@ -65,7 +65,7 @@ class Measure(Hook):
     def __call__(self, step: int, state: State) -> None:
         with self.clock.doing("evaluate"):
             found = self.task.run(self.opened.at(step, state))
-        name = self.task.name
+        name = self.task.label(self.opened)
         if found is None:  # told to stop on the way
             return
         self.made_at = step

@@ -24,21 +24,38 @@ from t5x_like.train.setup import Setup, State
 Changes = dict[str, tuple[Any, Any]]  # field to its values in the checkpoint's config and in that of this start
 
 
-def first_state(
-    run: Run, setup: Setup, placement: Placement, data: Data, checkpoints: Checkpoints
-) -> tuple[State, int, Changes, str]:
-    """(state, number of updates made, what has changed since, the same in words): of the latest good checkpoint if
-    there is one, else initial values.
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a run starts from.
+
+    Attributes:
+      state: the state of training.
+      step: number of updates made.
+      changes: what has changed in the config since the checkpoint.
+      described: the same in words; empty where nothing has.
+      totals: metrics since the last row of them, as of ``loop.Loop``.
+    """
+
+    state: State
+    step: int = 0
+    changes: Changes = dataclasses.field(default_factory=dict)
+    described: str = ""
+    totals: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+
+
+def first_state(run: Run, setup: Setup, placement: Placement, data: Data, checkpoints: Checkpoints) -> Start:
+    """The state of the latest good checkpoint if there is one, else initial values.
 
     Raises:
       UserError: the checkpoint is of other text or order.
     """
     if checkpoints.latest() is None:
-        return setup.initial_state(placement, run.train.seed), 0, {}, ""
+        return Start(setup.initial_state(placement, run.train.seed))
     state, metadata = checkpoints.restore(setup.abstract_state(placement))
     check(run, data, metadata)
     changes, step = diff(metadata["config"], run), int(metadata["step"])
-    return state, step, changes, _describe(changes, step) + _rate(metadata["config"], run, step)
+    described = _describe(changes, step) + _rate(metadata["config"], run, step)
+    return Start(state, step, changes, described, metadata.get("totals", {}))
 
 
 def _describe(changes: Changes, step: int) -> str:

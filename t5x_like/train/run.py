@@ -97,31 +97,36 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         data.train.check(run.train.steps)
         stop = exits.enter_context(Stop())  # from here on there is something to save
         with clock.doing("setup" if checkpoints.latest() is None else "checkpoint"):
-            state, first, changes, described = first_state(run, setup, placement, data, checkpoints)
+            start = first_state(run, setup, placement, data, checkpoints)
+        first, state, total = start.step, start.state, run.train.steps
         if first:
             console.note(f"resuming from step {first:,}")
-        tasks = _tasks(run, data, directory, first)
-        due = any(not made and run.times(task).due(first, run.train.steps) for task, made in tasks.items())
-        if first > run.train.steps or (first == run.train.steps and not due):
-            console.note(f"{run.name} is complete: all {run.train.steps:,} steps are made. {directory}")
-            return Outcome(first, True, 0, directory)
         # Several processes must leave at the same step: the loop sees to that.
         asked = (lambda: stop.wanted(0)) if jax.process_count() == 1 else (lambda: False)
         opened = OpenedRun(run, setup, placement, None, first, data, asked)
+        tasks = _tasks(opened, directory)
+        if first > total:
+            console.note(f"{run.name} has made {first:,} steps, more than train.steps={total:,}: nothing is trained. "
+                         f"For a run of {total:,} steps take another folder than {directory}")
+            return Outcome(first, True, 0, directory)
+        if first == total and not any(not made and run.times(task).due(first, total) for task, made in tasks.items()):
+            console.note(f"{run.name} is complete: all {total:,} steps are made. {directory}")
+            return Outcome(first, True, 0, directory)
         plain = to_plain(run)
         reporter = Reporter(directory, run.report, first_step=first + 1, process_index=index, run_config=plain)
         hooks = _hooks(opened, tasks, directory, reporter, console, clock)
         share = local_share(placement, run.train.batch_size)
-        feed = Feed(placement, data.train.reader(first, *share, stop_step=run.train.steps), share)
+        feed = Feed(placement, data.train.reader(first, *share, stop_step=total), share)
         loop = Loop(
             run, compile_step(setup, placement), hooks, checkpoints, reporter, console, clock, stop,
             functools.partial(metadata, run, data), functools.partial(_data_metrics, data, feed), _costs(run, setup),
+            start.totals,
         )  # fmt: skip
         if index == 0:
-            record_start(directory, run, first, _devices(), changes)
-        if changes:
-            console.note(described)
-            reporter.mark(first, changes)
+            record_start(directory, run, first, _devices(), start.changes)
+        if start.changes:
+            console.note(start.described)
+            reporter.mark(first, start.changes)
         trust(own_code(run).values())  # on each machine
         console.facts(run.name, _opening(run, setup, placement, first, directory))
         clock.start()
@@ -132,8 +137,8 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
             for hook in hooks:
                 hook.close()
             picture = reporter.close()
-        complete = done == run.train.steps and stop.signal is None
-        facts = {"updates": f"{done:,} of {run.train.steps:,}", "checkpoint": str(directory / CHECKPOINTS / str(done))}
+        complete = done == total and stop.signal is None
+        facts = {"updates": f"{done:,} of {total:,}", "checkpoint": str(directory / CHECKPOINTS / str(done))}
         facts["data"] = f"{_data_seen(data, done)}; rows {feed.fill:.1%} full"
         if picture:
             facts["curves"] = str(picture)
@@ -148,12 +153,12 @@ def _of_first(free: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.bool_(free))) if jax.process_count() > 1 else free
 
 
-def _tasks(run: Run, data: Data, directory: Path, step: int) -> dict[Evaluation, bool]:
-    """Evaluations with data to evaluate, and whether their values of ``step`` are in the metrics."""
-    path = directory / METRICS
-    rows = [row for row in (read_metrics(path) if path.is_file() else ()) if row["step"] == step]
+def _tasks(opened: OpenedRun, directory: Path) -> dict[Evaluation, bool]:
+    """Evaluations with data to evaluate, and whether their values of the present step are in the metrics."""
+    path, tasks = directory / METRICS, opened.run.evaluations
+    rows = [row for row in (read_metrics(path) if path.is_file() else ()) if row["step"] == opened.step]
     made = {name.split("/")[0] for row in rows for name in row}
-    return {task: task.name in made for task in run.evaluations if data.held_out or not task.needs_held_out}
+    return {task: task.label(opened) in made for task in tasks if opened.data.held_out or not task.needs_held_out}
 
 
 def _hooks(
@@ -200,6 +205,7 @@ def _opening(run: Run, setup: Setup, placement: Placement, first: int, directory
         "steps": f"{steps:,} of {short(tokens)} tokens, {short(steps * tokens)} tokens in all"
                  + (f"; resuming from step {first:,}" if first else ""),
         "gradients": _gradients(setup, placement),
+        "metrics": f"means over {run.report.every:,} steps, in {METRICS}; the loss shown here is smoothed",
         "directory": str(directory),
     }  # fmt: skip
 
