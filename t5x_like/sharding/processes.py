@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 
 import jax
@@ -81,4 +82,19 @@ def join_processes() -> None:
     if not os.environ.get("JAX_NUM_PROCESSES") and not jax.distributed.is_initialized():
         refuse_unjoined(os.environ)
     if arguments is not None and not jax.distributed.is_initialized():
+        _keep_stdout_to_python()
         jax.distributed.initialize(**arguments)
+
+
+def _keep_stdout_to_python() -> None:
+    """Gloo's C++ writes every connection to standard output, and has no switch for it: Python goes on with a copy."""
+    try:
+        if sys.stdout.fileno() != 1:
+            return
+    except (OSError, ValueError):  # not a file: captured by a test or a notebook
+        return
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, buffering=1)
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.close(silent)
