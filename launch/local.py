@@ -99,13 +99,13 @@ def run(command: list[str], count: int, devices: int, grace: float) -> int:
             processes.append(new)
             readers.append(threading.Thread(target=pass_on, args=(new.stderr, said), daemon=True))
             readers[-1].start()
-    code = 0
-    while any(process.poll() is None for process in processes):
-        failed = [process.returncode for process in processes if process.poll()]
+    code, running = 0, True
+    while running:
+        running = any(process.poll() is None for process in processes)
+        failed = [(index, process.returncode) for index, process in enumerate(processes) if process.returncode]
         if failed and not code:
-            code = failed[0]
+            index, code = failed[0]
             if code not in (SAVED, 2):  # 2: it has said itself what the user's mistake is
-                index = next(i for i, process in enumerate(processes) if process.returncode == code)
                 print(f"process {index} has ended with {exit_code(code)}", file=sys.stderr, flush=True)
             # 75: it was told to stop and has saved, and so will the others; anything else, and they wait in vain.
             deadline = deadline or time.monotonic() + (grace if code == SAVED else 5.0)
@@ -113,10 +113,10 @@ def run(command: list[str], count: int, devices: int, grace: float) -> int:
             for process in processes:
                 if process.poll() is None:
                     process.kill()
-        time.sleep(0.1)
+        time.sleep(0.1 if running else 0.0)
     for reader in readers:
         reader.join(timeout=5)
-    return exit_code(code or next((p.returncode for p in processes if p.returncode), 0))
+    return exit_code(code)
 
 
 def main() -> int:

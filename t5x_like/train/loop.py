@@ -100,8 +100,7 @@ class Loop:
             while done < total and not self.stop.wanted(done):
                 with self.clock.doing("data"):
                     batch = next(batches)
-                with self.clock.doing("compile" if done == first else "step"):
-                    state, metrics = self.step(state, batch)
+                state, metrics = self._dispatch(state, batch, compiles=done == first)
                 done += 1
                 self._read()
                 self._unread = (done, metrics)
@@ -122,6 +121,13 @@ class Loop:
         with self.clock.doing("checkpoint"):
             self.checkpoints.wait()
         return state, done
+
+    def _dispatch(self, state: State, batch: Batch, compiles: bool) -> tuple[State, Metrics]:
+        if not compiles:
+            with self.clock.doing("step"):
+                return self.step(state, batch)
+        with self.clock.doing("compile"), self.console.doing("compiling the train step"):
+            return self.step(state, batch)
 
     def _read(self) -> None:
         """Reads and reports the metrics of the last step not yet read; waits for that step, not for the newest."""
