@@ -38,7 +38,7 @@ def run() -> Run:
         objective=MaskedLM(),
         data=DataConfig(recipe("../data/sotu.py", vocab_size=4096), input_length=128),
         optimizer=AdamW(
-            learning_rate=1e-3, weight_decay=0.01, clip_norm=1.0, schedule=Schedule("linear", warmup=100)
+            learning_rate=1e-3, weight_decay=0.01, clip_norm=1.0, schedule=Schedule("linear", warmup=0.1)
         ),
         train=TrainConfig(
             steps=steps, batch_size=16, z_loss=0.0, evaluate_every=Every(share=0.25), evaluate_batches=40

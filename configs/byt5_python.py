@@ -29,6 +29,6 @@ def run() -> Run:
         ),
         objective=SpanCorruption(mean_span_length=20.0),
         data=DataConfig(recipe("../data/python_source.py", tokenizer=Bytes()), input_length=256),
-        optimizer=Adafactor(learning_rate=0.02, schedule=Schedule("rsqrt", warmup=100, hold=400)),
+        optimizer=Adafactor(learning_rate=0.02, schedule=Schedule("rsqrt", warmup=0.1, hold=400)),
         train=TrainConfig(steps=steps, batch_size=16, evaluate_every=Every(share=0.25), evaluate_batches=40),
     )

@@ -26,7 +26,7 @@ def run() -> Run:
         objective=PrefixLM(),
         data=DataConfig(recipe("../data/sotu.py", vocab_size=4096), input_length=128),
         optimizer=AdamW(
-            learning_rate=4e-3, weight_decay=0.05, clip_norm=1.0, schedule=Schedule("cosine", warmup=100, end=0.1)
+            learning_rate=4e-3, weight_decay=0.05, clip_norm=1.0, schedule=Schedule("cosine", warmup=0.1, end=0.1)
         ),
         train=TrainConfig(steps=steps, batch_size=16, evaluate_every=Every(share=0.25), evaluate_batches=40),
     )

@@ -37,7 +37,11 @@ def run() -> Run:
         ),
         objective=SpanCorruption(),
         data=DataConfig(recipe("../data/sotu.py", vocab_size=4096), input_length=128),
-        optimizer=Adafactor(learning_rate=0.05, clip_norm=1.0, schedule=Schedule("cosine", warmup=30, end=0.1)),
+        optimizer=Adafactor(
+            learning_rate=0.05,
+            clip_norm=1.0,
+            schedule=Schedule("cosine", warmup=30 / steps, end=0.1),  # a share: 20 steps have a warm-up too
+        ),
         train=TrainConfig(steps=steps, batch_size=16, evaluate_every=Every(share=0.2), evaluate_batches=0),
         checkpoint=CheckpointConfig(every=Every(steps=200)),
     )

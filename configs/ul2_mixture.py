@@ -34,7 +34,7 @@ def run() -> Run:
         ),
         objective=UL2(),
         data=DataConfig(recipe("../data/sotu_and_python.py"), input_length=128),
-        optimizer=Adafactor(learning_rate=0.05, clip_norm=1.0, schedule=Schedule("cosine", warmup=30, end=0.1)),
+        optimizer=Adafactor(learning_rate=0.05, clip_norm=1.0, schedule=Schedule("cosine", warmup=0.03, end=0.1)),
         train=TrainConfig(steps=steps, batch_size=16, evaluate_every=Every(share=0.2), evaluate_batches=40),
         checkpoint=CheckpointConfig(every=Every(share=0.2)),
     )  # fmt: skip

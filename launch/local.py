@@ -6,20 +6,29 @@
 With ``--devices n`` every process gets n virtual CPU devices, to try meshes without accelerators; without it each
 process sees what jax finds. The processes find one another through JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
 JAX_PROCESS_ID. SIGTERM and Ctrl-C reach all of them as SIGTERM, on which they save and exit with code 75. If one fails,
-the others are ended. Standard library only: copy and edit.
+the others are ended. An error that all of them print is shown once, and what jax's C++ says of a lost process not at
+all: it is said here. Standard library only: copy and edit.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from typing import IO
 
 SAVED = 75  # exit code: saved, run me again
+# Lines of jax's C++ about a process that it cannot reach, and their continuations.
+LOST = re.compile(
+    r"[WEF]\d{4} .*(coordination_service|preemption_sync_manager|client\.h)|\*\*\* Begin|:?[A-Z_]+: ?(Stream|Failed)"
+    r"|:[A-Z_]+:|Additional GRPC|=== Source Location|external/xla|\. This is only expected|RPC: /|$"
+)
 
 
 def free_port() -> int:
@@ -41,6 +50,21 @@ def environment(index: int, count: int, port: int, devices: int) -> dict[str, st
     return found
 
 
+def pass_on(stream: IO[str], said: set[str]) -> None:
+    """Copies a process's standard error to ours, without what ``LOST`` matches; an error that another process has
+    ``said`` too, to its last line, is left out."""
+    error: list[str] = []
+    for line in stream:
+        if error or line.startswith(("error: ", "Traceback ")):
+            error.append(line)
+        elif not LOST.match(line):
+            print(line, end="", file=sys.stderr, flush=True)
+    text = "".join(line for line in error if not LOST.match(line))
+    if text not in said:
+        said.add(text)
+        print(text, end="", file=sys.stderr, flush=True)
+
+
 def exit_code(returncode: int) -> int:
     """What a shell would call it: 128 + the signal for a process that a signal ended."""
     return returncode if returncode >= 0 else 128 - returncode
@@ -50,6 +74,8 @@ def run(command: list[str], count: int, devices: int, grace: float) -> int:
     """The exit code of the job: 0, or that of the first process that ended otherwise (128 + n if signal n ended it)."""
     port = free_port()
     processes: list[subprocess.Popen] = []
+    readers: list[threading.Thread] = []
+    said: set[str] = {""}
     told = False
     deadline: float | None = None
 
@@ -66,22 +92,31 @@ def run(command: list[str], count: int, devices: int, grace: float) -> int:
     for index in range(count):
         if not told:
             # A session of its own: a terminal's Ctrl-C comes here only, and reaches the processes as SIGTERM.
-            new = subprocess.Popen(command, env=environment(index, count, port, devices), start_new_session=True)
+            new = subprocess.Popen(
+                command, env=environment(index, count, port, devices), start_new_session=True, stderr=subprocess.PIPE,
+                text=True, errors="replace",
+            )  # fmt: skip
             processes.append(new)
-    code = 0
-    while any(process.poll() is None for process in processes):
-        failed = [process.returncode for process in processes if process.poll()]
+            readers.append(threading.Thread(target=pass_on, args=(new.stderr, said), daemon=True))
+            readers[-1].start()
+    code, running = 0, True
+    while running:
+        running = any(process.poll() is None for process in processes)
+        failed = [(index, process.returncode) for index, process in enumerate(processes) if process.returncode]
         if failed and not code:
-            code = failed[0]
+            index, code = failed[0]
+            if code not in (SAVED, 2):  # 2: it has said itself what the user's mistake is
+                print(f"process {index} has ended with {exit_code(code)}", file=sys.stderr, flush=True)
             # 75: it was told to stop and has saved, and so will the others; anything else, and they wait in vain.
             deadline = deadline or time.monotonic() + (grace if code == SAVED else 5.0)
         if deadline is not None and time.monotonic() > deadline:
             for process in processes:
                 if process.poll() is None:
                     process.kill()
-        time.sleep(0.1)
-    code = code or next((p.returncode for p in processes if p.returncode), 0)
-    return 128 - code if code < 0 else code
+        time.sleep(0.1 if running else 0.0)
+    for reader in readers:
+        reader.join(timeout=5)
+    return exit_code(code)
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -30,7 +30,9 @@ from t5x_like.checkpoint.config import CheckpointConfig
 from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.paths import make_writable
 
+T = TypeVar("T")
 BLOCK = "t5x_like"  # our part of the metadata that Orbax keeps with each checkpoint
+WAITS = (0.2, 1.0)  # seconds before a checkpoint that was not read well is read again: storage errs at times
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not committed
 
 
@@ -190,7 +192,8 @@ class Checkpoints(contextlib.AbstractContextManager):
     def restore(self, template: Tree, step: int | None = None, partial: bool = False) -> tuple[Tree, dict[str, Any]]:
         """Reads a checkpoint onto the shardings of ``template``, whatever mesh it was saved from, and verifies it.
 
-        Without ``step``, a damaged checkpoint is skipped with a warning, and the one before it is read.
+        What is not read well is read again. Without ``step``, a checkpoint that stays damaged is skipped with a
+        warning, and the one before it is read.
 
         Args:
           template: nested dict of jax.ShapeDtypeStruct with shardings (without: the first local device). Where a dtype
@@ -211,7 +214,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         problems: list[str] = []
         for candidate in candidates:
             try:
-                state, user = self._restore_one(template, candidate, partial)
+                state, user = _patiently(lambda: self._restore_one(template, candidate, partial))  # noqa: B023
             except Damaged as error:
                 problems.append(f"\n  step {candidate}: {error}")
                 continue
@@ -255,7 +258,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     def _existing_block(self, step: int | None) -> dict[str, Any]:
         step = self._existing(step)
         try:
-            return self._read_block(step)
+            return _patiently(lambda: self._read_block(step))
         except Damaged as error:
             raise UserError("checkpoints", f"step {step} in {self._directory}: {error}") from error
 
@@ -311,6 +314,15 @@ class Checkpoints(contextlib.AbstractContextManager):
         if jax.process_index() == 0:
             for folder in self._directory.glob(f"{step}{TEMPORARY}*"):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _patiently(read: Callable[[], T]) -> T:
+    """``read()``, which is called again after each of ``WAITS`` if it finds damage, and damaged only if it stays so."""
+    for seconds in WAITS:
+        with contextlib.suppress(Damaged):
+            return read()
+        time.sleep(seconds)
+    return read()
 
 
 @contextlib.contextmanager

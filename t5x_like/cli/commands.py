@@ -84,8 +84,12 @@ def _opened(options: argparse.Namespace):
 def eval(options: argparse.Namespace) -> int:  # noqa: A001, named after its command
     import jax
 
-    opened = _opened(options)
-    evaluations = opened.evaluate()
+    from t5x_like.report.live import LiveLine
+
+    opened, line = _opened(options), LiveLine(sys.stderr, silent=jax.process_index() > 0)
+    with line.waiting(f"evaluating step {opened.step:,}"):
+        evaluations = opened.evaluate()
+    line.close()
     for name, found in evaluations.items():
         refuse(not found, "data.corpus.heldout", f"{name}: nothing to measure", "a larger share, or more text")
     if jax.process_index():

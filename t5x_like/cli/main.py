@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -146,5 +147,7 @@ def _leave(code: int) -> int:
 
         if jax.distributed.is_initialized():
             sys.stdout.flush()
+            if jax.process_index() == 0:  # the others lose it last, and have not to say that they did
+                time.sleep(1.0)
             os._exit(code)
     return code

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class HeldOut(Evaluation):
     """Held-out loss, perplexity, accuracy, and all other values that the run's loss names.
 
+    Over the whole split they are called ``held_out/...``; over its first 40 batches ``held_out_first_40/...``.
+
     Attributes:
       batches: largest number of batches; 0 is the whole split, none is ``train.evaluate_batches``.
     """
@@ -30,10 +32,16 @@ class HeldOut(Evaluation):
 
     needs_held_out: ClassVar[bool] = True
 
+    def label(self, opened: OpenedRun) -> str:
+        limit = self._limit(opened)
+        return f"{self.name}_first_{limit}" if 0 < limit < opened.held_out_batches else self.name
+
     def run(self, opened: OpenedRun) -> Values | None:
         """As ``means``."""
-        limit = opened.run.train.evaluate_batches if self.batches is None else self.batches
-        return means(opened.sums, opened.held_out(limit), opened.stop)
+        return means(opened.sums, opened.held_out(self._limit(opened)), opened.stop)
+
+    def _limit(self, opened: OpenedRun) -> int:
+        return opened.run.train.evaluate_batches if self.batches is None else self.batches
 
 
 def means(

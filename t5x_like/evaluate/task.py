@@ -29,6 +29,10 @@ class Evaluation(Config, abc.ABC, where="evaluations"):
 
     needs_held_out: ClassVar[bool] = False  # whether a run without held-out text leaves it out
 
+    def label(self, opened: OpenedRun) -> str:
+        """The first part of the names of its metrics: ``name``, unless only a part of what is held out is measured."""
+        return self.name
+
     @abc.abstractmethod
     def run(self, opened: OpenedRun) -> Values | None:
         """Values by name, computed with the opened run: its ``held_out`` batches, ``compute``, ``sums``, ``generate``;

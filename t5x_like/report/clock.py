@@ -112,10 +112,10 @@ class Clock:
         self._since = now
 
 
-def account_table(account: Sequence[Share]) -> str:
-    """The account as lines of text: meaning, seconds, share and a bar of it."""
-    widest = max(round(row.share * 20) for row in account)
-    return "\n".join(table([
-        (MEANING[row.activity], f"{row.seconds:.1f} s", f"{row.share:.1%}", ("█" * round(row.share * 20)).ljust(widest))
-        for row in account
-    ]))  # fmt: skip
+def account_table(account: Sequence[Share], width: int = 80) -> str:
+    """The account as lines of at most ``width`` columns: meaning, seconds, share and, where there is room, a bar."""
+    rows = [(MEANING[row.activity], f"{row.seconds:.1f} s", f"{row.share:.1%}") for row in account]
+    lines = table(rows)
+    bar = min(20, width - max(map(len, lines)) - 3)
+    bars = ["█" * round(row.share * bar) for row in account]
+    return "\n".join(f"{line}  {bar}".rstrip() for line, bar in zip(lines, bars, strict=True))

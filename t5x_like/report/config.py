@@ -14,7 +14,7 @@ class ReportConfig(Config, where="report"):
     """How often a run reports, and where to, besides the console and metrics.jsonl.
 
     Args:
-      every: steps between two rows of metrics.
+      every: steps between two rows of metrics, which are means over these steps; of the learning rate, the last.
       tensorboard: whether to write TensorBoard files to the folder ``tensorboard`` of the run.
       wandb: name of the Weights & Biases project to report to; empty is none. Needs the package ``wandb``.
       plots: whether to draw curves.png when the run ends.

@@ -7,6 +7,7 @@ anything was measured.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -89,6 +90,10 @@ class Console:
         results = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         self._line.print(f"{'▸ ' if self._line.rich else ''}{self._of_all(step)}  {results}", "bold green")
 
+    def doing(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Shows, while inside, what is being done and for how long."""
+        return self._line.waiting(what)
+
     def note(self, message: str) -> None:
         """Prints a message that stays: a warning, a checkpoint restored, a step skipped."""
         self._line.print(message, "yellow" if message.startswith("WARNING") else "")
@@ -104,7 +109,8 @@ class Console:
         self.close()
         self.facts(outcome, facts)
         if account:
-            self._line.print("where the time went\n" + account_table(account))
+            width = self._line.rich.width if self._line.rich else 80
+            self._line.print("where the time went\n" + account_table(account, width))
 
     def close(self) -> None:
         """Ends the live line, leaving it as last shown."""

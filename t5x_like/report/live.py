@@ -3,18 +3,24 @@ one second to one minute. Only shows what it is given."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
+
+from t5x_like.core.text import duration
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.live import Live
 
 FASTEST, SLOWEST, GROWTH = 1.0, 60.0, 0.1  # seconds between plain lines: 10% of the time so far, within these bounds
+PLAIN_WAITS, LIVE_WAITS = (2.0, 8.0, 20.0, 60.0), (1.0,)  # seconds between lines about something that takes long
 REFRESH = 0.1  # seconds between updates of the live line, at least
 
 Parts = Sequence[tuple[int, str]]  # (importance, text) in the order shown; the least important has the highest number
@@ -27,7 +33,7 @@ class LiveLine:
       out: stream to write to; standard output by default.
       now: function to seconds of a monotonic clock; given by tests.
       live: whether ``out`` is a terminal; detected by default.
-      bar: least columns of the bar; 0: the text has precedence.
+      bar: least columns of the bar, on a terminal of 80 columns or more; 0: the text has precedence.
       silent: whether to show nothing, in every process of a job but one.
 
     Attributes:
@@ -56,6 +62,32 @@ class LiveLine:
             self.rich.print(Text(text, style))
         elif not self._silent:
             print(text, file=self._out, flush=True)
+
+    @contextlib.contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Shows, while inside, what is waited for and for how long: on a terminal at once and every second, elsewhere
+        after 2, 10 and 30 seconds and then every minute. A thread does it, since the caller is busy."""
+        if self._silent:
+            yield
+            return
+        began, done = self._now(), threading.Event()
+
+        def tick() -> None:
+            waits = PLAIN_WAITS if self.rich is None else LIVE_WAITS
+            for seconds in itertools.chain(waits, itertools.repeat(waits[-1])):
+                if done.wait(seconds):
+                    return
+                self.show([(0, text), (1, duration(self._now() - began))], 0, 0)
+
+        if self.rich is not None:
+            self.show([(0, text)], 0, 0)
+        thread = threading.Thread(target=tick, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def restart(self) -> None:
         """Counts time from now on, and shows what comes next at once."""
@@ -89,7 +121,8 @@ class LiveLine:
 
         self._next = self._now() + REFRESH
         room, kept = self.rich.width - 1, list(parts)
-        while len(kept) > 1 and sum(len(text) + 2 for _, text in kept) > room - self._bar:
+        least = min(self._bar, self._bar * room // 79)
+        while len(kept) > 1 and sum(len(text) + 2 for _, text in kept) > room - least:
             kept.remove(max(kept))
         width = min(30, room - sum(len(text) + 2 for _, text in kept) - 2)
         bar = ProgressBar(total=total or None, completed=done, width=width, pulse=not total)

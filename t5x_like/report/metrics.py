@@ -11,10 +11,11 @@ from typing import Any
 from t5x_like.core.errors import UserError
 
 METRICS = "metrics.jsonl"
+CHANGED = "changed"  # in a row of its own: the config from this step on, {field: [before, now]}
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, in order; a line cut off by a kill is left out.
+    """The rows of a metrics.jsonl, in order; a line cut off by a kill is left out, and a number not finite is None.
 
     Args:
       path: the file, or the run's folder.
@@ -29,12 +30,22 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            row = json.loads(line, parse_float=_finite, parse_constant=_finite)
+        except (ValueError, RecursionError):  # cut off, or with a number of 5,000 digits
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
     return rows
+
+
+def _finite(text: str) -> float | None:
+    """A number of JSON; None for NaN and infinity, which other programs write."""
+    return number if math.isfinite(number := float(text)) else None
+
+
+def changes(rows: Sequence[dict[str, Any]]) -> dict[int, list[str]]:
+    """Step to the fields of the config that have other values from there on."""
+    return {row["step"]: list(row[CHANGED]) for row in rows if isinstance(row.get(CHANGED), dict)}
 
 
 def curves(rows: Sequence[dict[str, Any]]) -> dict[str, dict[int, float]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t5x_like.core.errors import UserError
-from t5x_like.report.metrics import curves, read_metrics
+from t5x_like.report.metrics import changes, curves, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,6 +109,7 @@ def _draw(runs: dict[str, list[dict[str, Any]]], picture: Path) -> Path:
         colour = COLOURS[index % len(COLOURS)]
         held_out_colour = HELD_OUT if single else colour
         _draw_loss(loss, "" if single else f"{run}  ", rows, colour, held_out_colour)
+        _draw_changes(loss, list(axes_of.values()), rows, INK if single else colour)
         for last, axes in axes_of.items():
             for name, (steps, values) in _points(rows, last).items():
                 if name.startswith("train/"):
@@ -156,6 +157,16 @@ def _draw_loss(axes: Axes, prefix: str, rows: list[dict[str, Any]], colour: str,
         if prefix and axes.get_autoscaley_on() is False:
             low, high = min(low, axes.get_ylim()[0]), max(high, axes.get_ylim()[1])
         axes.set_ylim(low, high)
+
+
+def _draw_changes(loss: Axes, others: list[Axes], rows: list[dict[str, Any]], colour: str) -> None:
+    """A line where the config changed, with the names of the fields beside that in ``loss``."""
+    for step, fields in changes(rows).items():
+        for axes in (loss, *others):
+            axes.axvline(step, color=colour, linewidth=1, linestyle=":")
+        names = ", ".join(fields[:2]) + (f" and {len(fields) - 2} more" if len(fields) > 2 else "")
+        loss.annotate(names, (step, 1), xycoords=("data", "axes fraction"), xytext=(-3, -4), fontsize=8,
+                      textcoords="offset points", rotation=90, ha="right", va="top", color=colour)  # fmt: skip
 
 
 def frame(axes: Axes, title: str, x: str = "", y: str = "") -> None:

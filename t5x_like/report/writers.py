@@ -16,7 +16,7 @@ from typing import Any
 from t5x_like.core.errors import UserError
 from t5x_like.core.paths import write_atomically
 from t5x_like.report.config import ReportConfig
-from t5x_like.report.metrics import METRICS, read_metrics
+from t5x_like.report.metrics import CHANGED, METRICS, read_metrics
 
 
 class Jsonl:
@@ -25,14 +25,16 @@ class Jsonl:
     def __init__(self, path: Path, first_step: int, now: Callable[[], float]):
         self._now = now
         if path.exists():
-            # Rows after the checkpoint will be logged again.
-            kept = [row for row in read_metrics(path) if row["step"] < first_step]
+            # Rows after the checkpoint will be logged again, and changes made since it.
+            kept = [row for row in read_metrics(path) if row["step"] < first_step - (CHANGED in row)]
             write_atomically(path, "".join(_line(row) for row in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(_line({"step": step, "time": round(self._now(), 3), **finite}))
+        self.line(step, {name: value if math.isfinite(value) else None for name, value in values.items()})
+
+    def line(self, step: int, values: Mapping[str, Any]) -> None:
+        self._file.write(_line({"step": step, "time": round(self._now(), 3), **values}))
         self._file.flush()  # so that a kill loses nothing, and a plot of a running run is up to date
 
     def close(self) -> None:
@@ -124,6 +126,18 @@ class Reporter:
         for writer in self._writers:
             writer.write(step, row)
 
+    def mark(self, step: int, changes: Mapping[str, tuple[Any, Any]]) -> None:
+        """Writes what has changed in the config after ``step`` updates to metrics.jsonl; curves show it as a line.
+
+        Args:
+          step: number of updates made.
+          changes: field to its values before and from now on.
+        """
+        for writer in self._writers:
+            if isinstance(writer, Jsonl):
+                shown = {field: [_plain(value) for value in pair] for field, pair in changes.items()}
+                writer.line(step, {CHANGED: shown})
+
     def close(self) -> Path | None:
         """Closes the files and draws the curves if the config asks for it; a second call does nothing.
 
@@ -138,6 +152,11 @@ class Reporter:
         from t5x_like.report.plots import plot_curves  # matplotlib is heavy: only at the end
 
         return plot_curves(self._directory)
+
+
+def _plain(value: Any) -> Any:
+    """Without numbers that JSON does not have."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _line(row: Mapping[str, Any]) -> str:

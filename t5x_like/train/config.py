@@ -102,20 +102,23 @@ class Run(Config, where=""):
         return (0, first) if self.model.shape == "decoder-only" else (first, second)
 
 
-# Fields that a resumed run may change: they change neither its parameters nor its batches.
-# ``data.skip`` is checked against the checkpoint when the run goes on.
-FREE_TO_CHANGE = (
-    "name", "mesh", "checkpoint", "report", "optimizer", "evaluations",
-    "train.steps", "train.micro_batches", "train.logits_chunk", "train.z_loss", "train.label_smoothing",
-    "train.evaluate_every", "train.evaluate_batches",
-    "model.attention_backend", "model.scan_layers", "model.remat", "model.dtype", "model.*dropout",
-    "data.cache", "data.skip", "data.prepare_processes", "data.read_threads", "data.worker_processes",
-    "data.prefetch_batches",
-)  # fmt: skip
+# Fields that a resumed run may change, and why: none of them changes which parameters or batches the run has.
+_WRITTEN, _MEASURED = "what is written, not what is computed", "what is measured, not what is trained"
+_SAME, _HENCE = "the same sums, in another order or form", "from here on; what was trained before stays"
+_READ = "how text is read, not which"
+FREE_TO_CHANGE = {
+    "name": "a label", "mesh": _SAME, "checkpoint": _WRITTEN, "report": _WRITTEN, "optimizer": _HENCE,
+    "evaluations": _MEASURED, "train.evaluate_every": _MEASURED, "train.evaluate_batches": _MEASURED,
+    "train.steps": "the end; schedules that depend on it change from here on", "train.micro_batches": _SAME,
+    "train.logits_chunk": _SAME, "train.z_loss": _HENCE, "train.label_smoothing": _HENCE,
+    "model.attention_backend": _SAME, "model.scan_layers": _SAME, "model.remat": _SAME, "model.dtype": _HENCE,
+    "model.*dropout": _HENCE, "data.cache": _READ, "data.skip": "batches to come; those behind are compared",
+    "data.prepare_processes": _READ, "data.read_threads": _READ, "data.worker_processes": _READ,
+    "data.prefetch_batches": _READ, "data.corpus.*licence": "a label", "data.corpus.*origin": "a label",
+}  # fmt: skip
 
 
-def free_to_change(field: str) -> bool:
-    """Whether a resumed run may have another value of this dotted field."""
-    if field.startswith("data.corpus.") and field.rsplit(".", 1)[1] in ("licence", "origin"):
-        return True
-    return any(field.startswith(f"{free}.") or fnmatch.fnmatchcase(field, free) for free in FREE_TO_CHANGE)
+def why_free(field: str) -> str:
+    """Why a resumed run may have another value of this dotted field; empty: it may not."""
+    fits = (why for free, why in FREE_TO_CHANGE.items() if field.startswith(f"{free}.") or fnmatch.fnmatch(field, free))
+    return next(fits, "")

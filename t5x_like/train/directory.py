@@ -1,30 +1,34 @@
-"""A run's folder: the resolved config, a log of its starts, and whether a config may resume it.
+"""A run's folder: the config, a log of its starts, and whether a config may resume it.
 
-    config.json        the resolved config, all fields
+    config.json        the resolved config of the last start, all fields
     code/              copies of the user's own files that define classes of it (core.own_code)
-    starts.jsonl       one line per start: time, command, versions, devices
+    starts.jsonl       one line per start, never rewritten: time, command, versions, devices, config, what it changed
     metrics.jsonl      metrics; also tensorboard/
-    checkpoints/       one folder per saved step
+    checkpoints/       one folder per saved step, each with the config that it was trained with
     curves.png         drawn when the run ends
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
+import os
 import platform
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from t5x_like import __version__
-from t5x_like.core.config import diff, read_json, structure, to_json
-from t5x_like.core.errors import refuse
+from t5x_like.core.config import diff, structure, to_json, to_plain
+from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.own_code import accept, keep_code, own_code, require_code, run_code
 from t5x_like.core.paths import make_writable, write_atomically
-from t5x_like.train.config import Run, free_to_change
+from t5x_like.train.config import Run, why_free
 
 CONFIG, STARTS, CHECKPOINTS = "config.json", "starts.jsonl", "checkpoints"
 PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "array-record", "sentencepiece", "numpy")
@@ -63,13 +67,80 @@ def load_config(
 
 
 def _read_plain(directory: Path) -> Any:
-    path, got = directory / CONFIG, "is not the folder of a run: it has no config.json"
-    refuse(not path.is_file(), str(directory), got, "a folder made by train")
-    return read_json(path.read_text(encoding="utf-8"), str(path))
+    """The JSON of the config: of config.json, or where that is lost or torn of the latest checkpoint."""
+    _refuse_address(directory)
+    try:
+        return json.loads((directory / CONFIG).read_bytes())
+    except OSError:
+        got = "is not the folder of a run: it has no config.json"
+        problem = UserError(str(directory), got, "a folder made by train")
+    except ValueError as error:
+        problem = UserError(str(directory / CONFIG), f"is not JSON: {error}", "the config.json of a run")
+    if not _has_checkpoint(directory):
+        raise problem
+    from t5x_like.checkpoint.checkpoints import Checkpoints
+
+    with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
+        for step in reversed(checkpoints.steps()):
+            with contextlib.suppress(UserError):  # damaged: the one before it has a config too
+                return checkpoints.metadata(step)["config"]
+    raise problem
+
+
+def _has_checkpoint(directory: Path) -> bool:
+    return any(path.name.isdigit() for path in (directory / CHECKPOINTS).glob("*"))
+
+
+def _refuse_address(directory: str | Path) -> None:
+    """Raises UserError for gs://bucket/run and the like, of which a folder named ``gs:`` would be made."""
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]+(?=:/)", str(directory))
+    refuse(scheme is not None, "directory", f"{directory} is an address, and run folders lie on disks",
+           "a folder on a disk that all processes share", "a bucket mounted as a folder: --directory /mnt/bucket/run")
+
+
+@contextlib.contextmanager
+def locked(directory: str | Path, first: bool = True, agree: Callable[[bool], bool] = bool) -> Iterator[Path]:
+    """Makes the folder and keeps it for one training on this machine; leaves no empty folder behind.
+
+    The lock is the operating system's on the folder itself: a process that is killed frees it.
+
+    Args:
+      directory: the run's folder.
+      first: whether this process takes the lock: of the processes of a job only the first.
+      agree: function from whether the folder is free, as this process sees it, to what the first one has seen.
+
+    Raises:
+      UserError: the folder cannot be written, or another training runs in it.
+    """
+    _refuse_address(directory)
+    directory = Path(directory)
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    make_writable(directory, "directory")
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        refuse(not agree(not first or _lock(descriptor)), str(directory), "another training is running in this folder",
+               "one training in a folder", f"another folder (--directory {directory}-2), or wait for its end")
+        yield directory
+    finally:
+        os.close(descriptor)
+        for path in (directory / CHECKPOINTS, *made):
+            with contextlib.suppress(OSError):  # not empty, so not of a start that failed
+                path.rmdir()
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether nobody else holds the lock; on a file system without locks nobody does."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def open_directory(directory: Path, run: Run, accept_changed: Sequence[str] = ()) -> None:
-    """Makes the folder, and checks that a run already there can resume with this config. Writes nothing else.
+    """Checks that a run already in the folder can resume with this config. Writes nothing.
 
     Args:
       directory: the run's folder.
@@ -77,21 +148,20 @@ def open_directory(directory: Path, run: Run, accept_changed: Sequence[str] = ()
       accept_changed: names of the user's own files that may have changed.
 
     Raises:
-      UserError: two files of the user's own have one name; the folder cannot be written, or holds a run whose
-        parameters or batches would differ. The folder is unchanged then.
+      UserError: two files of the user's own have one name; or the folder holds a run whose parameters or batches would
+        differ.
     """
     own = own_code(run)
-    make_writable(directory, "directory")
-    has_checkpoint = any(path.name.isdigit() for path in (directory / CHECKPOINTS).glob("*"))
-    if has_checkpoint and (directory / CONFIG).is_file():
-        plain = _read_plain(directory)
-        accept(plain, run, accept_changed)
-        before = structure(Run, plain, str(directory / CONFIG))
-        changed = {k: v for k, v in diff(before, run).items() if not free_to_change(k)}
-        lines = "".join(f"\n    {name}: {old} -> {new}" for name, (old, new) in changed.items())
-        accepting = f", or --accept-changed {next(iter(own), '')}" if any(k.endswith(".code") for k in changed) else ""
-        refuse(bool(changed), str(directory), f"holds a run that this config cannot continue; it differs in{lines}",
-               "the same values, or another folder", f"--directory {directory}-2{accepting}")
+    if not _has_checkpoint(directory):
+        return
+    plain = _read_plain(directory)
+    accept(plain, run, accept_changed)
+    before = structure(Run, plain, str(directory / CONFIG))
+    changed = {k: v for k, v in diff(before, run).items() if not why_free(k)}
+    lines = "".join(f"\n    {name}: {old} -> {new}" for name, (old, new) in changed.items())
+    accepting = f", or --accept-changed {next(iter(own), '')}" if any(k.endswith(".code") for k in changed) else ""
+    refuse(bool(changed), str(directory), f"holds a run that this config cannot continue; it differs in{lines}",
+           "the same values, or another folder", f"--directory {directory}-2{accepting}")
 
 
 def versions() -> dict[str, str]:
@@ -100,11 +170,18 @@ def versions() -> dict[str, str]:
     return {"t5x_like": __version__, "python": platform.python_version(), **found}
 
 
-def record_start(directory: Path, run: Run, step: int, devices: str) -> None:
-    """Writes the config, and adds a line on how this start came about; called once nothing can be refused any more."""
+def record_start(directory: Path, run: Run, step: int, devices: str, changed: Mapping[str, tuple[Any, Any]]) -> None:
+    """Writes the config, and adds a line on how this start came about; called once nothing can be refused any more.
+
+    Args:
+      directory, run: folder and config of the run.
+      step: number of updates made before.
+      devices: the devices, in words.
+      changed: field to its values in the checkpoint's config and in this one.
+    """
     keep_code(run, directory)
     write_atomically(directory / CONFIG, to_json(run))
-    at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    start = {"time": at, "step": step, "command": list(sys.argv), "devices": devices, "versions": versions()}
+    start = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": step, "command": list(sys.argv), "devices": devices,
+             "versions": versions(), "changed": changed, "config": to_plain(run)}  # fmt: skip
     with (directory / STARTS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(start) + "\n")

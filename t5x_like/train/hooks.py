@@ -39,7 +39,7 @@ class Hook(abc.ABC):
 
 @dataclasses.dataclass(eq=False)
 class Measure(Hook):
-    """Makes an evaluation, once a step, and reports its values under its name.
+    """Makes an evaluation, once a step, and reports its values under its label.
 
     Attributes:
       task: the evaluation.
@@ -63,9 +63,9 @@ class Measure(Hook):
         return step != self.made_at and self.when.due(step, total)
 
     def __call__(self, step: int, state: State) -> None:
-        with self.clock.doing("evaluate"):
+        name = self.task.label(self.opened)
+        with self.clock.doing("evaluate"), self.console.doing(f"evaluating {name.replace('_', '-')}"):
             found = self.task.run(self.opened.at(step, state))
-        name = self.task.name
         if found is None:  # told to stop on the way
             return
         self.made_at = step
@@ -98,7 +98,7 @@ class Sample(Hook):
     def __call__(self, step: int, state: State) -> None:
         if self.opened.stop():
             return
-        with self.clock.doing("evaluate"):
+        with self.clock.doing("evaluate"), self.console.doing("writing a sample"):
             written = write_sample(self.opened.at(step, state))
         if step == self.opened.run.train.steps:
             self.last = written

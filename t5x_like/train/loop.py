@@ -71,6 +71,8 @@ class Loop:
       metadata: function from step to checkpoint metadata.
       data_metrics: function from step to metrics of the first ``step`` batches.
       costs: costs of one step.
+      totals: name to [sum, weight] of the metrics of all steps since the last row of them; checkpoints keep it, so that
+        a row of a resumed run is that of one never stopped.
     """
 
     run: Run
@@ -84,6 +86,7 @@ class Loop:
     metadata: Callable[[int], Mapping[str, Any]]
     data_metrics: Callable[[int], Mapping[str, float]]
     costs: Costs
+    totals: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     _unread: tuple[int, Metrics] | None = None
 
     def __call__(self, state: State, first: int, batches: Iterator[Batch]) -> tuple[State, int]:
@@ -99,8 +102,7 @@ class Loop:
             while done < total and not self.stop.wanted(done):
                 with self.clock.doing("data"):
                     batch = next(batches)
-                with self.clock.doing("compile" if done == first else "step"):
-                    state, metrics = self.step(state, batch)
+                state, metrics = self._dispatch(state, batch, compiles=done == first)
                 done += 1
                 self._read()
                 self._unread = (done, metrics)
@@ -122,6 +124,13 @@ class Loop:
             self.checkpoints.wait()
         return state, done
 
+    def _dispatch(self, state: State, batch: Batch, compiles: bool) -> tuple[State, Metrics]:
+        if not compiles:
+            with self.clock.doing("step"):
+                return self.step(state, batch)
+        with self.clock.doing("compile"), self.console.doing("compiling the train step"):
+            return self.step(state, batch)
+
     def _read(self) -> None:
         """Reads and reports the metrics of the last step not yet read; waits for that step, not for the newest."""
         if self._unread is None:
@@ -140,8 +149,13 @@ class Loop:
         others = {name: value for name, value in means.items() if name not in USUAL}
         loss, learning_rate, of = means.get("nll", means["loss"]), means["learning_rate"], costs.utilization_of
         self.console.progress(step, loss, rate, utilization, of, learning_rate, left, saved, others)
+        for name, pair in sums.items():
+            self.totals[name] = [sum(both) for both in zip(self.totals.get(name, (0.0, 0.0)), pair, strict=True)]
         if self.reporter.due(step) or step == self.run.train.steps:
-            row = {f"train/{name}": value for name, value in means.items()} | {"train/targets": sums["loss"][1]}
+            steps = self.totals.pop("finite")[1]
+            row = {f"train/{name}": value / weight if weight else 0.0 for name, (value, weight) in self.totals.items()}
+            row |= {"train/learning_rate": means["learning_rate"], "train/targets": self.totals["loss"][1] / steps}
+            self.totals.clear()
             speed = {"train/tokens_per_second": rate, "train/utilization": utilization}
             row |= {**self.data_metrics(step)} | {name: value for name, value in speed.items() if value is not None}
             self.reporter.log(step, row)
@@ -149,7 +163,8 @@ class Loop:
     def _save(self, state: State, step: int) -> None:
         self._read()  # so that a step that was not finite is not saved as made
         with self.clock.doing("checkpoint"):
-            self.checkpoints.save(step, state, self.metadata(step))
+            kept = {"totals": dict(self.totals)} if self.totals else {}  # a copy: it is written in the background
+            self.checkpoints.save(step, state, {**self.metadata(step), **kept})
 
     def _call_hooks(self, state: State, step: int) -> None:
         for hook in self.hooks:

@@ -92,12 +92,18 @@ class OpenedRun:
         share = local_share(self.placement, self.run.train.batch_size)
         return (to_devices(self.placement, b, share) for b in batches.heldout_batches(limit or None, *share))
 
+    @property
+    def held_out_batches(self) -> int:
+        """Number of batches of the held-out split; 0 where nothing is held out."""
+        batches = self.data.held_out
+        return -(-batches.examples_per_epoch // self.run.train.batch_size) if batches else 0
+
     def evaluate(self) -> dict[str, Values | None]:
-        """Values of each of the run's evaluations, by its name; over the whole held-out split unless the evaluation
+        """Values of each of the run's evaluations, by its label; over the whole held-out split unless the evaluation
         itself has a limit."""
         train = dataclasses.replace(self.run.train, evaluate_batches=0)
         whole = dataclasses.replace(self, run=dataclasses.replace(self.run, train=train))
-        return {task.name: task.run(whole) for task in whole.run.evaluations}
+        return {task.label(whole): task.run(whole) for task in whole.run.evaluations}
 
     def write(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int = 0) -> list[list[int]]:
         """Continues token prompts, or answers them where there is an encoder. Raises as ``decode.generate``."""

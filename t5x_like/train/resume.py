@@ -7,31 +7,90 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from t5x_like.checkpoint.checkpoints import Checkpoints
-from t5x_like.core.config import to_plain
-from t5x_like.core.errors import refuse
+from t5x_like.core.config import diff, structure, to_plain
+from t5x_like.core.errors import UserError, refuse
+from t5x_like.core.text import table
 from t5x_like.input_pipeline.batches.order import ORDER_VERSION
+from t5x_like.optim.schedules import learning_rate
 from t5x_like.sharding.mesh import Placement
-from t5x_like.train.config import Run
+from t5x_like.train.config import Run, why_free
 from t5x_like.train.data import Data, check_skipped
 from t5x_like.train.directory import versions
 from t5x_like.train.setup import Setup, State
 
+Changes = dict[str, tuple[Any, Any]]  # field to its values in the checkpoint's config and in that of this start
 
-def first_state(
-    run: Run, setup: Setup, placement: Placement, data: Data, checkpoints: Checkpoints
-) -> tuple[State, int]:
-    """(state, number of updates made): of the latest good checkpoint if there is one, else initial values.
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a run starts from.
+
+    Attributes:
+      state: the state of training.
+      step: number of updates made.
+      changes: what has changed in the config since the checkpoint.
+      described: the same in words; empty where nothing has.
+      totals: metrics since the last row of them, as of ``loop.Loop``.
+    """
+
+    state: State
+    step: int = 0
+    changes: Changes = dataclasses.field(default_factory=dict)
+    described: str = ""
+    totals: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+
+
+def first_state(run: Run, setup: Setup, placement: Placement, data: Data, checkpoints: Checkpoints) -> Start:
+    """The state of the latest good checkpoint if there is one, else initial values.
 
     Raises:
       UserError: the checkpoint is of other text or order.
     """
     if checkpoints.latest() is None:
-        return setup.initial_state(placement, run.train.seed), 0
+        return Start(setup.initial_state(placement, run.train.seed))
     state, metadata = checkpoints.restore(setup.abstract_state(placement))
     check(run, data, metadata)
-    return state, int(metadata["step"])
+    changes, step = diff(metadata["config"], run), int(metadata["step"])
+    described = _describe(changes, step) + _rate(metadata["config"], run, step)
+    return Start(state, step, changes, described, metadata.get("totals", {}))
+
+
+def _describe(changes: Changes, step: int) -> str:
+    """A table of the changes and why each is allowed; empty where there are none."""
+    if not changes:
+        return ""
+    rows = [("field", "before", "now", "changes")]
+    rows += [(name, _text(old), _text(new), why_free(name) or "accepted by --accept-changed")
+             for name, (old, new) in changes.items()]  # fmt: skip
+    title = f"the config is not that of the checkpoint of step {step:,}; it may differ in these fields:"
+    return "\n".join([title, *table(rows, left=4, indent="  ")])
+
+
+def _text(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _rate(before: Any, run: Run, step: int) -> str:
+    """A warning if the learning rate jumps at ``step``; empty where it does not, or cannot be compared.
+
+    Args:
+      before: JSON of the checkpoint's config.
+      run: the config of this start.
+      step: number of updates made.
+    """
+    try:
+        then = structure(Run, before)
+        old, new = (float(learning_rate(each.optimizer, each.train.steps)(jnp.int32(step))) for each in (then, run))
+    except UserError:  # of another version, or with an optimizer of the user's own that has changed
+        return ""
+    if abs(new - old) <= 0.01 * abs(old):
+        return ""
+    ratio = f"{new / old:.3g} times" if old else "not"
+    return f"\nWARNING: the learning rate of step {step + 1:,} is {new:.3g}, {ratio} the {old:.3g} of the config before"
 
 
 def check(run: Run, data: Data, metadata: Mapping[str, Any]) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import to_plain
@@ -37,7 +39,7 @@ from t5x_like.sharding.mesh import Placement
 from t5x_like.sharding.reduction import copying_axes
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
-from t5x_like.train.directory import CHECKPOINTS, open_directory, record_start
+from t5x_like.train.directory import CHECKPOINTS, locked, open_directory, record_start
 from t5x_like.train.feed import Feed, check_batch_size, local_share
 from t5x_like.train.hooks import Hook, Measure, Profile, Sample
 from t5x_like.train.loop import Costs, Loop
@@ -80,41 +82,51 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
     Raises:
       UserError: a mistake in config, folder, corpus or checkpoint; raised before anything is changed.
     """
-    clock, directory = Clock(), Path(directory)
+    clock = Clock()
     placement, setup = open_model(run)
     index = jax.process_index()
     check_batch_size(placement, run.train.batch_size, run.train.micro_batches)
     setup.abstract_state(placement)  # every parameter has a place on the mesh, or says why not
-    open_directory(directory, run, accept_changed)
     console = Console(run.train.steps, process_index=index)
-    with Checkpoints(directory / CHECKPOINTS, run.checkpoint) as checkpoints, contextlib.ExitStack() as exits:
+    with contextlib.ExitStack() as exits:
+        directory = exits.enter_context(locked(directory, index == 0, _of_first))
+        open_directory(directory, run, accept_changed)
+        checkpoints = exits.enter_context(Checkpoints(directory / CHECKPOINTS, run.checkpoint))
         with Preparing(silent=index > 0) as preparing:
             data = Data.open(run, preparing, console.note)
         data.train.check(run.train.steps)
         stop = exits.enter_context(Stop())  # from here on there is something to save
         with clock.doing("setup" if checkpoints.latest() is None else "checkpoint"):
-            state, first = first_state(run, setup, placement, data, checkpoints)
+            start = first_state(run, setup, placement, data, checkpoints)
+        first, state, total = start.step, start.state, run.train.steps
         if first:
             console.note(f"resuming from step {first:,}")
-        tasks = _tasks(run, data, directory, first)
-        due = any(not made and run.times(task).due(first, run.train.steps) for task, made in tasks.items())
-        if first > run.train.steps or (first == run.train.steps and not due):
-            console.note(f"{run.name} is complete: all {run.train.steps:,} steps are made. {directory}")
-            return Outcome(first, True, 0, directory)
         # Several processes must leave at the same step: the loop sees to that.
         asked = (lambda: stop.wanted(0)) if jax.process_count() == 1 else (lambda: False)
         opened = OpenedRun(run, setup, placement, None, first, data, asked)
+        tasks = _tasks(opened, directory)
+        if first > total:
+            console.note(f"{run.name} has made {first:,} steps, more than train.steps={total:,}: nothing is trained. "
+                         f"For a run of {total:,} steps take another folder than {directory}")
+            return Outcome(first, True, 0, directory)
+        if first == total and not any(not made and run.times(task).due(first, total) for task, made in tasks.items()):
+            console.note(f"{run.name} is complete: all {total:,} steps are made. {directory}")
+            return Outcome(first, True, 0, directory)
         plain = to_plain(run)
         reporter = Reporter(directory, run.report, first_step=first + 1, process_index=index, run_config=plain)
         hooks = _hooks(opened, tasks, directory, reporter, console, clock)
         share = local_share(placement, run.train.batch_size)
-        feed = Feed(placement, data.train.reader(first, *share, stop_step=run.train.steps), share)
+        feed = Feed(placement, data.train.reader(first, *share, stop_step=total), share)
         loop = Loop(
             run, compile_step(setup, placement), hooks, checkpoints, reporter, console, clock, stop,
             functools.partial(metadata, run, data), functools.partial(_data_metrics, data, feed), _costs(run, setup),
+            start.totals,
         )  # fmt: skip
         if index == 0:
-            record_start(directory, run, first, _devices())
+            record_start(directory, run, first, _devices(), start.changes)
+        if start.changes:
+            console.note(start.described)
+            reporter.mark(first, start.changes)
         trust(own_code(run).values())  # on each machine
         console.facts(run.name, _opening(run, setup, placement, first, directory))
         clock.start()
@@ -125,8 +137,8 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
             for hook in hooks:
                 hook.close()
             picture = reporter.close()
-        complete = done == run.train.steps and stop.signal is None
-        facts = {"updates": f"{done:,} of {run.train.steps:,}", "checkpoint": str(directory / CHECKPOINTS / str(done))}
+        complete = done == total and stop.signal is None
+        facts = {"updates": f"{done:,} of {total:,}", "checkpoint": str(directory / CHECKPOINTS / str(done))}
         facts["data"] = f"{_data_seen(data, done)}; rows {feed.fill:.1%} full"
         if picture:
             facts["curves"] = str(picture)
@@ -136,12 +148,17 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         return Outcome(done, complete, 0 if complete else stop.exit_code, directory, evaluations, written)
 
 
-def _tasks(run: Run, data: Data, directory: Path, step: int) -> dict[Evaluation, bool]:
-    """Evaluations with data to evaluate, and whether their values of ``step`` are in the metrics."""
-    path = directory / METRICS
-    rows = [row for row in (read_metrics(path) if path.is_file() else ()) if row["step"] == step]
+def _of_first(free: bool) -> bool:
+    """What the first process of the job says."""
+    return bool(multihost_utils.broadcast_one_to_all(np.bool_(free))) if jax.process_count() > 1 else free
+
+
+def _tasks(opened: OpenedRun, directory: Path) -> dict[Evaluation, bool]:
+    """Evaluations with data to evaluate, and whether their values of the present step are in the metrics."""
+    path, tasks = directory / METRICS, opened.run.evaluations
+    rows = [row for row in (read_metrics(path) if path.is_file() else ()) if row["step"] == opened.step]
     made = {name.split("/")[0] for row in rows for name in row}
-    return {task: task.name in made for task in run.evaluations if data.held_out or not task.needs_held_out}
+    return {task: task.label(opened) in made for task in tasks if opened.data.held_out or not task.needs_held_out}
 
 
 def _hooks(
@@ -188,6 +205,7 @@ def _opening(run: Run, setup: Setup, placement: Placement, first: int, directory
         "steps": f"{steps:,} of {short(tokens)} tokens, {short(steps * tokens)} tokens in all"
                  + (f"; resuming from step {first:,}" if first else ""),
         "gradients": _gradients(setup, placement),
+        "metrics": f"means over {run.report.every:,} steps, in {METRICS}; the loss shown here is smoothed",
         "directory": str(directory),
     }  # fmt: skip
 

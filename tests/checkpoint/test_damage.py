@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_like.checkpoint.checkpoints import Checkpoints
+from t5x_like.checkpoint.checkpoints import Checkpoints, Damaged
 from t5x_like.core.errors import UserError
 
 # Orbax leaves coroutines of failed reads behind.
@@ -27,6 +27,11 @@ TEMPLATE = {"a": jax.ShapeDtypeStruct((64, 64), jnp.float32), "b": jax.ShapeDtyp
 
 def state(step: int) -> dict:
     return {"a": jax.random.normal(jax.random.key(step), (64, 64)), "b": jnp.full((7,), step, jnp.bfloat16)}
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr("t5x_like.checkpoint.checkpoints.WAITS", (0.0, 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +112,22 @@ def test_truncated_or_missing_files(folder, damage):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 if damage == "truncate" else 0])
     step, said = restored(folder)
     assert step == 1 and "step 2: cannot be read" in said[0]
+
+
+@pytest.mark.parametrize("what", ["_load", "_read_block"])
+@pytest.mark.parametrize("times, step", [(2, 2), (3, 1)])
+def test_an_error_that_passes_does_not_cost_a_checkpoint(folder, monkeypatch, what, times, step):
+    """Storage over a network fails for a moment: the same checkpoint is read again before it counts as damaged."""
+    read, failures = getattr(Checkpoints, what), iter(range(times))
+
+    def failing(self, step, *rest):
+        if step == 2 and next(failures, None) is not None:
+            raise Damaged("cannot be read: Input/output error")
+        return read(self, step, *rest)
+
+    monkeypatch.setattr(Checkpoints, what, failing)
+    found, said = restored(folder)
+    assert found == step and bool(said) == (step == 1)
 
 
 def test_altered_metadata(folder):

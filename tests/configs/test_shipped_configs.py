@@ -10,7 +10,7 @@ import math
 import pytest
 from tiny_runs import ROOT, losses, saved_steps, shrink
 
-from t5x_like.core.config import flatten, from_json, to_json
+from t5x_like.core.config import flatten, from_json, override, to_json
 from t5x_like.core.every import Every
 from t5x_like.core.loading import load_run
 from t5x_like.models.counts import parameter_count, train_flops
@@ -35,6 +35,16 @@ def test_it_is_built_and_goes_to_json_and_back(name):
     setup = make_setup(run)  # model, optimizer and masks, without a device
     assert parameter_count(setup.specs) > 0
     assert train_flops(run.model, setup.specs, *run.lengths()) > 6 * parameter_count(setup.specs) * 0.1
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("steps", [1, 2, 20])
+def test_it_can_be_tried_with_a_few_steps(name, steps):
+    """``train NAME train.steps=20``: schedules and times shrink with it; nothing is refused."""
+    run = override(load_run(name, Run), [f"train.steps={steps}"])
+    rates = [float(make_setup(run).optimizer.learning_rate(step)) for step in range(steps)]
+    assert all(0 < rate <= run.optimizer.learning_rate * 1.0001 for rate in rates)
+    assert run.train.evaluate_every.due(steps, steps)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

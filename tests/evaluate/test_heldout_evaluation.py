@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from flax import nnx
 from tiny_models import random_params
-from tiny_runs import tiny_run
+from tiny_runs import rows, tiny_run
 
+from t5x_like.core.config import override
 from t5x_like.evaluate.heldout import means
 from t5x_like.sharding.config import MeshConfig
 from t5x_like.sharding.mesh import make_placement
 from t5x_like.train.data import Data
 from t5x_like.train.feed import local_share, to_devices
-from t5x_like.train.opened import OpenedRun
+from t5x_like.train.opened import OpenedRun, open_run
+from t5x_like.train.run import train
 from t5x_like.train.setup import make_setup
 
 BATCH = 8
@@ -123,3 +125,20 @@ def test_a_split_without_targets_and_a_hopeless_model_are_no_errors():
     assert means(lambda batch: {"loss": np.zeros(2)}, [1.0]) == {}, "nothing measured is no perfect score"
     bad = means(lambda batch: {"loss": np.array([1e4, 1.0])}, [1.0])
     assert bad["loss"] == 1e4 and math.isfinite(bad["perplexity"])
+
+
+def test_a_part_of_the_split_is_told_from_the_whole_by_name(opened, tmp_path):
+    """In training, in its metrics, and in ``eval``, which takes the whole."""
+    data, *_ = opened
+    whole = len(list(data.held_out.heldout_batches()))
+    assert whole > 2
+    for limit, name in ((0, "held_out"), (1, "held_out_first_1"), (whole, "held_out")):
+        run = override(data_run(), [f"train.evaluate_batches={limit}", "train.steps=1"])
+        found = train(run, tmp_path / str(limit)).evaluations["held_out"]
+        logged = rows(tmp_path / str(limit), name)[1]
+        assert logged[f"{name}/loss"] == found["loss"]
+        (measured,) = open_run(tmp_path / str(limit)).evaluate().items()
+        assert measured[0] == "held_out"
+        assert (measured[1]["targets"] == found["targets"]) == (name == "held_out")
+        if name == "held_out":
+            assert measured[1]["loss"] == pytest.approx(found["loss"], abs=1e-6)

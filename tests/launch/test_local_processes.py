@@ -156,3 +156,37 @@ def test_no_processes_and_no_program_are_said(tmp_path):
     assert launched("", "--processes", "0").returncode == 2
     done = subprocess.run([sys.executable, str(LOCAL), "--", str(tmp_path / "none")], capture_output=True, text=True)
     assert done.returncode == 127 and "No such file" in done.stderr
+
+
+def test_an_error_of_all_is_shown_once_and_that_of_one_as_well():
+    same = "a warning\nerror: train.steps: got 0\n  allowed: 1 or more\n"
+    done = launched(f"import sys; sys.stderr.write({same!r}); sys.exit(2)", "--processes", "3")
+    assert done.returncode == 2 and done.stderr.count("error: train.steps") == done.stderr.count("allowed: 1") == 1
+    assert done.stderr.count("a warning") == 3
+    own = "import os, sys; sys.stderr.write(f'error: in {os.environ[\"JAX_PROCESS_ID\"]}\\n'); sys.exit(2)"
+    done = launched(own)
+    assert sorted(done.stderr.splitlines()) == ["error: in 0", "error: in 1"]
+
+
+def test_what_cpp_says_of_a_lost_process_is_left_out_and_said_here():
+    noise = """W1128 00:42:47.398956   23896 preemption_sync_manager.cc:147] Failed to retrieve preemption notice
+Additional GRPC error information from remote target coordination_service while calling /xla:
+:UNAVAILABLE:Stream removed (Socket closed)
+=== Source Location Trace: ===
+external/xla+/xla/tsl/distributed_runtime/rpc/grpc_util.h:89
+. This is only expected if one of the tasks is unhealthy.
+
+F1128 00:42:47.399284   23896 client.h:86] Terminating process because the JAX distributed service detected
+W1128 00:42:47.399284   23896 other.cc:86] stays
+"""
+    program = f"""
+import os, signal, sys, time
+sys.stderr.write({noise!r})
+sys.stderr.flush()
+if os.environ["JAX_PROCESS_ID"] == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = launched(program)
+    assert done.returncode == 137
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if "stays" not in line] == ["process 1 has ended with 137"] and len(lines) == 3

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import math
+import time
 
 import pytest
 
 from t5x_like.core.text import duration, short
-from t5x_like.report.clock import Clock
+from t5x_like.report.clock import Clock, Share, account_table
 from t5x_like.report.console import Console
 
 
@@ -148,3 +149,30 @@ def test_short_numbers(number, text):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_what_takes_long_says_so_while_it_does(live, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    console, out, _ = pipe(live=live)
+    for name in ("PLAIN_WAITS", "LIVE_WAITS"):
+        monkeypatch.setattr(f"t5x_like.report.live.{name}", (0.01,))
+    deadline = time.monotonic() + 10
+    with console.doing("compiling the train step"):
+        while out.getvalue().count("compiling the train step  0s") < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    console.close()
+    assert out.getvalue().count("compiling the train step  0s") >= 3
+    other, silent, _ = pipe(process_index=1)
+    with other.doing("compiling"):
+        pass
+    assert silent.getvalue() == ""
+
+
+@pytest.mark.parametrize("columns", [30, 50, 80])
+def test_where_the_time_went_fits_the_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    account = [Share("step", 100.0, 0.8), Share("setup", 25.0, 0.2)]
+    lines = account_table(account, columns).splitlines()
+    assert all(len(line) <= max(columns, 44) for line in lines) and "start, before the first step" in lines[1]
+    assert ("█" in lines[0]) == (columns >= 50)

@@ -90,7 +90,7 @@ def test_one_corpus_after_the_other():
     assert [line.split()[1] for line in out.getvalue().splitlines()] == ["one:", "two:"]
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", [50, 80, 120])
 def test_a_terminal_has_one_line_that_changes(monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     shown, out, time = pipe(live=True)
@@ -100,7 +100,8 @@ def test_a_terminal_has_one_line_that_changes(monkeypatch, columns):
             time.seconds += 1
     text = out.getvalue()
     assert text.count("\n") < 5 and "\x1b" in text and "\u2501" in text, "one line, with a bar"
-    assert "100M tokens" in text and "5s left" in text and "\u2026" not in text, "what matters is not cut off"
+    assert "5s left" in text and "\u2026" not in text, "what matters is not cut off"
+    assert ("100M tokens" in text) == (columns > 50)
     assert ("9,999 documents" in text) == (columns == 120)
 
 

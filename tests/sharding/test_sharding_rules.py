@@ -17,7 +17,7 @@ from t5x_like.core.errors import UserError
 from t5x_like.models.counts import parameter_count
 from t5x_like.sharding.config import MeshConfig, Rule
 from t5x_like.sharding.mesh import constrain, make_placement, use
-from t5x_like.sharding.processes import process_arguments
+from t5x_like.sharding.processes import process_arguments, refuse_unjoined
 from t5x_like.sharding.rules import RULES, partition
 from t5x_like.sharding.table import parameter_table
 from t5x_like.train.feed import to_devices
@@ -200,3 +200,30 @@ def test_batches_are_split_by_their_declared_axes():
     }  # fmt: skip
     for name, array in placed.items():
         assert np.array_equal(np.asarray(array), rows[name])
+
+
+@pytest.mark.parametrize(
+    "environment, index",
+    [
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "2"}, "$SLURM_PROCID"),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "1", "SLURM_PROCID": "2"}, "$SLURM_PROCID"),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}, "$OMPI_COMM_WORLD_RANK"),
+        ({"PMI_SIZE": "4", "PMI_RANK": "0"}, "$PMI_RANK"),
+        ({"SKYPILOT_NUM_NODES": "4", "SKYPILOT_NODE_RANK": "1"}, "$SKYPILOT_NODE_RANK"),
+        ({"TPU_WORKER_HOSTNAMES": "a,b,c,d", "TPU_WORKER_ID": "3"}, "3"),
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1", "MEGASCALE_NUM_SLICES": "2",
+          "MEGASCALE_SLICE_ID": "1"}, "3"),
+    ],
+)  # fmt: skip
+def test_processes_that_do_not_know_of_each_other_are_refused(environment, index):
+    with pytest.raises(UserError, match="one of 4 processes") as error:
+        refuse_unjoined(environment)
+    assert f"JAX_NUM_PROCESSES=4 JAX_PROCESS_ID={index}" in error.value.suggestion
+    assert "JAX_COORDINATOR_ADDRESS" in error.value.allowed
+
+
+def test_one_process_of_a_cluster_is_no_job_of_several():
+    for alone in ({}, {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, {"SLURM_NTASKS": "4"}, {"WORLD_SIZE": "1"},
+                  {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}):  # fmt: skip
+        refuse_unjoined(alone)
+    assert process_arguments({"JAX_NUM_PROCESSES": "1"}) is None

@@ -74,6 +74,9 @@ class Recorder:
     def at(self, step, state):
         return self
 
+    def label(self, opened):
+        return self.name
+
     def run(self, opened):
         self.events.append(("evaluate", 0))
         return self.found
@@ -108,6 +111,41 @@ def run(recorder: Recorder, steps: int, first: int = 0, every: int = 0, evaluate
     """(state, updates made); batch n is the number n."""
     state = {"params": None, "step": first, "halted": jnp.zeros((), bool)}
     return loop_of(recorder, steps, every, evaluate_every)(state, first, iter(range(first, 100)))
+
+
+def test_rows_are_means_over_their_steps_also_of_a_run_that_was_stopped():
+    """Sums and weights of the steps are added, and divided once; the learning rate is the last."""
+
+    @dataclasses.dataclass
+    class Rising(Recorder):
+        def step(self, state, batch):
+            state, metrics = super().step(state, batch)
+            n = batch + 1
+            metrics["loss"] = [Metric(n, float(value), self.events) for value in (n * n, n)]
+            metrics["learning_rate"] = [Metric(n, value, self.events) for value in (n / 8, 1.0)]
+            return state, metrics
+
+    def rows(recorder: Recorder, first: int, totals: dict, **options) -> dict[int, dict]:
+        loop = loop_of(recorder, 7, **options)
+        loop.reporter, loop.totals = EveryThird(recorder), totals
+        loop({"params": None, "step": first, "halted": jnp.zeros((), bool)}, first, iter(range(first, 100)))
+        return {step: row for step, row in recorder.logged if "train/loss" in row}
+
+    class EveryThird:
+        def __init__(self, recorder):
+            self.log = recorder.log
+
+        def due(self, step):
+            return step % 3 == 0
+
+    straight = rows(Rising(), 0, {})
+    assert [(step, row["train/loss"]) for step, row in straight.items()] == [(3, 14 / 6), (6, 77 / 15), (7, 7.0)]
+    assert [row["train/targets"] for row in straight.values()] == [2.0, 5.0, 7.0]
+    assert [row["train/learning_rate"] for row in straight.values()] == [3 / 8, 6 / 8, 7 / 8]
+    stopped = Rising(stop_after=5)
+    before = rows(stopped, 0, {})
+    resumed = rows(Rising(), 5, stopped.saved[1]["totals"])
+    assert before | resumed == straight
 
 
 def moves(recorder: Recorder, *kinds: str) -> list:
