@@ -107,7 +107,7 @@ class OpenedRun:
         return generate(
             self.setup.bind, self.run.model, self.params, prompts, sampling, placement=self.placement,
             eos_id=tokenizer.eos_id, start_id=tokenizer.pad_id, bidirectional_prompt=self.run.objective.has_prefix,
-            seed=seed,
+            seed=seed, vocab_size=tokenizer.vocab_size,
         )  # fmt: skip
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, seed: int = 0) -> list[str]:
