@@ -74,7 +74,8 @@ def _program() -> list[str]:
     return [sys.argv[0]] if Path(sys.argv[0]).name == "t5x-like" else [sys.executable, "-m", "t5x_like"]
 
 
-def _opened(options: argparse.Namespace):
+def open_run_of(options: argparse.Namespace):
+    """The run of a command's arguments, opened."""
     from t5x_like.train.opened import open_run
 
     return open_run(Path(options.run), options.step, options.assignments, options.code, options.accept_changed)
@@ -83,7 +84,7 @@ def _opened(options: argparse.Namespace):
 def eval(options: argparse.Namespace) -> int:  # noqa: A001, named after its command
     import jax
 
-    opened = _opened(options)
+    opened = open_run_of(options)
     evaluations = opened.evaluate()
     for name, found in evaluations.items():
         refuse(not found, "data.corpus.heldout", f"{name}: nothing to measure", "a larger share, or more text")
@@ -97,14 +98,9 @@ def eval(options: argparse.Namespace) -> int:  # noqa: A001, named after its com
 
 
 def generate(options: argparse.Namespace) -> int:
-    from t5x_like.decode.sample import Sampling
+    from t5x_like.cli.generate import generate
 
-    sampling = Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
-    prompts = options.prompts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    refuse(not prompts, "prompt", "is empty", "a text, or lines on standard input")
-    for text in _opened(options).generate(prompts, sampling, options.seed):
-        print(text, flush=True)
-    return 0
+    return generate(options)
 
 
 def inspect(options: argparse.Namespace) -> int:

@@ -76,3 +76,17 @@ class MeshConfig(Config, where="mesh"):
                 "mesh.data=-1 mesh.fsdp=1 mesh.tensor=1",
             )
         return sizes
+
+    def fitted(self, devices: int) -> MeshConfig:
+        """This mesh where it divides ``devices``; else one that does: tensor, then fsdp, then data as near to these
+        sizes as they divide the devices, and what is left along the axis of -1, or data."""
+        try:
+            self.sizes(devices)
+            return self
+        except UserError:
+            found, left = {}, devices
+            for name in reversed(AXES):
+                found[name] = math.gcd(max(getattr(self, name), 1), left)
+                left //= found[name]
+            found[next((name for name in AXES if getattr(self, name) == -1), "data")] *= left
+            return dataclasses.replace(self, **found)
