@@ -74,8 +74,7 @@ def _program() -> list[str]:
     return [sys.argv[0]] if Path(sys.argv[0]).name == "t5x-like" else [sys.executable, "-m", "t5x_like"]
 
 
-def open_run_of(options: argparse.Namespace):
-    """The run of a command's arguments, opened."""
+def _opened(options: argparse.Namespace):
     from t5x_like.train.opened import open_run
 
     return open_run(Path(options.run), options.step, options.assignments, options.code, options.accept_changed)
@@ -84,7 +83,7 @@ def open_run_of(options: argparse.Namespace):
 def eval(options: argparse.Namespace) -> int:  # noqa: A001, named after its command
     import jax
 
-    opened = open_run_of(options)
+    opened = _opened(options)
     evaluations = opened.evaluate()
     for name, found in evaluations.items():
         refuse(not found, "data.corpus.heldout", f"{name}: nothing to measure", "a larger share, or more text")
@@ -100,7 +99,7 @@ def eval(options: argparse.Namespace) -> int:  # noqa: A001, named after its com
 def generate(options: argparse.Namespace) -> int:
     from t5x_like.cli.generate import generate
 
-    return generate(options)
+    return generate(options, lambda: _opened(options))
 
 
 def inspect(options: argparse.Namespace) -> int:

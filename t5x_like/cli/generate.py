@@ -6,7 +6,8 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from t5x_like.core.errors import UserError, refuse
 
@@ -64,8 +65,8 @@ def read_lines(data: bytes) -> list[str]:
     return [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
 
 
-def generate(options: argparse.Namespace) -> int:
-    from t5x_like.cli.commands import open_run_of
+def generate(options: argparse.Namespace, opened: Callable[[], Any]) -> int:
+    """Prints what the run that ``opened`` gives writes for each prompt."""
     from t5x_like.core.ranges import Seed
     from t5x_like.core.structure import structure
     from t5x_like.decode.sample import Sampling
@@ -79,7 +80,7 @@ def generate(options: argparse.Namespace) -> int:
         refuse(re.search("[\ud800-\udfff]", prompt) is not None, "prompt", got, "text in UTF-8")
     prompts = options.prompts or read_lines(_standard_input())
     refuse(not prompts, "prompt", "is empty", "a text, or lines on standard input")
-    for prompt, text in zip(prompts, open_run_of(options).generate(prompts, sampling, options.seed), strict=True):
+    for prompt, text in zip(prompts, opened().generate(prompts, sampling, options.seed), strict=True):
         print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) if options.jsonl else text, flush=True)
     return 0
 
