@@ -67,7 +67,7 @@ def generate(
         return []
     if config.has_encoder:
         config.check_length(max(*map(len, prompts), strategy.max_new_tokens))
-        encoder, encoder_segments = _pad(prompts, left=False, limit=config.side("encoder").positions.max_length)
+        encoder, encoder_segments = _pad(prompts, left=False, limit=config.side("encoder").positions.length)
         start = np.full((len(prompts), 1), start_id, np.int32)
         arrays = {"encoder_tokens": encoder, "encoder_segments": encoder_segments}
         arrays |= {"prompt": start, "segments": np.ones_like(start)}
