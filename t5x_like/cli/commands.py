@@ -102,14 +102,9 @@ def eval(options: argparse.Namespace) -> int:  # noqa: A001, named after its com
 
 
 def generate(options: argparse.Namespace) -> int:
-    from t5x_like.decode.sample import Sampling
+    from t5x_like.cli.generate import generate
 
-    sampling = Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
-    prompts = options.prompts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    refuse(not prompts, "prompt", "is empty", "a text, or lines on standard input")
-    for text in _opened(options).generate(prompts, sampling, options.seed):
-        print(text, flush=True)
-    return 0
+    return generate(options, lambda: _opened(options))
 
 
 def inspect(options: argparse.Namespace) -> int:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from t5x_like import __version__
+from t5x_like.cli.generate import add_arguments as add_generate_arguments
+from t5x_like.cli.generate import split_prompts
 from t5x_like.core.errors import UserError
 
 EPILOG = """\
@@ -47,14 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add("eval", "measure a run's held-out loss", own, run, fields)
 
     generate = add("generate", "write text with a run's model", own, run)
-    generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="texts (default: lines of standard input)")
-    generate.add_argument("--set", action="append", default=[], dest="assignments", metavar="field=value",
-                          help="set a field, such as mesh.tensor=1 for fewer devices than it was trained on")
-    generate.add_argument("--max-new-tokens", type=int, default=64)
-    generate.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default)")
-    generate.add_argument("--top-k", type=int, default=0, help="sample among the k most likely; 0 is all")
-    generate.add_argument("--top-p", type=float, default=1.0, help="sample among the most likely that reach p")
-    generate.add_argument("--seed", type=int, default=0)
+    add_generate_arguments(generate)
 
     text = "show a config, its parameters, a batch as text, or a checkpoint"
     inspect = add("inspect", text, own, what, config, fields)
@@ -122,18 +117,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The parsed arguments; assignments, with or without leading dashes, and prompts may stand after options too."""
+    """The parsed arguments; assignments, with or without leading dashes, may stand after options too."""
     top = parser()
     given = list(sys.argv[1:] if arguments is None else arguments)
     beam_options: list[str] = []
     if given[:1] == ["prepare"] and "--" in given:
         border = given.index("--")
         given, beam_options = given[:border], given[border + 1 :]
+    if given[:1] == ["generate"]:
+        given[1:], prompts, literal = split_prompts(given[1:])
+        options, rest = top.parse_known_args(given)
+        options.prompts, options.literal = prompts, literal
+        if rest:
+            top.error(f"unrecognized arguments: {' '.join(rest)}; a prompt with two dashes in front stands behind --")
+        return options
     options, rest = top.parse_known_args(given)
     options.beam_options = beam_options
-    if hasattr(options, "prompts") and not any(argument.startswith("-") for argument in rest):
-        options.prompts += rest
-    elif rest and not (hasattr(options, "assignments") and all("=" in argument for argument in rest)):
+    if rest and not (hasattr(options, "assignments") and all("=" in argument for argument in rest)):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     elif rest:
         options.assignments += rest

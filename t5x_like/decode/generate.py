@@ -36,7 +36,7 @@ class Strategy(Protocol):
 def generate(
     bind: Callable[[Tree], Any], config: ModelConfig, params: Tree, prompts: Sequence[Sequence[int]],
     strategy: Strategy, *, placement: Placement | None = None, eos_id: int, start_id: int = 0,
-    bidirectional_prompt: bool = False, seed: int = 0,
+    bidirectional_prompt: bool = False, seed: int = 0, vocab_size: int | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """Continues token prompts of unequal lengths.
 
@@ -49,7 +49,8 @@ def generate(
       eos_id: id that ends a row; not returned.
       start_id: id of the decoder's first input, before the prompt.
       bidirectional_prompt: whether the prompt's tokens see each other in both directions, as in a prefix LM.
-      seed: seed of sampling.
+      seed: seed of sampling, of 32 bits.
+      vocab_size: ids of the tokenizer, the only ones that are written; None: the model's.
 
     Returns:
       The new tokens of each row, without the prompt.
@@ -66,7 +67,7 @@ def generate(
         return []
     if config.has_encoder:
         config.check_length(max(*map(len, prompts), strategy.max_new_tokens))
-        encoder, encoder_segments = _pad(prompts, left=False, limit=config.side("encoder").positions.max_length)
+        encoder, encoder_segments = _pad(prompts, left=False, limit=config.side("encoder").positions.length)
         start = np.full((len(prompts), 1), start_id, np.int32)
         arrays = {"encoder_tokens": encoder, "encoder_segments": encoder_segments}
         arrays |= {"prompt": start, "segments": np.ones_like(start)}
@@ -74,7 +75,8 @@ def generate(
         config.check_length(max(map(len, prompts)) + strategy.max_new_tokens)
         arrays = dict(zip(("prompt", "segments"), _pad([[start_id, *p] for p in prompts], left=True), strict=True))
     key = jax.random.key(seed)
-    found = _generate(bind, placement, strategy, eos_id, bidirectional_prompt, params, arrays, key)
+    size = np.int32(config.vocab_size if vocab_size is None else vocab_size)
+    found = _generate(bind, placement, strategy, eos_id, bidirectional_prompt, params, arrays, size, key)
     return [list(itertools.takewhile(lambda token: token != eos_id, row)) for row in np.asarray(found).tolist()]
 
 
@@ -92,8 +94,8 @@ def _pad(rows: Sequence[Sequence[int]], left: bool, limit: int = 0) -> tuple[np.
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _generate(bind, placement, strategy: Strategy, eos_id: int, bidirectional: bool, params, arrays, key):
+def _generate(bind, placement, strategy: Strategy, eos_id: int, bidirectional: bool, params, arrays, vocab_size, key):
     with use(placement):  # static, so that each mesh has a program of its own
         model = bind(params)
-        logits_BV, state = prefill(model, arrays, strategy.max_new_tokens, bidirectional)
+        logits_BV, state = prefill(model, arrays, strategy.max_new_tokens, bidirectional, vocab_size)
         return strategy(model, logits_BV, state, eos_id, key)

@@ -22,6 +22,7 @@ class DecodeState(NamedTuple):
 
     cache: Any  # as the model gives it
     column: jax.Array  # int32 scalar: the next column to be written
+    vocab_size: jax.Array  # int32 scalar: ids from it on are no tokens; rows of a padded table have them
     positions_B: jax.Array  # int32: position of the next token of each row
     segments_BC: jax.Array  # int32: 0 where a column is padding
     prefix_BC: jax.Array | None  # non-zero where columns see each other in both directions
@@ -29,7 +30,8 @@ class DecodeState(NamedTuple):
 
 
 def prefill(
-    model: Transformer, prompt: Mapping[str, jax.Array], new: int, bidirectional: bool = False
+    model: Transformer, prompt: Mapping[str, jax.Array], new: int, bidirectional: bool = False,
+    vocab_size: jax.Array | int | None = None,
 ) -> tuple[jax.Array, DecodeState]:
     """(logits [B, V] of the first new token, the state after the prompt).
 
@@ -39,6 +41,7 @@ def prefill(
         ``encoder_tokens`` and ``encoder_segments``.
       new: largest number of tokens that can follow.
       bidirectional: whether the prompt's tokens see each other in both directions.
+      vocab_size: ids of the tokenizer; all others have logits of -infinity. None: the model's.
     """
     tokens_BP, segments_BP = prompt["prompt"], prompt["segments"]
     B, P = tokens_BP.shape
@@ -46,10 +49,11 @@ def prefill(
     segments_BC = jnp.pad(segments_BP, ((0, 0), (0, new)), constant_values=1)
     prefix_BC = jnp.pad(segments_BP, ((0, 0), (0, new))) if bidirectional else None
     positions_B, encoder_segments_BS = jnp.sum(segments_BP, axis=1), prompt.get("encoder_segments")
-    state = DecodeState(cache, jnp.int32(0), positions_B, segments_BC, prefix_BC, encoder_segments_BS)
+    size = jnp.asarray(model.config.vocab_size if vocab_size is None else vocab_size, jnp.int32)
+    state = DecodeState(cache, jnp.int32(0), size, positions_B, segments_BC, prefix_BC, encoder_segments_BS)
     positions_BP = jnp.maximum(jnp.cumsum(segments_BP, axis=1) - 1, 0)
     x_BPD, cache = _activations(model, state, tokens_BP, positions_BP, segments_BP)
-    return model.head().logits(x_BPD[:, -1]), state._replace(cache=cache, column=jnp.int32(P))
+    return _logits(model, state, x_BPD[:, -1]), state._replace(cache=cache, column=jnp.int32(P))
 
 
 def step(model: Transformer, state: DecodeState, tokens_BL: jax.Array) -> tuple[jax.Array, DecodeState]:
@@ -58,7 +62,7 @@ def step(model: Transformer, state: DecodeState, tokens_BL: jax.Array) -> tuple[
     positions_BL = state.positions_B[:, None] + jnp.arange(L, dtype=jnp.int32)
     x_BLD, cache = _activations(model, state, tokens_BL, positions_BL, jnp.ones_like(tokens_BL))
     after = state._replace(cache=cache, column=state.column + L, positions_B=state.positions_B + L)
-    return model.head().logits(x_BLD), after
+    return _logits(model, state, x_BLD), after
 
 
 def reorder(state: DecodeState, rows_N: jax.Array) -> DecodeState:
@@ -68,7 +72,12 @@ def reorder(state: DecodeState, rows_N: jax.Array) -> DecodeState:
         return None if array is None else array[rows_N]
 
     cache = jax.tree.map(lambda a: jnp.take(a, rows_N, axis=CACHE_ROWS), state.cache)
-    return DecodeState(cache, state.column, *map(take, state[2:]))
+    return DecodeState(cache, state.column, state.vocab_size, *map(take, state[3:]))
+
+
+def _logits(model: Transformer, state: DecodeState, x: jax.Array) -> jax.Array:
+    logits = model.head().logits(x)
+    return jnp.where(jnp.arange(logits.shape[-1]) < state.vocab_size, logits, -jnp.inf)
 
 
 def _activations(model, state: DecodeState, tokens_BL, positions_BL, segments_BL) -> tuple[jax.Array, Any]:

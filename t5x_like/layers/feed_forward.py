@@ -53,11 +53,20 @@ class FeedForward(PerToken):
     def apply(
         self, parts: Module, x_BLD: jax.Array, context: Context, key: jax.Array | None = None
     ) -> tuple[jax.Array, Out]:
-        from t5x_like.layers.activations import ACTIVATIONS
         from t5x_like.layers.dropout import dropout
         from t5x_like.sharding.mesh import constrain
 
-        activation, up = ACTIVATIONS[self.activation], parts.up(x_BLD)
-        hidden = activation(up) if parts.gate is None else activation(parts.gate(x_BLD)) * up
+        up = parts.up(x_BLD)
+        hidden = activation(self.activation, up if parts.gate is None else parts.gate(x_BLD))
+        hidden = hidden if parts.gate is None else hidden * up
         hidden = constrain(hidden, "batch", "length", "mlp")
         return parts.down(dropout(hidden, self.dropout, key)), Out()
+
+
+def activation(name: ActivationName, x: jax.Array) -> jax.Array:
+    """An activation function by its name; ``gelu_tanh`` is an approximation of ``gelu``."""
+    import jax
+
+    if name.startswith("gelu"):
+        return jax.nn.gelu(x, approximate=name == "gelu_tanh")
+    return getattr(jax.nn, name)(x)

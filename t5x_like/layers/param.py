@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,28 +40,16 @@ def declare(module: nnx.Module) -> tuple[nnx.GraphDef, Tree]:
     return graphdef, nnx.to_pure_dict(state)
 
 
-class Draw(NamedTuple):
-    """The fields of a spec that decide how its values are computed, except the scale."""
-
-    kind: str
-    shape: tuple[int, ...]
-    stacked: bool
-    dtype: str
-
-    @classmethod
-    def of(cls, spec: ParamSpec) -> Draw:
-        return cls(spec.init.kind, spec.shape, spec.stacked, spec.dtype)
-
-
-def draw(how: Draw, key: jax.Array, scale: float | jax.Array) -> jax.Array:
+def draw(
+    kind: str, shape: tuple[int, ...], stacked: bool, dtype: str, key: jax.Array, scale: float | jax.Array
+) -> jax.Array:
     """The initial value of one parameter. Stacked layers each draw from a key of their own."""
-    if how.kind == "constant":
-        return jnp.full(how.shape, scale, how.dtype)
-    if how.stacked:
-        one = how._replace(shape=how.shape[1:], stacked=False)
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(how.shape[0]))
-        return jax.vmap(lambda k: draw(one, k, scale))(keys)
-    return (jax.random.normal(key, how.shape, jnp.float32) * scale).astype(how.dtype)
+    if kind == "constant":
+        return jnp.full(shape, scale, dtype)
+    if stacked:
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(shape[0]))
+        return jax.vmap(lambda key: draw(kind, shape[1:], False, dtype, key, scale))(keys)
+    return (jax.random.normal(key, shape, jnp.float32) * scale).astype(dtype)
 
 
 def initialize(specs: Tree, key: jax.Array, shardings: Tree | None = None) -> Tree:
@@ -73,14 +61,15 @@ def initialize(specs: Tree, key: jax.Array, shardings: Tree | None = None) -> Tr
     places = {} if shardings is None else flatten(shardings)
 
     def place(path: str, spec: ParamSpec) -> jax.Array:
-        return _drawer(Draw.of(spec), places.get(path))(named(key, path), jnp.float32(spec.init.scale))
+        function = _drawer(places.get(path), spec.init.kind, spec.shape, spec.stacked, spec.dtype)
+        return function(named(key, path), jnp.float32(spec.init.scale))
 
     return map_named(place, specs)
 
 
 @functools.lru_cache(maxsize=256)
-def _drawer(how: Draw, sharding: Sharding | None) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    return jax.jit(functools.partial(draw, how), out_shardings=sharding)
+def _drawer(sharding: Sharding | None, *how: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    return jax.jit(functools.partial(draw, *how), out_shardings=sharding)
 
 
 def abstract(specs: Tree, shardings: Tree | None = None) -> Tree:

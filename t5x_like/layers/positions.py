@@ -31,15 +31,12 @@ class Positions(Config, abc.ABC, where="model.positions"):
     Attributes:
       reads_positions: whether positions are those of the batch; otherwise distances are counted in columns.
       per_layer: whether each layer has parameters of its own; otherwise all layers of a stack share them.
+      length: length of the longest row with positions; 0 if not limited.
     """
 
     reads_positions: ClassVar[bool] = False
     per_layer: ClassVar[bool] = False
-
-    @property
-    def max_length(self) -> int:
-        """Length of the longest row with positions; 0 if not limited."""
-        return 0
+    length: ClassVar[int] = 0
 
     def check(self, width: int, head_dim: int) -> None:
         """Raises UserError unless the choice suits a layer of this width with attention heads of this size."""
@@ -155,13 +152,9 @@ class Learned(Positions):
       length: number of positions.
     """
 
-    length: PositiveInt
+    length: PositiveInt  # pyright: ignore[reportIncompatibleVariableOverride]
 
     reads_positions: ClassVar[bool] = True
-
-    @property
-    def max_length(self) -> int:
-        return self.length
 
     def declare_embedding(self, width: int, init_std: float) -> Any:
         from t5x_like.layers.module import Table

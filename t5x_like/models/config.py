@@ -14,7 +14,7 @@ from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
 from t5x_like.core.ranges import BelowOne, NonNegativeFloat, NonNegativeInt, OffOrPositive, PositiveInt
 from t5x_like.layers.block import Layer
-from t5x_like.layers.feed_forward import ActivationName
+from t5x_like.layers.feed_forward import ActivationName, activation
 from t5x_like.layers.init import FanIn, Init
 from t5x_like.layers.norms import Norm
 from t5x_like.layers.stack import Stack
@@ -59,9 +59,7 @@ class HeadTransform(Config, where="model.head_transform"):
 
     def apply(self, parts: Module, x_BLD: jax.Array) -> jax.Array:
         """[B, L, D] before the logits."""
-        from t5x_like.layers.activations import ACTIVATIONS
-
-        return parts.norm(ACTIVATIONS[self.activation](parts.linear(x_BLD)))
+        return parts.norm(activation(self.activation, parts.linear(x_BLD)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,7 +160,7 @@ class ModelConfig(Config, where="model"):
     def check_length(self, length: int) -> None:
         """Raises UserError if positions end before ``length``."""
         for name, side in self.sides:
-            most = side.positions.max_length
+            most = side.positions.length
             if 0 < most < length:
                 where = f"model.{name}.positions.length"
                 raise UserError(where, f"{most} rows for a length of {length}", f"at least {length}")

@@ -75,13 +75,12 @@ class MeshConfig(Config, where="mesh"):
                 "mesh",
                 f"{shown} does not divide {devices} device{'s' if devices != 1 else ''}",
                 f"sizes that multiply to {devices} (its divisors: {', '.join(map(str, _divisors(devices)))})",
-                self.nearest(devices),
+                self.nearest(devices).assignments(),
             )
         return sizes
 
-    def nearest(self, devices: int, slices: int = 1) -> str:
-        """The sizes nearest to these, by their ratios, that ``devices`` devices in ``slices`` slices can have, as
-        assignments."""
+    def nearest(self, devices: int, slices: int = 1) -> MeshConfig:
+        """The mesh of ``devices`` devices in ``slices`` slices with the sizes nearest to these, by their ratios."""
         asked = [getattr(self, name) for name in AXES]
         divisors = _divisors(devices)[::-1]  # of equally near ones that with the most data
         pairs = [(d, f) for d in divisors for f in divisors if devices % (d * f) == 0 and d * f % slices == 0]
@@ -91,7 +90,19 @@ class MeshConfig(Config, where="mesh"):
             return round(math.prod(max(r, 1 / r) for r in ratios), 6), sum(r != 1 for r in ratios)
 
         sizes = _three(*min(pairs, key=distance), devices)
-        return " ".join(f"mesh.{name}={size}" for name, size in zip(AXES, sizes, strict=True))
+        return dataclasses.replace(self, **dict(zip(AXES, sizes, strict=True)))
+
+    def fitted(self, devices: int) -> MeshConfig:
+        """This mesh where it divides ``devices``; else the nearest that does."""
+        try:
+            self.sizes(devices)
+        except UserError:
+            return self.nearest(devices)
+        return self
+
+    def assignments(self) -> str:
+        """The sizes as they are given on the command line."""
+        return " ".join(f"mesh.{name}={getattr(self, name)}" for name in AXES)
 
 
 def _three(data: int, fsdp: int, devices: int) -> tuple[int, int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from t5x_like.evaluate.task import Values
 from t5x_like.input_pipeline.prepare.vocabulary import load_tokenizer
 from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
 from t5x_like.models.transformer import Batch
+from t5x_like.sharding.config import AXES
 from t5x_like.sharding.mesh import Placement, make_placement, use
 from t5x_like.sharding.processes import join_processes
 from t5x_like.train.config import Run
@@ -27,6 +29,11 @@ from t5x_like.train.data import Data
 from t5x_like.train.directory import CHECKPOINTS, load_config
 from t5x_like.train.feed import check_batch_size, local_share, to_devices
 from t5x_like.train.setup import Setup, State, make_setup
+
+
+def _say(message: str) -> None:
+    if jax.process_index() == 0:
+        print(message, file=sys.stderr, flush=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +48,7 @@ class OpenedRun:
       step: number of updates made.
       given_data: the run's text if it is open; None: it is opened when needed.
       stop: function that says whether to stop an evaluation before its end.
+      say: function of a warning; by default to standard error.
     """
 
     run: Run
@@ -50,6 +58,7 @@ class OpenedRun:
     step: int = 0
     given_data: Data | None = None
     stop: Callable[[], bool] = lambda: False
+    say: Callable[[str], None] = _say
     _compiled: dict[tuple, Callable] = dataclasses.field(default_factory=dict)  # shared with all ``at`` other steps
 
     @functools.cached_property
@@ -109,11 +118,15 @@ class OpenedRun:
         """Continues token prompts, or answers them where there is an encoder. Raises as ``decode.generate``."""
         count = jax.process_count()
         refuse(count > 1, "generate", f"runs in one process, got {count}", "one process")
-        tokenizer = self.tokenizer
+        tokenizer, longest = self.tokenizer, self.run.objective.capacity(self.run.data, self.run.model.shape)[0]
+        for number, prompt in enumerate(prompts, 1):
+            if len(prompt) > longest:
+                found = f"prompt {number} has {len(prompt):,} tokens, but the model was trained on {longest:,} at most"
+                self.say(f"{found}: what it writes may make no sense")
         return generate(
             self.setup.bind, self.run.model, self.params, prompts, sampling, placement=self.placement,
             eos_id=tokenizer.eos_id, start_id=tokenizer.pad_id, bidirectional_prompt=self.run.objective.has_prefix,
-            seed=seed,
+            seed=seed, vocab_size=tokenizer.vocab_size,
         )  # fmt: skip
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, seed: int = 0) -> list[str]:
@@ -138,22 +151,30 @@ def open_model(run: Run) -> tuple[Placement, Setup]:
 
 def open_run(
     directory: Path, step: int | None = None, assignments: Sequence[str] = (), code: Sequence[str] = (),
-    accept_changed: Sequence[str] = (),
+    accept_changed: Sequence[str] = (), say: Callable[[str], None] = _say,
 ) -> OpenedRun:  # fmt: skip
-    """Reads a run's config and the parameters of a checkpoint, onto whatever mesh the config asks for.
+    """Reads a run's config and the parameters of a checkpoint, onto the mesh that the config asks for, or, where this
+    machine has another number of devices and no assignment names a mesh, one that fits; then that is said.
 
     Args:
       directory: the run's folder.
       step: step of the checkpoint; None: the latest good one.
       assignments: fields to set, such as ``mesh.data=2``.
       code, accept_changed: as for ``train.directory.load_config``.
+      say: function of a warning; by default to standard error.
 
     Raises:
       UserError: not a run's folder, own code that may not be run, no good checkpoint, a mesh that does not fit.
     """
     run = override(load_config(directory, code, accept_changed), assignments)
+    join_processes()
+    mesh = run.mesh.fitted(jax.device_count())
+    if mesh != run.mesh and not any(each.lstrip("-").startswith("mesh") for each in assignments):
+        asked, found = (", ".join(f"{axis} {getattr(m, axis)}" for axis in AXES) for m in (run.mesh, mesh))
+        say(f"the run's mesh ({asked}) does not divide {jax.device_count()} devices: opened on {found}")
+        run = dataclasses.replace(run, mesh=mesh)
     placement, setup = open_model(run)
     with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
         state, metadata = checkpoints.restore(setup.eval_state(placement), step, partial=True)
     jax.block_until_ready(state)
-    return OpenedRun(run, setup, placement, setup.eval_params(state), int(metadata["step"]))
+    return OpenedRun(run, setup, placement, setup.eval_params(state), int(metadata["step"]), say=say)

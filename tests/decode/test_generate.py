@@ -149,6 +149,14 @@ def test_what_cannot_be_asked():
             Sampling(**wrong)
 
 
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(NEW, temperature=1e5), Sampling(NEW, 1e5, 30, 0.99)])
+def test_ids_of_a_padded_table_are_never_written(sampling):
+    """Of the table's 40 rows the tokenizer has 5."""
+    written = write("llama", [[4], [3, 2]], sampling, vocab_size=5)
+    assert all(len(row) == NEW and max(row) < 5 for row in written)
+    assert max(map(max, write("llama", [[4], [3, 2]], sampling))) >= 5
+
+
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**63])
 def test_seeds_that_would_be_others(seed):
     """The device's keys have 32 bits: 2^32 would draw as 0."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +13,14 @@ from flax import nnx
 from tiny_models import random_params
 
 from t5x_like.arrays.spec import Initializer, ParamSpec
-from t5x_like.layers.activations import ACTIVATIONS
 from t5x_like.layers.attention import Attention
 from t5x_like.layers.context import Context
 from t5x_like.layers.dropout import dropout
-from t5x_like.layers.feed_forward import FeedForward
+from t5x_like.layers.feed_forward import ActivationName, FeedForward, activation
 from t5x_like.layers.init import FanIn
 from t5x_like.layers.module import Linear, Site, Table
 from t5x_like.layers.norms import LayerNorm, RMSNorm
-from t5x_like.layers.param import ZEROS, Draw, declare, draw
+from t5x_like.layers.param import declare, draw
 from t5x_like.layers.positions import Rope, Sinusoidal, rotate
 from t5x_like.models.config import HeadTransform
 
@@ -69,9 +69,9 @@ def test_activations():
         "gelu_tanh": 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
         "silu": x / (1 + np.exp(-x)),
     }
-    assert wanted.keys() == ACTIVATIONS.keys()
+    assert wanted.keys() == set(get_args(ActivationName))
     for name, values in wanted.items():
-        np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x, jnp.float32)), values, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(activation(name, jnp.asarray(x, jnp.float32)), values, atol=1e-6, err_msg=name)
 
 
 def test_linear_and_its_bias_in_any_rank():
@@ -162,8 +162,8 @@ def test_dropout():
 
 def test_draws_have_the_declared_deviation():
     spec = ParamSpec((3, 100, 50), ("layers", None, None), Initializer("normal", 0.2))
-    got = np.asarray(draw(Draw.of(spec), jax.random.key(0), spec.init.scale))
+    got = np.asarray(draw("normal", spec.shape, spec.stacked, "float32", jax.random.key(0), spec.init.scale))
     assert got.std() == pytest.approx(0.2, rel=0.02) and abs(got.mean()) < 0.01
     assert np.abs(got[0] - got[1]).max() > 0.1
-    constant = draw(Draw.of(ParamSpec((4,), (None,), ZEROS, "bfloat16")), jax.random.key(0), 0.0)
+    constant = draw("constant", (4,), False, "bfloat16", jax.random.key(0), 0.0)
     assert constant.dtype == jnp.bfloat16 and not np.any(np.asarray(constant, np.float32))
