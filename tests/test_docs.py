@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from tiny_models import tiny
 
+import t5x_like.api
 import t5x_like.config
 from t5x_like import optim
 from t5x_like.core.loading import load_module, load_run
@@ -128,3 +129,21 @@ def test_the_table_of_kinds_names_bases_and_their_methods():
         kind = getattr(t5x_like.config, base)
         known = {member for member in members if member != "Tokenizer"}
         assert all(hasattr(kind, member) or member in kind.__annotations__ for member in known), row
+
+
+def test_the_program_of_python_md_runs(tmp_path, monkeypatch, capsys):
+    """All its blocks, in one program, on a folder of texts."""
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for index in range(40):
+        (texts / f"{index}.txt").write_text(f"The state of the union in year {index} is strong, as it was before. " * 30)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "docs/python.md", "exec"), names)
+    assert names["outcome"].complete and int(names["state"]["step"]) == 3  # type: ignore[attr-defined,index]
+    assert jnp.isfinite(names["value"])  # type: ignore[arg-type]
+    imported = re.findall(r"from t5x_like\.api import ([\w, ]+)", "".join(blocks))
+    used = {name.strip() for line in imported for name in line.split(",")}
+    assert used <= set(t5x_like.api.__all__)
