@@ -12,7 +12,7 @@ from pathlib import Path
 from t5x_like.core.config import diff as config_diff
 from t5x_like.core.config import flatten, override
 from t5x_like.core.errors import refuse
-from t5x_like.core.loading import find_run_file, load_run
+from t5x_like.core.loading import load_run
 from t5x_like.core.own_code import check_loadable
 from t5x_like.core.text import short, table
 
@@ -26,9 +26,6 @@ def _run_of(name: str, options: argparse.Namespace, partial: bool = True):
 
         run = load_config(Path(name), options.code, options.accept_changed, partial)
     else:
-        from t5x_like.input_pipeline.sources.generator import mark
-
-        mark(find_run_file(name))  # documents may come from a function beside run()
         run = load_run(name, Run)
     run = override(run, getattr(options, "assignments", []))
     check_loadable(run)

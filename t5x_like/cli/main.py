@@ -11,11 +11,14 @@ from typing import Any
 
 from t5x_like import __version__
 from t5x_like.core.errors import UserError
+from t5x_like.core.spelling import GRAMMAR
 
-EPILOG = """\
+EPILOG = f"""\
 A CONFIG is a run file by path (configs/t5_sotu.py) or, if it is shipped, by name (t5_sotu).
 Any field can be set after it: optimizer.learning_rate=6e-3 train.steps=1_000
-'t5x-like inspect config CONFIG' shows them all."""
+'t5x-like inspect config CONFIG' shows them all.
+
+{GRAMMAR}"""
 
 
 def parser() -> argparse.ArgumentParser:

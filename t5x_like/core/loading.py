@@ -193,12 +193,26 @@ def load_run(name: str, run_type: type[T]) -> T:
     return made_by(find_run_file(name), "run", run_type)
 
 
+_CHOSEN: set[Path] = set()  # files whose functions the user asked to be called
+
+
+def mark(file: Path) -> None:
+    """Notes that the user chose ``file``: its functions may be called in this process."""
+    _CHOSEN.add(Path(file).resolve())
+
+
+def was_chosen(file: Path) -> bool:
+    """Whether the user chose ``file`` in this process, as ``mark`` notes it."""
+    return Path(file).resolve() in _CHOSEN
+
+
 def made_by(path: Path, name: str, /, *kinds: type[T], **arguments: object) -> T:
     """What the function ``name`` of a user's file returns, which must be of one of these classes.
 
     Raises:
       UserError: the file cannot be run or has no such function, or it returned something else.
     """
+    mark(path)
     function, wanted = getattr(load_module(path), name, None), " or ".join(f"a {kind.__name__}" for kind in kinds)
     if not callable(function):
         raise UserError(str(path), f"has no function {name}()", f"a function {name}() that returns {wanted}")
