@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from t5x_like.core.errors import UserError
 from t5x_like.core.override import override as override
+from t5x_like.core.plain import drop_unknown as drop_unknown
 from t5x_like.core.plain import flatten, to_plain
 from t5x_like.core.structure import Config as Config
 from t5x_like.core.structure import Unknown as Unknown

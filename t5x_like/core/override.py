@@ -26,6 +26,7 @@ from t5x_like.core.structure import (
     classes_in,
     defaults,
     describe_type,
+    element,
     init_fields,
     structure,
     type_hints,
@@ -98,7 +99,7 @@ class _Place:
     @property
     def chooses(self) -> bool:
         """Whether its value names a class, or several."""
-        return bool(classes_in(_element(self.hint)))
+        return bool(classes_in(element(self.hint)))
 
     def put(self, value: Any) -> None:
         if isinstance(self.holder, list) and self.key == len(self.holder):
@@ -116,7 +117,7 @@ def _place(kind: type, plain: Any, name: str) -> _Place | None:
     place, where = _Place({"": plain}, "", kind), ""
     for part in name.split("."):
         inside = _child(place.holder, place.key)
-        if inside is None and part == "0" and place.hint != _element(place.hint):
+        if inside is None and part == "0" and place.hint != element(place.hint):
             inside = place.holder[place.key] = []  # the first of several that have no default
         if isinstance(inside, dict):
             if part in (TYPE_KEY, CODE_KEY):
@@ -127,7 +128,7 @@ def _place(kind: type, plain: Any, name: str) -> _Place | None:
                 return None
             place = _Place(inside, part, type_hints(own)[part])
         elif isinstance(inside, list) and part in map(str, range(len(inside) + 1)):
-            place = _Place(inside, int(part), _element(place.hint))
+            place = _Place(inside, int(part), element(place.hint))
         else:
             return None
         where = f"{where}.{part}" if where else part
@@ -140,11 +141,6 @@ def _child(holder: Any, key: Any) -> Any:
     return holder[key] if there else None
 
 
-def _element(hint: Any) -> Any:
-    """The hint of one of several values; any other hint as it is."""
-    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
-
-
 def _draft(hint: Any, value: Text, where: str) -> Any:
     """Plain values for text that names a class, a file or several of these: fields without a default are left out, to
     be set later. Other text as it is, if it fits."""
@@ -153,7 +149,7 @@ def _draft(hint: Any, value: Text, where: str) -> Any:
             names = items(value.strip().removeprefix("[").removesuffix("]"))
         except ValueError as error:
             raise UserError(where, f"got {value!r}: {error}", describe_type(hint)) from None
-        return [_draft(_element(hint), each, where) for each in names]
+        return [_draft(element(hint), each, where) for each in names]
     name, known = value.strip(), class_names(hint)
     if kind := known.get(name):
         code = code_of(kind)

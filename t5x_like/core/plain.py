@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from t5x_like.core.loading import code_of
-from t5x_like.core.structure import CODE_KEY, TYPE_KEY, Unknown
+from t5x_like.core.structure import CODE_KEY, TYPE_KEY, Unknown, class_of, element, init_fields, type_hints
 
 
 def to_plain(value: Any) -> Any:
@@ -48,3 +48,26 @@ def leaves(plain: Any, prefix: str = "") -> dict[str, Any]:
 
 def _tuples(plain: Any) -> Any:
     return tuple(map(_tuples, plain)) if isinstance(plain, list) else plain
+
+
+def drop_unknown(kind: Any, plain: Any, prefix: str = "") -> dict[str, Any]:
+    """Takes those fields out of the JSON of a dataclass that its class does not have: of another version, say.
+
+    Args:
+      kind: the class, or the type hint of the field that holds it.
+      plain: its plain values; changed in place.
+      prefix: dotted name of the field that holds it.
+
+    Returns:
+      Their values by dotted name.
+    """
+    if isinstance(plain, list):
+        each = [drop_unknown(element(kind), inner, f"{prefix}.{i}") for i, inner in enumerate(plain)]
+        return {name: value for found in each for name, value in found.items()}
+    dropped: dict[str, Any] = {}
+    if isinstance(plain, dict) and (found := class_of(kind, plain)):
+        hints, known = type_hints(found), init_fields(found)
+        for name in [name for name in plain if name not in (TYPE_KEY, CODE_KEY)]:
+            field = f"{prefix}.{name}" if prefix else name
+            dropped |= drop_unknown(hints[name], plain[name], field) if name in known else {field: plain.pop(name)}
+    return dropped

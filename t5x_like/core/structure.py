@@ -286,6 +286,11 @@ def classes_in(hint: Any) -> list[type]:
     return [hint] if isinstance(hint, type) and hint not in _SCALARS and typing.get_origin(hint) is None else []
 
 
+def element(hint: Any) -> Any:
+    """The hint of one of several values; any other hint as it is."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
+
+
 def class_names(hint: Any) -> dict[str, type]:
     """The dataclasses that a hint allows, by name: of two of one name the shipped one, else the one defined last."""
     known: dict[str, type] = {}
