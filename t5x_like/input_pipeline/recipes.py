@@ -32,10 +32,7 @@ def recipe(path: str, **arguments: object) -> Corpus | Mixture:
 
 def load_recipe(file: Path, **arguments: object) -> Corpus | Mixture:
     """What ``file`` describes; ``recipe`` without the search. Raises ``UserError`` as it does."""
-    try:
-        return made_by(file, "corpus", Corpus, Mixture, **arguments)
-    except TypeError as error:
-        raise UserError(str(file), f"corpus() failed: {error}", "arguments that corpus() takes") from error
+    return made_by(file, "corpus", Corpus, Mixture, **arguments)
 
 
 def _find(path: str, folder: Path) -> Path:
