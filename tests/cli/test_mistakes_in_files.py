@@ -104,6 +104,15 @@ def test_a_mistake_is_named(name, tmp_path, capsys):
         assert words in message, message
 
 
+@pytest.mark.slow
+def test_a_mistake_in_a_worker_process(tmp_path, capsys):
+    changed, said = MISTAKES["in a class of one's own"]
+    folder = str(tmp_path / "run")
+    assert main(["train", write(tmp_path, **changed), "--directory", folder, "data.worker_processes=1"]) == 2
+    error = capsys.readouterr().err
+    assert said[0] in error and "Traceback" not in error and error.count("  at: ") == 1
+
+
 def test_all_of_it_for_those_who_ask(tmp_path, capsys):
     assert main(["inspect", "config", write(tmp_path, first="1 / 0"), "--traceback"]) == 2
     error = capsys.readouterr().err
