@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
     text = "show a config, its parameters, a batch as text, or a checkpoint"
     inspect = add("inspect", text, own, what, config, fields)
+    inspect.add_argument("--values", action="store_true", help="config: values alone, without what they mean")
     inspect.add_argument("--step", type=int, help="data: the batch of this step (default 0); checkpoint: which")
     inspect.add_argument("--rows", type=int, default=1, help="data: number of rows of the batch")
     inspect.add_argument("--color", choices=("auto", "always", "never"), default="auto",

@@ -67,7 +67,8 @@ def spell(value: Any) -> str:
         return value if plain and _is_balanced(value) else "'" + value.replace("'", "''") + "'"
     if value is None or isinstance(value, bool):
         return str(value).lower()
-    return repr(value) if "." in repr(value) else repr(value).replace("e", ".0e")  # 1e+16 is a whole number
+    number = repr(value)
+    return number.replace("e", ".0e") if "e+" in number and "." not in number else number  # 1e+16 is a whole number
 
 
 def _spell_one(value: Any) -> str:
