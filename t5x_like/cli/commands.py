@@ -6,14 +6,16 @@ import argparse
 import shlex
 import shutil
 import sys
+import textwrap
 from dataclasses import fields, replace
 from pathlib import Path
 
 from t5x_like.core.config import diff as config_diff
-from t5x_like.core.config import flatten, override
+from t5x_like.core.config import flatten, override, to_plain
 from t5x_like.core.errors import refuse
-from t5x_like.core.loading import find_run_file, load_run
+from t5x_like.core.loading import load_run
 from t5x_like.core.own_code import check_loadable
+from t5x_like.core.spelling import spell
 from t5x_like.core.text import short, table
 
 
@@ -26,9 +28,6 @@ def _run_of(name: str, options: argparse.Namespace, partial: bool = True):
 
         run = load_config(Path(name), options.code, options.accept_changed, partial)
     else:
-        from t5x_like.input_pipeline.sources.generator import mark
-
-        mark(find_run_file(name))  # documents may come from a function beside run()
         run = load_run(name, Run)
     run = override(run, getattr(options, "assignments", []))
     check_loadable(run)
@@ -109,9 +108,7 @@ def generate(options: argparse.Namespace) -> int:
 
 def inspect(options: argparse.Namespace) -> int:
     if options.what == "config":
-        for name, value in flatten(_run_of(options.config, options)).items():
-            print(f"{name} = {value}")
-        return 0
+        return _inspect_config(_run_of(options.config, options), options.values)
     if options.what == "checkpoint":
         return _inspect_checkpoint(Path(options.config), options.step)
     run = _run_of(options.config, options)
@@ -120,6 +117,19 @@ def inspect(options: argparse.Namespace) -> int:
     from t5x_like.cli.inspect_data import inspect_data
 
     return inspect_data(run, options)
+
+
+def _inspect_config(run, values_only: bool) -> int:
+    from t5x_like.cli.fields import explained
+
+    known = {} if values_only else explained(type(run), to_plain(run))
+    for name, value in flatten(run).items():
+        print(f"{name} = {spell(value)}")
+        if field := known.get(name):
+            for text in (field.meaning, f"allowed: {field.allowed}", f"default: {field.default}" * bool(field.default)):
+                for line in textwrap.wrap(text, 116):
+                    print(f"    {line}")
+    return 0
 
 
 def _inspect_parameters(run, devices: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -14,11 +15,16 @@ from t5x_like import __version__
 from t5x_like.cli.generate import add_arguments as add_generate_arguments
 from t5x_like.cli.generate import split_prompts
 from t5x_like.core.errors import UserError
+from t5x_like.core.loading import user_files
+from t5x_like.core.mistakes import mistake
+from t5x_like.core.spelling import GRAMMAR
 
-EPILOG = """\
+EPILOG = f"""\
 A CONFIG is a run file by path (configs/t5_sotu.py) or, if it is shipped, by name (t5_sotu).
 Any field can be set after it: optimizer.learning_rate=6e-3 train.steps=1_000
-'t5x-like inspect config CONFIG' shows them all."""
+'t5x-like inspect config CONFIG' shows them all.
+
+{GRAMMAR}"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
 
     text = "show a config, its parameters, a batch as text, or a checkpoint"
     inspect = add("inspect", text, own, what, config, fields)
+    inspect.add_argument("--values", action="store_true", help="config: values alone, without what they mean")
     inspect.add_argument("--step", type=int, help="data: the batch of this step (default 0); checkpoint: which")
     inspect.add_argument("--rows", type=int, default=1, help="data: number of rows of the batch")
     inspect.add_argument("--color", choices=("auto", "always", "never"), default="auto",
@@ -96,24 +103,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0 done, 1 an internal error, 2 a user's mistake, 75 saved and to be run
     again, 130 Ctrl-C."""
     options = _parse(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that is no text here is shown by its bytes
+            stream.reconfigure(errors="backslashreplace")
     try:
         from t5x_like.cli import commands  # light: each command imports what it needs
 
         return getattr(commands, options.command)(options)
     except UserError as error:
-        if options.traceback:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return _leave(2)
+        return _refuse(error, options.traceback)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return _leave(130)
     except BrokenPipeError:  # the reader of our output has ended: head, say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception:  # a fault of ours, whatever it is: shown whole, and other processes are not waited for
+    except Exception as error:
+        # A mistake in the user's own class, or a fault of ours: shown whole, and other processes are not waited for.
+        if theirs := mistake(error, user_files()):
+            return _refuse(theirs, options.traceback)
         traceback.print_exc()
         return _leave(1)
+
+
+def _refuse(error: UserError, whole: bool) -> int:
+    """Says what a user can mend."""
+    if whole:
+        traceback.print_exc()
+    print("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr, flush=True)
+    return _leave(2)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

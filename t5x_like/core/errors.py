@@ -31,7 +31,7 @@ class UserError(Exception):
         return "\n".join(lines)
 
     def __reduce__(self):  # other processes send errors back by pickle
-        return type(self), (self.where, self.got, self.allowed, self.suggestion)
+        return type(self), (self.where, self.got, self.allowed, self.suggestion), vars(self)  # with its notes
 
 
 def require(condition: bool, where: str, got: object, allowed: str, suggestion: str = "") -> None:

@@ -7,17 +7,20 @@ run, and a ``.pyc`` beside them is never read. Must not know what the classes me
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.machinery
 import importlib.util
+import inspect
 import sys
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from t5x_like.core.errors import UserError, nearest, refuse
+from t5x_like.core.mistakes import mistake, note_lines
 
 T = TypeVar("T")
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -104,11 +107,29 @@ def load_module(
     module.__file__ = str(path)
     sys.modules[name], _RUN[name] = module, code  # dataclasses defined in the file look their module up
     try:
-        loader.exec_module(module)
+        with _user_code(path):
+            loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     return module
+
+
+@contextlib.contextmanager
+def _user_code(path: Path) -> Iterator[None]:
+    """Around what a user's file does: whatever it raises is a mistake in that file."""
+    try:
+        yield
+    except UserError as error:
+        note_lines(error, error, user_files())
+        raise
+    except (Exception, SystemExit) as error:
+        raise mistake(error, user_files()) or UserError(str(path), f"{type(error).__name__}: {error}") from error
+
+
+def user_files() -> set[str]:
+    """Paths of the user's files that were run in this process."""
+    return {str(code.path) for code in _RUN.values()}
 
 
 def code(path: str) -> types.ModuleType:
@@ -193,15 +214,35 @@ def load_run(name: str, run_type: type[T]) -> T:
     return made_by(find_run_file(name), "run", run_type)
 
 
+_CHOSEN: set[Path] = set()  # files whose functions the user asked to be called
+
+
+def mark(file: Path) -> None:
+    """Notes that the user chose ``file``: its functions may be called in this process."""
+    _CHOSEN.add(Path(file).resolve())
+
+
+def was_chosen(file: Path) -> bool:
+    """Whether the user chose ``file`` in this process, as ``mark`` notes it."""
+    return Path(file).resolve() in _CHOSEN
+
+
 def made_by(path: Path, name: str, /, *kinds: type[T], **arguments: object) -> T:
     """What the function ``name`` of a user's file returns, which must be of one of these classes.
 
     Raises:
       UserError: the file cannot be run or has no such function, or it returned something else.
     """
+    mark(path)
     function, wanted = getattr(load_module(path), name, None), " or ".join(f"a {kind.__name__}" for kind in kinds)
     if not callable(function):
         raise UserError(str(path), f"has no function {name}()", f"a function {name}() that returns {wanted}")
-    if isinstance(made := function(**arguments), kinds):
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise UserError(str(path), f"{name}() failed: {error}", f"arguments that {name}() takes") from None
+    with _user_code(path):
+        made = function(**arguments)
+    if isinstance(made, kinds):
         return made
     raise UserError(str(path), f"{name}() returned a {type(made).__name__}", wanted)

@@ -8,9 +8,11 @@ does. Nothing named in a value is ever imported or evaluated.
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import functools
 import inspect
+import json
 import math
 import types
 import typing
@@ -20,6 +22,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from t5x_like.core.errors import UserError, nearest, refuse, require
 from t5x_like.core.loading import code_of, is_shipped, own_object
 from t5x_like.core.ranges import Range
+from t5x_like.core.spelling import NOTHING, QUOTING, Text, items, unquoted
 
 TYPE_KEY = "type"  # names the class in the JSON of a dataclass
 CODE_KEY = "code"  # names the user's own file that defines it, with its digest
@@ -75,12 +78,15 @@ class Config:
     Args:
       where: dotted name of the run's field that holds the class, for errors: ``class Dropout(Config,
         where="model.dropout")``; a subclass inherits it. By default the class's name.
+      made_by: name of the function of a user's file that returns one, for ``field=FILE.py`` on the command line.
     """
 
     _where: ClassVar[str | None] = None
+    made_by: ClassVar[str] = ""
 
-    def __init_subclass__(cls, where: str | None = None, **arguments: Any):
+    def __init_subclass__(cls, where: str | None = None, made_by: str = "", **arguments: Any):
         super().__init_subclass__(**arguments)
+        cls.made_by = made_by or cls.made_by
         if where is not None:
             cls._where = where
         if (own := cls.__dict__.get("__post_init__")) is None:
@@ -148,7 +154,9 @@ def describe_type(hint: Any) -> str:
     if origin in _UNIONS:
         return " | ".join(describe_type(a) for a in args)
     if origin is tuple:
-        return f"values with commas between them, each {describe_type(args[0])}"
+        number = "" if args[-1] is Ellipsis else f"{len(args)} "
+        each = " or ".join(dict.fromkeys(describe_type(each) for each in args if each is not Ellipsis))
+        return f"{number}values with commas between them, each {each}"
     if hint in _SCALARS:
         return _SCALARS[hint]
     if isinstance(hint, type) and (known := choices(hint)):
@@ -157,14 +165,14 @@ def describe_type(hint: Any) -> str:
 
 
 def structure(hint: Any, value: Any, where: str = "", text: bool = True) -> Any:
-    """A typed value from a plain one: JSON's types, or text from a command line; a typed one as it is, if it fits.
+    """A typed value from a plain one: JSON's types, or ``Text`` of a command line; a typed one as it is, if it fits.
 
     Args:
       hint: wanted type: a class, a union, Literal, tuple[X, ...], int, float, bool, str, None. A class allows the
         dataclass that it is and every dataclass derived from it.
       value: given value.
       where: dotted name of the field, for errors.
-      text: whether text may stand for another type, and a dict for a dataclass; not for values of Python code.
+      text: whether ``Text`` may stand for another type, and a dict for a dataclass; not for values of Python code.
 
     Raises:
       UserError: the value does not fit, naming field, value, what is allowed.
@@ -177,23 +185,48 @@ def structure(hint: Any, value: Any, where: str = "", text: bool = True) -> Any:
     if isinstance(hint, type) and hint not in _SCALARS and origin is None:
         return _structure_union(hint, (hint,), value, where, text)
     if origin is tuple:
-        if text and isinstance(value, str):
-            value = [v for v in value.strip("()[] ").split(",") if v.strip()]
-        if isinstance(value, list | tuple):
-            hints = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else args
-            if len(hints) == len(value):
-                found = tuple(structure(h, v, where, text) for h, v in zip(hints, value, strict=True))
-                same = isinstance(value, tuple) and all(a is b for a, b in zip(found, value, strict=True))
-                return value if same else found
-    else:
-        for allowed in args if origin is Literal else ():
-            if (value == allowed and type(value) is type(allowed)) or (text and value == str(allowed)):
+        return _structure_tuple(hint, args, value, where, text)
+    if origin is Literal:
+        said = unquoted(value) if text and isinstance(value, Text) else None
+        for allowed in args:
+            if said == str(allowed) or (said is None and value == allowed and type(value) is type(allowed)):
                 return allowed
-        ok, converted = _scalar(hint, value, text) if origin is None else (False, None)
-        if ok:
-            return converted
-    options = [str(a) for a in args] if origin is Literal else []
-    raise UserError(where, f"got {value!r}", describe_type(hint), nearest(str(value), options))
+        raise UserError(where, f"got {value!r}", describe_type(hint), nearest(str(value), map(str, args)))
+    ok, converted = _scalar(hint, value, text) if origin is None else (False, None)
+    if ok:
+        return converted
+    raise UserError(where, f"got {value!r}", describe_type(hint))
+
+
+def _structure_tuple(hint: Any, args: tuple, value: Any, where: str, text: bool) -> tuple:
+    if text and isinstance(value, Text):
+        return _read_tuple(hint, args, value, where)
+    if isinstance(value, list | tuple):
+        hints = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        if len(hints) == len(value):
+            found = tuple(
+                structure(h, v, f"{where}.{i}" if isinstance(v, dict) else where, text)
+                for i, (h, v) in enumerate(zip(hints, value, strict=True))
+            )
+            same = isinstance(value, tuple) and all(a is b for a, b in zip(found, value, strict=True))
+            return value if same else found
+    raise UserError(where, f"got {value!r}", describe_type(hint))
+
+
+def _read_tuple(hint: Any, args: tuple, value: Text, where: str) -> tuple:
+    """The values that a text of the command line, or a JSON array in it, stands for."""
+    with contextlib.suppress(UserError, ValueError, RecursionError):
+        if value.lstrip().startswith("[") and isinstance(array := json.loads(value), list):
+            return _structure_tuple(hint, args, array, where, True)
+    try:
+        found = items(value)
+        if args[-1] is not Ellipsis and len(args) != len(found):
+            raise UserError(where, f"got {value!r}", describe_type(hint))
+        return _structure_tuple(hint, args, found, where, True)
+    except ValueError as error:
+        raise UserError(where, f"got {value!r}: {error}", describe_type(hint), "'' for an empty text") from None
+    except UserError as error:
+        raise UserError(where, error.got, error.allowed, error.suggestion or QUOTING) from None
 
 
 def _structure_annotated(hint: Any, value: Any, where: str, text: bool) -> Any:
@@ -212,27 +245,28 @@ def _structure_annotated(hint: Any, value: Any, where: str, text: bool) -> Any:
 
 
 def _is_infinite(value: Any, text: bool) -> bool:
-    if isinstance(value, str) and text:
+    if isinstance(value, Text) and text:
         return value.strip().lower() in ("inf", "-inf", "infinity", "-infinity")
     return isinstance(value, float) and math.isinf(value)
 
 
 def _scalar(hint: Any, value: Any, text: bool) -> tuple[bool, Any]:
-    """(fits, value) for the plain types. Text is read as a person writes it: 1_000, 6e-3, true, none."""
+    """(fits, value) for the plain types. ``Text`` is read as a person writes it: 1_000, 6e-3, true, none."""
+    said = text and isinstance(value, Text)
     if hint is type(None):
-        return value is None or (text and value in ("none", "None", "null")), None
+        return value is None or (said and value in NOTHING), None
     if hint is str:
-        return isinstance(value, str), value
+        return isinstance(value, str), unquoted(value) if said else value
     if hint is bool:
         words = {"true": True, "false": False, "on": True, "off": False, "yes": True, "no": False}
-        found = value if isinstance(value, bool) or not text else words.get(str(value).lower())
+        found = words.get(value.strip().lower()) if said else value
         return isinstance(found, bool), found
-    if isinstance(value, bool) or not isinstance(value, int | float | str if text else int | float):
+    if isinstance(value, bool) or not (said or isinstance(value, int | float)):
         return False, None
     if isinstance(value, float) and not text:
         return hint is float and math.isfinite(value), value if type(value) is float else float(value)
     try:
-        number = float(value) if hint is float else int(value) if isinstance(value, str) else value
+        number = float(value) if hint is float else int(value) if said else value
     except (ValueError, OverflowError):
         try:  # a whole number written with an exponent: 1e6
             number = float(value)
@@ -245,57 +279,98 @@ def _scalar(hint: Any, value: Any, text: bool) -> tuple[bool, Any]:
     return hint is float, number
 
 
-def _structure_union(hint: Any, args: tuple, value: Any, where: str, text: bool) -> Any:
-    classes = [a for a in args if isinstance(a, type) and a not in _SCALARS]
-    if isinstance(value, (Unknown, *classes)) and (dataclasses.is_dataclass(value) or isinstance(value, Unknown)):
-        return value
-    if classes and text and isinstance(value, dict) and CODE_KEY in value:
-        return _structure_own(classes, value, where)
+def classes_in(hint: Any) -> list[type]:
+    """The classes, other than plain types, that a hint allows by itself or in a union."""
+    if typing.get_origin(hint) in _UNIONS:
+        return [kind for each in typing.get_args(hint) for kind in classes_in(each)]
+    return [hint] if isinstance(hint, type) and hint not in _SCALARS and typing.get_origin(hint) is None else []
+
+
+def element(hint: Any) -> Any:
+    """The hint of one of several values; any other hint as it is."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
+
+
+def class_names(hint: Any) -> dict[str, type]:
+    """The dataclasses that a hint allows, by name: of two of one name the shipped one, else the one defined last."""
     known: dict[str, type] = {}
-    for kind in choices(*classes):  # of two classes of one name the shipped one, else the one defined last
+    for kind in choices(*classes_in(hint)):
         if not (kind.__name__ in known and is_shipped(known[kind.__name__])):
             known[kind.__name__] = kind
+    return known
+
+
+def class_of(hint: Any, plain: dict) -> type | None:
+    """The class of a dataclass's JSON, if the hint allows it; one in a user's own file only if that has been run."""
+    classes = classes_in(hint)
+    alone = classes[0].__name__ if hint in classes and dataclasses.is_dataclass(hint) else None
+    name = plain.get(TYPE_KEY, alone)
+    if CODE_KEY not in plain:
+        return class_names(hint).get(name) if isinstance(name, str) else None
+    codes = ((kind, code_of(kind)) for kind in reversed(choices(*classes)) if kind.__name__ == name)
+    return next((kind for kind, code in codes if code is not None and code.plain() == plain[CODE_KEY]), None)
+
+
+def _structure_union(hint: Any, args: tuple, value: Any, where: str, text: bool) -> Any:
+    classes = classes_in(hint)
+    if isinstance(value, (Unknown, *classes)) and (dataclasses.is_dataclass(value) or isinstance(value, Unknown)):
+        return value
     name = value
-    if text and isinstance(value, str | dict):
-        alone = classes[0].__name__ if hint in classes and dataclasses.is_dataclass(hint) else None
-        name = value if isinstance(value, str) else value.get(TYPE_KEY, alone)
-        if name in known:
-            return _structure_dataclass(known[name], {} if isinstance(value, str) else value, where)
-    for a in sorted(args, key=lambda a: a is not type(None)):  # the word none is no text where None is allowed
-        if a not in classes:
-            try:
-                return structure(a, value, where, text)
-            except UserError:
-                continue
+    if classes and text and isinstance(value, dict):
+        if kind := class_of(hint, value):
+            return _structure_dataclass(kind, value, where)
+        if CODE_KEY in value:
+            code, got = value[CODE_KEY], f"got {value[CODE_KEY]!r}"
+            named = isinstance(code, dict) and all(isinstance(code.get(key), str) for key in ("file", "sha256"))
+            refuse(not (named and TYPE_KEY in value), f"{where}.{CODE_KEY}", got, "a file, its sha256, a class of it")
+            return Unknown(value, where)
+        name = value.get(TYPE_KEY)
+    elif classes and text and isinstance(value, str) and (kind := class_names(hint).get(value)):
+        return _structure_dataclass(kind, {}, where)
+    for a in sorted((a for a in args if a not in classes), key=lambda a: _rank(a, value)):
+        try:
+            return structure(a, value, where, text)
+        except UserError:
+            continue
+    known = class_names(hint)
     allowed = f"the fields of {hint.__name__}" if hint in classes and len(known) == 1 else describe_type(hint)
     raise UserError(where, f"got {name!r}", allowed, nearest(str(name), known))
 
 
-def _structure_own(classes: list[type], value: dict, where: str) -> Any:
-    """Of a class in a user's own file, if that file has been run."""
-    for kind in reversed(choices(*classes)):
-        code = code_of(kind)
-        if kind.__name__ == value.get(TYPE_KEY) and code is not None and code.plain() == value[CODE_KEY]:
-            return _structure_dataclass(kind, value, where)
-    return Unknown(value, where)
+def _rank(hint: Any, value: Any) -> tuple[bool, bool]:
+    """Order in which the types of a union are tried: the word none is no text where None is allowed, 1.0 no whole
+    number where other numbers are."""
+    kind = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+    fraction = isinstance(value, float) or (isinstance(value, Text) and "." in value)
+    return kind is not type(None), fraction and kind is int
 
 
 def _structure_dataclass(kind: type, value: dict, where: str) -> Any:
-    hints, init = type_hints(kind), [f for f in dataclasses.fields(kind) if f.init]
-    known, prefix = [f.name for f in init], f"{where}." if where else ""
+    hints, known, prefix = type_hints(kind), init_fields(kind), f"{where}." if where else ""
     if unknown := [k for k in value if k not in known and k not in (TYPE_KEY, CODE_KEY)]:
         raise UserError(prefix + unknown[0], "no such field", ", ".join(known), nearest(unknown[0], known))
-    needed = [f.name for f in init if f.default is f.default_factory is dataclasses.MISSING]
-    if missing := [name for name in needed if name not in value]:
+    given = defaults(kind)
+    if missing := [name for name in known if name not in value and name not in given]:
         raise UserError(prefix + missing[0], "is missing and has no default", describe_type(hints[missing[0]]))
     fields = {k: structure(hints[k], v, prefix + k) for k, v in value.items() if k in known}
     if not any(map(unknown_in, fields.values())):
         return kind(**fields)
     made = object.__new__(kind)  # its own checks, passed when it was written, would ask what is not known here
-    for f in dataclasses.fields(kind):
-        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-        object.__setattr__(made, f.name, fields.get(f.name, default))
+    for name, each in {**given, **fields}.items():
+        object.__setattr__(made, name, each)
     return made
+
+
+def init_fields(kind: type) -> list[str]:
+    """Names of the fields of a dataclass that are given when it is made."""
+    return [field.name for field in dataclasses.fields(kind) if field.init]
+
+
+def defaults(kind: type) -> dict[str, Any]:
+    """The defaults of a dataclass's fields, of those that have one."""
+    fields = dataclasses.fields(kind)
+    made = {field.name: field.default_factory() for field in fields if field.default_factory is not dataclasses.MISSING}
+    return made | {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
 
 
 @functools.cache  # thousands of one kind go to worker processes: most of the time it takes to read them

@@ -44,7 +44,7 @@ Shape = Literal["encoder-decoder", "decoder-only", "encoder-only"]
 
 
 @dataclass(frozen=True)
-class Corpus(Config, where="data.corpus"):
+class Corpus(Config, where="data.corpus", made_by="corpus"):
     """A body of text and how it becomes tokens; made by the function ``corpus()`` of a file in data/.
 
     Attributes:
@@ -143,7 +143,7 @@ class Part(Config, where="data.corpus.parts"):
 
 
 @dataclass(frozen=True)
-class Mixture(Config, where="data.corpus"):
+class Mixture(Config, where="data.corpus", made_by="corpus"):
     """Several corpora at given rates, over one vocabulary; may hold mixtures. What a row holds is of one corpus.
 
     Attributes:

@@ -24,6 +24,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from t5x_like.core.errors import UserError
+from t5x_like.core.loading import user_files
+from t5x_like.core.mistakes import mistake
 
 _COMMAND = (sys.executable, "-P", "-m", "t5x_like.input_pipeline.processes")
 
@@ -184,8 +186,9 @@ def main() -> None:
             connection.send(("done", function(task, lambda *given: connection.send(("report", given)))))
         except UserError as error:
             connection.send(("raised", error))
-        except Exception:  # an internal error: the parent ends, and shows the traceback
-            connection.send(("raised", RuntimeError(traceback.format_exc())))
+        except Exception as error:  # of the user's own code; or an internal one: the parent ends, and shows it
+            theirs = mistake(error, user_files())
+            connection.send(("raised", theirs or RuntimeError(traceback.format_exc())))
 
 
 def _listen(connection: multiprocessing.connection.Connection, tasks: queue.SimpleQueue[Any]) -> None:

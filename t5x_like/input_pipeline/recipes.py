@@ -12,7 +12,6 @@ from pathlib import Path
 from t5x_like.core.errors import UserError, nearest
 from t5x_like.core.loading import made_by, shipped
 from t5x_like.input_pipeline.config import Corpus, Mixture
-from t5x_like.input_pipeline.sources.generator import mark
 
 
 def recipe(path: str, **arguments: object) -> Corpus | Mixture:
@@ -33,11 +32,7 @@ def recipe(path: str, **arguments: object) -> Corpus | Mixture:
 
 def load_recipe(file: Path, **arguments: object) -> Corpus | Mixture:
     """What ``file`` describes; ``recipe`` without the search. Raises ``UserError`` as it does."""
-    mark(file)
-    try:
-        return made_by(file, "corpus", Corpus, Mixture, **arguments)
-    except TypeError as error:
-        raise UserError(str(file), f"corpus() failed: {error}", "arguments that corpus() takes") from error
+    return made_by(file, "corpus", Corpus, Mixture, **arguments)
 
 
 def _find(path: str, folder: Path) -> Path:

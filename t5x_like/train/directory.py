@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from t5x_like import __version__
-from t5x_like.core.config import diff, structure, to_json, to_plain
+from t5x_like.core.config import diff, drop_unknown, structure, to_json, to_plain
 from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.own_code import accept, keep_code, own_code, require_code, run_code
 from t5x_like.core.paths import make_writable, write_atomically
 from t5x_like.train.config import Run, why_free
 
+HARMLESS = ("report.", "checkpoint.", "data.cache", "data.prepare_processes", "data.read_threads", "data.prefetch")
 CONFIG, STARTS, CHECKPOINTS = "config.json", "starts.jsonl", "checkpoints"
 PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "array-record", "sentencepiece", "numpy")
 
@@ -41,7 +42,7 @@ def read_config(directory: Path) -> Run:
     Raises:
       UserError: the folder is not a run's, or its config is of another version.
     """
-    return structure(Run, _read_plain(directory), str(directory / CONFIG))
+    return _structured(_read_plain(directory), directory)
 
 
 def load_config(
@@ -60,9 +61,23 @@ def load_config(
     """
     plain = _read_plain(directory)
     refused = run_code(plain, directory, code, accept_changed)
-    run = structure(Run, plain, str(directory / CONFIG))
+    run = _structured(plain, directory)
     if not partial:
         require_code(run, refused)
+    return run
+
+
+def _structured(plain: Any, directory: Path, training: bool = False) -> Run:
+    """The config of plain values. Fields that another version wrote and this one does not know are left out with a
+    note; in training only where they do not change what is computed."""
+    path, unknown = directory / CONFIG, drop_unknown(Run, plain)
+    run = structure(Run, plain, str(path))
+    for name, value in unknown.items():
+        got = f"is {value!r} in {path}, but no field of this version ({__version__})"
+        refuse(training and not name.startswith(HARMLESS), name, got, "the version that the run was begun with",
+               "another folder for a run of this version; eval, generate, inspect and diff leave the field out")
+        if not training:
+            print(f"note: {name} {got}: left out", file=sys.stderr, flush=True)
     return run
 
 
@@ -156,7 +171,7 @@ def open_directory(directory: Path, run: Run, accept_changed: Sequence[str] = ()
         return
     plain = _read_plain(directory)
     accept(plain, run, accept_changed)
-    before = structure(Run, plain, str(directory / CONFIG))
+    before = _structured(plain, directory, training=True)
     changed = {k: v for k, v in diff(before, run).items() if not why_free(k)}
     lines = "".join(f"\n    {name}: {old} -> {new}" for name, (old, new) in changed.items())
     accepting = f", or --accept-changed {next(iter(own), '')}" if any(k.endswith(".code") for k in changed) else ""

@@ -153,12 +153,27 @@ def test_a_directory_that_cannot_be_written(config, tmp_path, capsys):
 def test_a_config_json_with_an_unknown_field(existing, tmp_path, config, capsys):
     folder = Path(shutil.copytree(existing, tmp_path / "run"))
     plain = json.loads((folder / "config.json").read_text())
-    plain["optimizer"]["learning_rat"] = plain["optimizer"].pop("learning_rate")
+    plain["optimizer"]["momentum"] = 0.5
+    plain["evaluations"][0]["often"] = True
     (folder / "config.json").write_text(json.dumps(plain))
-    for command in (["train", config, "--directory", str(folder)], ["eval", str(folder)], ["diff", str(folder), config],
-                    ["inspect", "config", str(folder)]):  # fmt: skip
-        error = message(capsys, *command)
-        assert "optimizer.learning_rat: no such field" in error and "did you mean 'learning_rate'?" in error
+    before = digests(folder)
+    error = message(capsys, "train", config, "train.steps=3", "--directory", str(folder))
+    assert "optimizer.momentum: is 0.5 in " in error and "no field of this version" in error
+    assert main(["train", str(folder)]) == 2
+    assert "\nerror: optimizer.momentum: is 0.5 in " in capsys.readouterr().err
+    for command in (["generate", str(folder), "a"], ["diff", str(folder), config], ["inspect", "config", str(folder)],
+                    ["inspect", "checkpoint", str(folder)]):  # fmt: skip
+        capsys.readouterr()
+        assert main(command) == 0
+        shown = capsys.readouterr()
+        assert shown.err.count("note: optimizer.momentum is 0.5 in ") == 1 and "momentum" not in shown.out
+        assert "note: evaluations.0.often is True in " in shown.err
+    assert digests(folder) == before
+    plain["optimizer"].pop("momentum"), plain["evaluations"][0].pop("often")
+    plain["report"]["sound"] = "bell"  # changes nothing that is computed
+    (folder / "config.json").write_text(json.dumps(plain))
+    assert main(["train", config, "train.steps=3", "--directory", str(folder)]) == 0
+    assert "sound" not in (folder / "config.json").read_text()
     (folder / "config.json").write_text("{ not json")  # torn: the checkpoint has it too
     assert "is 0: no text is held out" in message(capsys, "eval", str(folder))
     shutil.rmtree(folder / "checkpoints")

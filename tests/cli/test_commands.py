@@ -23,6 +23,7 @@ from t5x_like.arrays.trees import flatten, unflatten
 from t5x_like.cli.main import main
 from t5x_like.core.config import flatten as flatten_config
 from t5x_like.core.config import from_json, to_json
+from t5x_like.core.spelling import spell
 from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
@@ -165,10 +166,14 @@ def test_generate_by_chance_repeats_with_its_seed(finished, capsys):
 
 
 def test_inspect_config_shows_every_field(finished, capsys):
-    assert main(["inspect", "config", str(finished), "train.steps=1_000"]) == 0
-    shown = dict(line.split(" = ", 1) for line in capsys.readouterr().out.splitlines())
     wanted = flatten_config(config_of("llama", *WRITTEN, "train.steps=1000"))
-    assert shown == {name: str(value) for name, value in wanted.items()}
+    for more in ([], ["--values"]):
+        assert main(["inspect", "config", str(finished), "train.steps=1_000", *more]) == 0
+        out = capsys.readouterr().out
+        shown = dict(line.split(" = ", 1) for line in out.splitlines() if not line.startswith("    "))
+        assert shown == {name: spell(value) for name, value in wanted.items()}
+        meant = ("    number of updates.\n    allowed: a whole number" in out, "default: true" in out)
+        assert meant == ((False, False) if more else (True, True))
 
 
 def test_inspect_parameters_adds_up(finished, capsys):

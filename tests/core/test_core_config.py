@@ -26,6 +26,7 @@ from t5x_like.core.config import (
 from t5x_like.core.errors import UserError, nearest
 from t5x_like.core.loading import load_run
 from t5x_like.core.ranges import Range
+from t5x_like.core.spelling import Text
 from t5x_like.models import families
 from t5x_like.models.config import ModelConfig
 from t5x_like.models.families import Dropout
@@ -394,7 +395,9 @@ def test_every_config_class_checks_its_fields():
 
 def test_structure_of_types_that_are_no_dataclass():
     assert structure(tuple[int, ...], [1, 2]) == (1, 2)
-    assert structure(int | None, "none") is None
+    assert structure(int | None, Text("none")) is None
+    with pytest.raises(UserError, match="got 'none'"):
+        structure(int | None, "none")  # JSON has a null
     assert structure(float, 3) == 3.0 and type(structure(float, 3)) is float
 
 

@@ -3,9 +3,9 @@
 import pytest
 
 from t5x_like.core.errors import UserError
+from t5x_like.core.loading import mark, was_chosen
 from t5x_like.input_pipeline.config import PythonGenerator
 from t5x_like.input_pipeline.recipes import load_recipe
-from t5x_like.input_pipeline.sources.generator import mark, was_chosen
 
 CORPUS_FILE = """
 from pathlib import Path

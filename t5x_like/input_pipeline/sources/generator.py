@@ -12,22 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t5x_like.core.errors import UserError, require
-from t5x_like.core.loading import load_module
+from t5x_like.core.loading import load_module, was_chosen
 from t5x_like.input_pipeline.sources.files import Unit
 from t5x_like.input_pipeline.sources.messages import half_character, is_whole, local_path
 from t5x_like.input_pipeline.sources.source import Source
-
-_CHOSEN: set[Path] = set()  # files whose code the user asked to be run
-
-
-def mark(file: Path) -> None:
-    """Notes that the user chose ``file``: its functions may be run in this process."""
-    _CHOSEN.add(Path(file).resolve())
-
-
-def was_chosen(file: Path) -> bool:
-    """Whether the user chose ``file`` in this process, as ``mark`` notes it."""
-    return Path(file).resolve() in _CHOSEN
 
 
 @dataclass(frozen=True)
