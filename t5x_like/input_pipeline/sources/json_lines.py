@@ -43,10 +43,14 @@ class JsonLines(FileSource):
                 yield text
 
 
+# What other fields hold does not matter: a whole number of thousands of digits, which Python refuses, is none of ours.
+_decode = json.JSONDecoder(parse_int=lambda digits: 0).decode
+
+
 def json_text(record: str, field: str) -> str | None:
     """The text in ``field`` of a JSON object, empty where that is null; ``None`` where ``json_error`` knows why not."""
     try:
-        text = json.loads(record)[field]
+        text = _decode(record)[field]
         if text is None:
             return ""
         if isinstance(text, str):
@@ -61,7 +65,7 @@ def json_text(record: str, field: str) -> str | None:
 def json_error(where: str, record: str, field: str) -> UserError:
     """Why ``record`` has no text in ``field``."""
     try:
-        found = json.loads(record)
+        found = _decode(record)
     except (ValueError, RecursionError) as error:
         return UserError(where, f"not JSON: {error}", "one JSON object")
     if not isinstance(found, dict):
