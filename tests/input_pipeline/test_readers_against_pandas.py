@@ -53,6 +53,8 @@ def delimited(draw: random.Random, file: Path, is_tsv: bool):
     plain = quote == "none"
     more = ["5\"", "'"] if plain else ['"', '""', "'", delimiter, "\n", "\r\n", "\\" if escape else ""]
     names, rows = draw_rows(draw, more + ([delimiter, "\\"] if plain and escape else []))
+    if plain and len(names) == 1:  # an empty value alone would be an empty line, which is no row
+        rows = [[value or "x"] for (value,) in rows]
     header = draw.random() < 0.9
     written = io.StringIO()
     csv.writer(written, **dialect).writerows([names, *rows] if header else rows)
