@@ -141,6 +141,14 @@ class TestParquet:
 
         return write
 
+    def test_names_that_begin_alike(self, tmp_path, write):
+        meta = [{"text": "inner", "n": 1}]
+        write("a.parquet", meta=meta, **{"a.b": ["other"], "a": ["A"], "meta.text": ["dotted"]})
+        write("b.parquet", **{"meta.text": ["dotted"], "a": ["A"], "a.b": ["other"]}, meta=meta)
+        assert read_all(Parquet((str(tmp_path),), "meta.text")) == ["dotted"] * 2
+        assert read_all(Parquet((str(tmp_path),), "a")) == ["A"] * 2
+        assert "column 'meta' holds struct" in read_all(Parquet((str(tmp_path),), "meta"))[0]
+
     def test_row_groups_are_units(self, tmp_path, write, monkeypatch):
         monkeypatch.setattr("t5x_like.input_pipeline.sources.files.UNIT_BYTES", 2000)
         texts = [f"document {number} é" for number in range(1050)]

@@ -77,6 +77,12 @@ def test_text_that_is_not_utf8_is_named(tmp_path):
         list(JsonLines((str(tmp_path / "latin.jsonl"),)).texts())
 
 
+def test_numbers_of_any_length_in_other_fields(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "A", "id": %s}\n{"text": 7}\n' % ("9" * 5000))
+    good, bad = JsonLines((str(tmp_path),)).items()
+    assert good == "A" and "field 'text' holds a int" in str(bad)
+
+
 @pytest.mark.parametrize("name, content, told", [
     ("a.txt", gzip.compress(b"hello\n" * 9), "compressed by gzip"),
     ("a.jsonl", bz2.compress(b"{}"), "compressed by bzip2"),

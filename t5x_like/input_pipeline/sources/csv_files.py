@@ -92,7 +92,7 @@ class Csv(FileSource):
                     if len(row) == width:
                         text = row[column].replace("\r\n", "\n")
                         yield text if is_whole(text) else not_utf8_file(unit.file, f"line {row_begins}")
-                    elif any(map(str.strip, row)):  # an empty line is no row
+                    elif "".join(row).strip() or len(row) > 1:  # a line of white space is no row
                         yield _wrong_width(f"{unit.file}, line {row_begins}", len(row), width, dialect)
                     row_begins = rows.line_num + 1
         except BrokenFile as error:
