@@ -54,7 +54,7 @@ def inspect_data(run: Run, options: argparse.Namespace) -> int:
         ])  # fmt: skip
     for name, cache in data.caches.items():
         for line in cache.left_out():
-            console.line(f"documents left out when {name} was prepared: {line}")
+            console.line(f"left out when {name} was prepared: {line}")
     for row, (name, objective) in enumerate(sources[: options.rows]):
         console.row(f"row {row} · {name} · {objective}", row_summary(batch, row), show_row(batch, row, data.tokenizer))
     console.legend()

@@ -62,7 +62,7 @@ def test_it_says_where_rows_come_from(kind, capsys):
         rows = sum(name == source for source, _ in sources)
         assert cells[name] == [str(rows), f"{rows / 8:.1%}", f"{seen[name].tokens:,}", f"{seen[name].epochs:.3f}"]
     assert int(cells["other"][0]) >= 4
-    assert "documents left out when other was prepared: 1 empty\n" in out
+    assert "left out when other was prepared: 1 empty\n" in out
     assert "when tiny was prepared" not in out
 
 

@@ -69,7 +69,8 @@ def write_zipped_lines(path: Path) -> None:
 
 def write_table(path: Path) -> None:
     with path.open("w", newline="") as file:
-        writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        tsv = path.suffix.lower() == ".tsv"
+        writer = csv.writer(file, delimiter="\t" if tsv else ",", quoting=csv.QUOTE_ALL if tsv else csv.QUOTE_MINIMAL)
         writer.writerows([["number", "body"], *enumerate(texts())])
 
 

@@ -316,6 +316,19 @@ def test_a_cache_of_an_older_format_is_made_anew(tmp_path, text_folder, monkeypa
     assert new.path != old.path and new.manifest["format"] == 2
 
 
+def test_files_that_are_left_out_are_told(tmp_path):
+    text_folder = tmp_path / "texts"
+    text_folder.mkdir()
+    (text_folder / "notes.md").write_text("not read")
+    (text_folder / "x-00000-of-00002.txt").write_text("half of it")
+    seen = []
+    made = prepare(byte_corpus(text_folder), Bytes(), str(tmp_path / "cache"), seen.append)
+    shards, others, *_ = made.left_out()
+    assert shards == f"1 of 2 shards {text_folder}/x-*-of-00002.txt, which are not there: 1"
+    assert others.startswith("1 files of other names than *.txt") and others.endswith(f"{text_folder}/notes.md")
+    assert shards in seen[0].note and others in seen[0].note
+
+
 def test_what_a_kill_after_the_last_rename_leaves_is_removed(tmp_path, text_folder):
     made = prepare(byte_corpus(text_folder), Bytes(), str(tmp_path))
     work = made.path.with_name(f".{made.path.name}.work")

@@ -1,7 +1,9 @@
 """Files are found, unpacked and told apart, on disk and through fsspec."""
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import sys
 
@@ -93,19 +95,79 @@ def test_links(tmp_path):
     def found(path):
         return [file.address.removeprefix(f"{tmp_path}/data/") for file in list_files((str(path),), ("*.txt",))]
 
-    assert found(tmp_path / "data") == ["b.txt", "real/a.txt"]
-    assert found(tmp_path / "data/**/*.txt") == ["b.txt", "folder/a.txt", "real/a.txt"]
+    assert found(tmp_path / "data") == found(tmp_path / "data/**/*.txt") == ["b.txt"], "one file, whatever its names"
+    (tmp_path / "c.txt").write_text("y")
+    (tmp_path / "data/c.txt").symlink_to(tmp_path / "c.txt")
+    (tmp_path / "data/else").symlink_to(tmp_path / "else")
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else/d.txt").write_text("z")
+    assert found(tmp_path / "data") == ["b.txt", "c.txt"]
+    assert found(tmp_path / "data/**/*.txt") == ["b.txt", "c.txt", "else/d.txt"]
     (tmp_path / "data/lost.txt").symlink_to("nowhere")
     for path in ("data", "data/*"):
         with pytest.raises(UserError, match="lost.txt: cannot be read: No such file"):
             found(tmp_path / path)
 
 
+@pytest.mark.parametrize("paths", [
+    ("{0}/t/a.txt", "a.txt"), ("{0}/t/a.txt", "{0}/t/../t/a.txt"), ("{0}/t", "*.txt"), ("{0}/t", "{0}/link"),
+    ("{0}/t/a.txt", "../hard.txt"), ("a.txt", "./a.txt"),
+])  # fmt: skip
+def test_a_file_under_two_names_counts_once(tmp_path, monkeypatch, paths):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/a.txt").write_text("A\n")
+    (tmp_path / "link").symlink_to("t")
+    (tmp_path / "hard.txt").hardlink_to(tmp_path / "t/a.txt")
+    monkeypatch.chdir(tmp_path / "t")
+    assert list(TextFiles(tuple(path.format(tmp_path) for path in paths), "line").texts()) == ["A"]
+
+
+def test_other_names_of_the_same_formats_are_read_and_what_is_left_out_is_named(tmp_path, memory):
+    texts = {
+        "a.txt": b"A\n", "B.TXT": b"B\n", "c.txt.bz2": bz2.compress(b"C\n"), "d.Txt.XZ": lzma.compress(b"D\n"),
+        "e.md": b"E\n", "f.pdf": b"F", ".hidden": b"G", "skip/g.doc": b"H",
+    }  # fmt: skip
+    line = b'{"text": "X"}\n'
+    objects = {
+        "a.jsonl": line, "b.ndjson": line, "c.json.gz": gzip.compress(line), "D.JSONL": line,
+        "c4-train.00000-of-00002.json": line, "c4-train.00001-of-00002.json": line, "config.json": b"{}",
+    }  # fmt: skip
+    for folder, files in (("t", texts), ("j", objects)):
+        for name, content in files.items():
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_bytes(content)
+            memory.pipe_file(f"/{folder}/{name}", content)
+    for place in (str(tmp_path), "memory:/"):
+        source = TextFiles((f"{place}/t",), "line", exclude=("skip",))
+        assert sorted(source.texts()) == ["A", "B", "C", "D"]
+        (line,) = source.left_out()
+        assert line.startswith("2 files of other names than *.txt, ") and "t/e.md, " in line and "t/f.pdf" in line
+        source = JsonLines((f"{place}/j",))
+        assert list(source.texts()) == ["X"] * 6
+        (line,) = source.left_out()
+        assert line.startswith("1 files of other names") and line.endswith("/j/config.json")
+        assert not TextFiles((f"{place}/t/*.[tT]*",)).left_out(), "a glob is a choice"
+
+
+def test_a_missing_shard_is_noticed(tmp_path):
+    names = ["a-00000-of-00004.jsonl", "a-00003-of-00004.jsonl", "b-00001-of-00002.jsonl", "b-00002-of-00002.jsonl"]
+    names += [f"train-{number:05}-of-00003-{number:016x}.jsonl" for number in (0, 1)]
+    for name in names:
+        (tmp_path / name).write_text('{"text": "X"}\n')
+    assert JsonLines((str(tmp_path),)).left_out() == [
+        f"2 of 4 shards {tmp_path}/a-*-of-00004.jsonl, which are not there: 1, 2",
+        f"1 of 3 shards {tmp_path}/train-*-of-00003.jsonl, which are not there: 2",
+    ]
+
+
 def zstandard_of(data: bytes) -> bytes:
     return pytest.importorskip("zstandard").ZstdCompressor(write_checksum=True).compress(data)  # as the program zstd
 
 
-@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".zst", zstandard_of)])
+@pytest.mark.parametrize(
+    ("suffix", "pack"),
+    [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", zstandard_of)],
+)
 class TestCompressed:
     def test_files_of_several_frames(self, tmp_path, suffix, pack):
         half = len(LINES) // 2

@@ -73,6 +73,22 @@ def test_a_file_that_was_cut(folder):
     assert isinstance(error, UserError) and "broken Arrow data" in str(error)
 
 
+def test_no_rows(tmp_path):
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"]})
+    empty = {
+        "select": rows.select([]), "dict": datasets.Dataset.from_dict({"text": []}, features=rows.features),
+        "filter": rows.filter(lambda row: False),
+    }  # fmt: skip
+    for name, each in empty.items():
+        each.save_to_disk(str(tmp_path / name))
+        with pytest.raises(UserError, match=f"no documents in .*{name}"):
+            list(HuggingFaceDataset(str(tmp_path / name)).texts())
+    datasets.DatasetDict({"train": rows, "test": empty["select"]}).save_to_disk(str(tmp_path / "splits"))
+    assert list(HuggingFaceDataset(str(tmp_path / "splits"), "train").texts()) == ["a", "b"]
+    with pytest.raises(UserError, match="no documents in .*, split test"):
+        list(HuggingFaceDataset(str(tmp_path / "splits"), "test").texts())
+
+
 def test_datasets_is_optional(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 't5x-like\[datasets\]'"):

@@ -40,6 +40,52 @@ class TestCsv:
         file.write_bytes(written.getvalue().encode())
         assert read_all(Csv((str(file),))) == [text for _, text in rows]
 
+    @pytest.mark.parametrize("name, content", [
+        ("a.csv", b'"text","label"\r\n"one","1"\r\n'), ("b.csv", b'"text"\n"one"\n'),
+        ("c.csv", b'"id, old","text"\n1,one\n'), ("d.csv", b'"id\nold","text"\n1,one\n'),
+        ("e.tsv", b'"text"\t"n"\n"one"\t1\n'), ("f.csv", b"text,label\none,1\n"),
+    ])  # fmt: skip
+    def test_a_byte_order_mark_hides_no_column(self, tmp_path, name, content):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content)
+        assert read_all(Csv((str(tmp_path / name),))) == ["one"]
+
+    @pytest.mark.parametrize("rows", [
+        ['"Hello he said', "foo bar", 'Bye"', "last"], ['"Hello" he said', "foo"], ['5" pipe', 'a "b" c'], ['""', '"'],
+    ])  # fmt: skip
+    def test_quotation_marks_in_tab_separated_text_are_letters(self, tmp_path, rows):
+        text = "text\tlabel\n" + "".join(f"{row}\t{number}\n" for number, row in enumerate(rows))
+        (tmp_path / "a.TSV").write_text(text)
+        (tmp_path / "b.csv").write_text(text)
+        assert read_all(Csv((str(tmp_path / "a.TSV"),))) == rows
+        assert read_all(Csv((str(tmp_path / "b.csv"),), delimiter="\t", quote="none")) == rows
+        (tmp_path / "a.TSV").write_text('text\tid\n"one\ntwo"\t1\n')
+        (first, *_) = Csv((str(tmp_path / "a.TSV"),)).items()
+        assert "line 2: 1 columns" in str(first) and "quote='\"'" in str(first), "how it is read is said"
+        assert read_all(Csv((str(tmp_path / "a.TSV"),), quote='"')) == ["one\ntwo"]
+
+    @pytest.mark.parametrize("content, dialect, expected", [
+        (b'text,id\n"say \\"no\\", she said",1\n', {"escape": "\\", "doubled_quotes": False}, 'say "no", she said'),
+        (b"text,id\na\\, b,1\n", {"escape": "\\", "quote": "none"}, "a, b"),
+        (b'id, text\n1, "a, b"\n', {"skip_initial_space": True}, "a, b"),
+        (b"id;text\n1;'a; ''b'' c'\n", {"delimiter": ";", "quote": "'"}, "a; 'b' c"),
+        (b'1,"a ""b"""\n', {"header": False, "field": "1"}, 'a "b"'),
+        (b"id|text\n1|'a | b'\n2|'c | d'\n", {"sniff": True}, "a | b"),
+        (b"id;text\n1;a, b\n2;c, d\n", {"sniff": True}, "a, b"),
+    ])  # fmt: skip
+    def test_dialects(self, tmp_path, content, dialect, expected):
+        (tmp_path / "a.csv").write_bytes(content)
+        assert read_all(Csv((str(tmp_path),), **dialect))[0] == expected
+
+    def test_dialects_that_cannot_be(self, tmp_path):
+        for wrong in ({"delimiter": "ab"}, {"quote": "\n"}, {"escape": ","  , "delimiter": ","}, {"header": False}):
+            with pytest.raises(UserError, match="data.corpus.source"):
+                Csv(("a.csv",), **wrong)
+        (tmp_path / "a.csv").write_text("text,id,text\na,1,b\n")
+        assert read_all(Csv((str(tmp_path),))) == [f"{tmp_path}/a.csv, line 1: 2 columns are named 'text'"]
+        assert read_all(Csv((str(tmp_path),), "id")) == ["1"]
+        (tmp_path / "a.csv").write_text("text\n")
+        assert read_all(Csv((str(tmp_path),), sniff=True))[0].endswith("its dialect cannot be guessed")
+
     def test_only_bad_rows_are_lost(self, tmp_path):
         file = tmp_path / "a.csv"
         file.write_bytes(b'id,text\n1,"a\nb"\n2,caf\xe9\n3\n4,a,b\n5,good\n')
@@ -94,6 +140,14 @@ class TestParquet:
             return tmp_path / name
 
         return write
+
+    def test_names_that_begin_alike(self, tmp_path, write):
+        meta = [{"text": "inner", "n": 1}]
+        write("a.parquet", meta=meta, **{"a.b": ["other"], "a": ["A"], "meta.text": ["dotted"]})
+        write("b.parquet", **{"meta.text": ["dotted"], "a": ["A"], "a.b": ["other"]}, meta=meta)
+        assert read_all(Parquet((str(tmp_path),), "meta.text")) == ["dotted"] * 2
+        assert read_all(Parquet((str(tmp_path),), "a")) == ["A"] * 2
+        assert "column 'meta' holds struct" in read_all(Parquet((str(tmp_path),), "meta"))[0]
 
     def test_row_groups_are_units(self, tmp_path, write, monkeypatch):
         monkeypatch.setattr("t5x_like.input_pipeline.sources.files.UNIT_BYTES", 2000)

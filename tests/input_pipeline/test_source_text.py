@@ -35,7 +35,7 @@ def expected_lines(content: bytes, name: str) -> list[str]:
         try:
             decoded = line.decode()
         except UnicodeDecodeError:
-            found.append(str(text.not_utf8(name, f"line {number}")))
+            found.append(str(text.not_utf8_file(name, f"line {number}")))
         else:
             decoded = decoded.removesuffix("\r") if number <= content.count(b"\n") else decoded
             found += [decoded] if decoded.strip() else []

@@ -3,9 +3,11 @@
 Formats have files of their own: test_source_*.py.
 """
 
+import bz2
 import gzip
 import importlib.util
 import json
+import lzma
 import os
 import sys
 
@@ -14,6 +16,7 @@ import pytest
 from t5x_like.core.config import from_json, to_json
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import (
+    Csv,
     HuggingFaceDataset,
     JsonLines,
     PackageText,
@@ -72,6 +75,29 @@ def test_text_that_is_not_utf8_is_named(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes('{"text": "ok"}\n{"text": "café"}\n'.encode("latin-1"))
     with pytest.raises(UserError, match=r"latin.jsonl: not UTF-8 at line 2"):
         list(JsonLines((str(tmp_path / "latin.jsonl"),)).texts())
+
+
+def test_numbers_of_any_length_in_other_fields(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "A", "id": %s}\n{"text": 7}\n' % ("9" * 5000))
+    good, bad = JsonLines((str(tmp_path),)).items()
+    assert good == "A" and "field 'text' holds a int" in str(bad)
+
+
+@pytest.mark.parametrize("name, content, told", [
+    ("a.txt", gzip.compress(b"hello\n" * 9), "compressed by gzip"),
+    ("a.jsonl", bz2.compress(b"{}"), "compressed by bzip2"),
+    ("a.csv", lzma.compress(b"a"), "compressed by xz"), ("a.txt", "hello\n".encode("utf-16"), "iconv -f UTF-16 -t"),
+    ("a.jsonl", '{"text":"hello"}\n'.encode("utf-16"), "iconv -f UTF-16"),
+    ("a.csv", "text\nh\n".encode("utf-16"), "UTF-16"),
+    ("a.jsonl.gz", gzip.compress('{"text":"é"}\n'.encode("utf-16-be").join([b"\xfe\xff", b""])), "iconv -f UTF-16"),
+    ("a.txt", "é".encode("latin1"), "iconv -f ENCODING"), ("a.csv", "text\né".encode("latin1"), "iconv -f ENCODING"),
+])  # fmt: skip
+def test_the_hint_for_what_is_not_utf8_does_no_harm(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    kind = {".txt": TextFiles, ".jsonl": JsonLines, ".csv": Csv}["." + name.split(".")[1]]
+    with pytest.raises(UserError, match=told) as error:
+        list(kind((str(tmp_path / name),)).texts())
+    assert "LATIN1" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,8 @@ def prepare_by(
     name = path.name
     work = path.with_name(f".{name}.work")
     if not (path / "manifest.json").is_file():
-        tally = Tally(corpus.name, progress, _note_unfinished(work, corpus.name))
+        notes = [f"left out: {line}" for line in corpus.source.left_out()]
+        tally = Tally(corpus.name, progress, "; ".join([*notes, *_note_unfinished(work, corpus.name)]))
         with held_lock(path.with_name(f"{name}.lock"), lambda: tally.say("waiting")) as alone:
             if not (path / "manifest.json").is_file():
                 if path.exists():  # a folder appears whole, by a rename: it was changed since
@@ -251,7 +252,7 @@ class _Build:
             "format": FORMAT_VERSION, **{name: getattr(corpus, name) for name in as_given},
             "source": repr(corpus.source), "filters": to_plain(corpus.filters),
             "tokenizer": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size, "dtype": dtype,
-            "counts": {**counted, "duplicates": copies},
+            "counts": {"files": corpus.source.left_out(), **counted, "duplicates": copies},
         }  # fmt: skip
 
     def _split_only(self, wanted: bytes) -> tuple[str, ...]:
@@ -267,14 +268,14 @@ def _other_documents(work: Work, number: int) -> SourceChanged:
     return SourceChanged("data.corpus.source", got, allowed, "sort what it reads; run again: preparing begins anew")
 
 
-def _note_unfinished(work: Path, name: str) -> str:
+def _note_unfinished(work: Path, name: str) -> list[str]:
     """Says which other states of a corpus have work folders: they are resumed only if that state comes back."""
     pattern = re.compile(rf"\.{re.escape(name)}-[0-9a-f]{{16}}\.work")
     others = sorted(path for path in work.parent.glob(".*.work") if pattern.fullmatch(path.name) and path != work)
     if not others:
-        return ""
+        return []
     of = "another state of it was" if len(others) == 1 else f"{len(others)} other states of it were"
-    return f"{of} begun and not finished; to make room remove {', '.join(map(str, others))}"
+    return [f"{of} begun and not finished; to make room remove {', '.join(map(str, others))}"]
 
 
 def _cut_documents(items: Iterable[str | UserError]) -> Iterator[Iterator[str | UserError]]:

@@ -108,9 +108,10 @@ class TokenCache:
         return UserError("data.corpus.heldout", got, "two documents or more, or 0", "data.corpus.heldout=0")
 
     def left_out(self) -> list[str]:
-        """Documents of the corpus left out of the cache, a line for each reason; empty if none are."""
+        """Files and documents left out of the cache, a line for each reason; empty if none are."""
         counts = self.manifest["counts"]
-        lines = [f"{counts['empty']:,} empty"] if counts["empty"] else []
+        lines = list(counts.get("files", ()))
+        lines += [f"{counts['empty']:,} empty"] if counts["empty"] else []
         lines += [f"{count:,} dropped by {rule}" for rule, count in counts["dropped"].items()]
         lines += [f"{counts['duplicates']:,} copies of an earlier document"] if counts["duplicates"] else []
         for kind, bad in counts["bad"].items():

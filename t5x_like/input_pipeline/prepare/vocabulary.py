@@ -17,6 +17,7 @@ from t5x_like.input_pipeline.config import Corpus, Mixture, SentencePiece, Token
 from t5x_like.input_pipeline.disk import held_lock
 from t5x_like.input_pipeline.sources.arrow import Parquet
 from t5x_like.input_pipeline.sources.csv_files import Csv
+from t5x_like.input_pipeline.sources.files import COMPRESSIONS
 from t5x_like.input_pipeline.sources.json_lines import JsonLines
 from t5x_like.input_pipeline.sources.source import FileSource
 from t5x_like.input_pipeline.sources.splits import documents_of_split
@@ -89,7 +90,9 @@ def source_by_suffix(paths: Sequence[str], field: str = "text") -> FileSource:
     Raises:
       UserError: files of several kinds.
     """
-    with_fields = {".jsonl": JsonLines, ".csv": Csv, ".tsv": Csv, ".parquet": Parquet}
+    with_fields = {
+        ".jsonl": JsonLines, ".ndjson": JsonLines, ".json": JsonLines, ".csv": Csv, ".tsv": Csv, ".parquet": Parquet,
+    }  # fmt: skip
     kinds = {with_fields.get(_suffix(path)) for path in paths}
     if len(kinds) > 1:
         raise UserError("FILE", "files of several kinds", "text, or one of .jsonl, .csv (or .tsv) and .parquet")
@@ -99,7 +102,7 @@ def source_by_suffix(paths: Sequence[str], field: str = "text") -> FileSource:
 
 def _suffix(path: str) -> str:
     suffixes = [suffix.lower() for suffix in Path(path).suffixes]
-    return next((suffix for suffix in reversed(suffixes) if suffix not in (".gz", ".zst")), "")
+    return next((suffix for suffix in reversed(suffixes) if suffix not in COMPRESSIONS), "")
 
 
 def _train(corpus: Corpus | Mixture, config: SentencePiece, path: Path, progress: Say) -> None:

@@ -64,7 +64,9 @@ class Parquet(FileSource):
             batches = parquet.iter_batches(BATCH_ROWS, groups, columns=[self.field], use_threads=False)
             try:
                 for batch in batches:
-                    yield from column_texts(batch.column(0), unit.file, row)
+                    # Not the only column where a field of a struct, or a name with a full stop, begins likewise.
+                    column = batch.column(batch.schema.get_field_index(self.field))
+                    yield from column_texts(column, unit.file, row)
                     row += len(batch)
             except (OSError, ValueError) as error:
                 raise _broken(unit.file, error, f"after row {row}") from None

@@ -1,11 +1,12 @@
 """Files of a source, local or remote: found, opened, unpacked, told apart by a digest; and the units they are cut into.
 
-Knows paths, addresses of fsspec, gzip and Zstandard; must not know what is inside a file. A file that is broken is
+Knows paths, addresses of fsspec and compressions; must not know what is inside a file. A file that is broken is
 ``BrokenFile``, for the reader to turn into a message about its record; one that cannot be reached is a ``UserError``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import glob
 import hashlib
@@ -16,13 +17,13 @@ import re
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.sources import remote
-from t5x_like.input_pipeline.sources.messages import cannot_be_read, local_path, missing_package
+from t5x_like.input_pipeline.sources.messages import cannot_be_read, local_path, missing_package, not_utf8
 from t5x_like.input_pipeline.sources.remote import is_remote, own_part
 
 # Up to this many bytes a corpus is identified by its content, above it by sizes and times of change: reading 256 MB
@@ -33,7 +34,13 @@ CONTENT_DIGEST_BYTES = 256 * 2**20
 # processes that share a corpus end at about the same time.
 UNIT_BYTES = 16 * 2**20
 
+# Ends of names, in small letters, of files that are unpacked.
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+
 _CHUNK_BYTES = 2**18
+# A file that is one of several: what is before its number, the number, how many there are, what is behind.
+_SHARD = re.compile(r"(.*?)(\d{2,6})-of-(\d{2,6})(.*)", re.DOTALL)
+_SHARD_HASH = re.compile(r"-[0-9a-f]{16}(?=\.)")  # which the Hugging Face Hub put behind it once
 
 
 class BrokenFile(Exception):
@@ -65,19 +72,23 @@ class File:
       address: local path or fsspec address.
       size: bytes on disk, compressed or not.
       stamp: mark of the file system that changes with the content: a time of change, an ETag.
+      key: device and number, the same for all names of a local file; empty where there is none.
     """
 
     address: str
     size: int
     stamp: str
+    key: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def name(self) -> str:
         return own_part(self.address).rpartition("/")[2]
 
 
-def list_files(paths: Iterable[str], patterns: tuple[str, ...], exclude: tuple[str, ...] = ()) -> list[File]:
-    """Every file at ``paths``, once, in the order of their paths, folder by folder.
+def list_files(
+    paths: Iterable[str], patterns: tuple[str, ...], exclude: tuple[str, ...] = (), left_out: list[str] | None = None
+) -> list[File]:
+    """Every file at ``paths``, once under the first of its names, in the order of their paths, folder by folder.
 
     Names that begin with a dot are passed over below a folder or glob, unless the glob itself has the dot. Linked files
     are read like others. Linked folders are not: a walk through a folder passes over them; but a local glob goes where
@@ -85,31 +96,57 @@ def list_files(paths: Iterable[str], patterns: tuple[str, ...], exclude: tuple[s
 
     Args:
       paths: files, folders or glob patterns; local, or addresses of fsspec.
-      patterns: name patterns of files that are read from folders, such as ``*.txt``.
+      patterns: name patterns of files that are read from folders, such as ``*.txt``; capitals count as small letters.
       exclude: names of folders and files that are skipped below a folder or glob.
+      left_out: list to which what lies in a folder under another name, and linked folders, are added.
 
     Raises:
       UserError: a path that does not exist or matches nothing, a link that leads nowhere, a remote one for which a
         package is missing, or whose file system does not tell when a file has changed.
     """
-    found: dict[str, File] = {}
+    found: dict[str | tuple[int, ...], File] = {}
+    left_out = [] if left_out is None else left_out
     for given in paths:
         if is_remote(given):
-            files = [File(*each) for each in remote.list_remote(given, _any_of(patterns), set(exclude))]
+            listed = remote.list_remote(given, _any_of(patterns), set(exclude), left_out)
+            files = [File(*each) for each in listed]
         else:
-            files = _local_files(Path(local_path(given)), patterns, set(exclude))
+            files = _local_files(Path(local_path(given)), patterns, set(exclude), left_out)
         if not files:
             wanted = f"a file, a folder with {' or '.join(patterns)}, or a glob; relative to {Path.cwd()}"
             raise UserError("data.corpus.source.paths", f"nothing at {given!r}", wanted)
-        found.update((file.address, file) for file in files)
-    return sorted(found.values(), key=lambda file: file.address.split("/"))
+        for file in files:
+            key = file.key or file.address
+            found[key] = min(file, found.get(key, file), key=_path_order)
+    return sorted(found.values(), key=_path_order)
+
+
+def _path_order(file: File) -> list[str]:
+    return file.address.split("/")
+
+
+def missing_shards(files: Iterable[File]) -> list[str]:
+    """Which files are not there of those whose names count them (``a-00001-of-00004.jsonl``), in words."""
+    groups: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        if match := _SHARD.fullmatch(file.name):
+            before, number, count, after = match.groups()
+            folder, pattern = file.address.removesuffix(file.name), f"{before}*-of-{count}{_SHARD_HASH.sub('', after)}"
+            groups.setdefault((folder + pattern, int(count)), set()).add(int(number))
+    lines = []
+    for (pattern, count), numbers in groups.items():
+        first = 1 if count in numbers else 0  # some count from 1
+        if missing := sorted(set(range(first, first + count)) - numbers):
+            shown = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
+            lines.append(f"{len(missing):,} of {count:,} shards {pattern}, which are not there: {shown}")
+    return lines
 
 
 def folder_files(folder: str) -> list[File]:
     """The files that lie directly in ``folder``, by name, hidden ones left out; none if there is no such folder."""
     if is_remote(folder):
         base = remote.remote_path(folder).rstrip("/")
-        files = sorted(File(*found) for found in remote.list_remote(folder, re.compile(".*"), set()))
+        files = sorted(File(*found) for found in remote.list_remote(folder, re.compile(".*"), set(), []))
         return [file for file in files if remote.remote_path(file.address).rpartition("/")[0] == base]
     if not os.path.isdir(folder):
         return []
@@ -118,14 +155,19 @@ def folder_files(folder: str) -> list[File]:
 
 
 def format_suffix(address: str) -> str:
-    """The end of a name that tells the format: ``.csv`` of ``folder/a.csv.gz``."""
-    name = Path(own_part(address).rpartition("/")[2])
-    return Path(name.stem).suffix if is_compressed(address) else name.suffix
+    """The end of a name that tells the format, in small letters: ``.csv`` of ``folder/A.CSV.gz``."""
+    name = Path(own_part(address).rpartition("/")[2].lower())
+    return Path(name.stem).suffix if name.suffix in COMPRESSIONS else name.suffix
 
 
 def is_compressed(address: str) -> bool:
     """Whether ``open_file`` unpacks the file at ``address``."""
-    return own_part(address).endswith((".gz", ".zst"))
+    return own_part(address).lower().endswith(COMPRESSIONS)
+
+
+def packed_too(*patterns: str) -> tuple[str, ...]:
+    """The patterns, and those of the same files compressed."""
+    return tuple(pattern + end for pattern in patterns for end in ("", *COMPRESSIONS))
 
 
 def is_large(size: int) -> bool:
@@ -164,19 +206,35 @@ def open_plain(address: str) -> BinaryIO:
 
 
 def open_file(address: str) -> BinaryIO:
-    """The bytes of a file, unpacked if its name ends in ``.gz`` or ``.zst``.
+    """The bytes of a file, unpacked if its name ends in one of ``COMPRESSIONS``.
 
     Raises:
       UserError: it cannot be opened, or the package for its compression is missing.
       BrokenFile: while it is read: the compressed data is broken. What was unpacked up to there has been given.
     """
     plain = open_plain(address)
-    name = own_part(address)
+    name = own_part(address).lower()
     if name.endswith(".gz"):
         return unpack_gzip(plain)
+    if name.endswith(".bz2"):
+        import bz2
+
+        return _unpack(plain, "bzip2", bz2.BZ2Decompressor)
+    if name.endswith(".xz"):
+        import lzma
+
+        return _unpack(plain, "xz", lzma.LZMADecompressor)
     if name.endswith(".zst"):
         return _unpack(plain, "Zstandard", _zstandard_decoder(plain, address))
     return plain
+
+
+def not_utf8_file(address: str, place: str) -> UserError:
+    """Text that is not UTF-8 in a file of text; what the file's first bytes say it is instead."""
+    head = b""
+    with contextlib.suppress(BrokenFile, UserError, OSError), open_file(address) as file:
+        head = file.read(8)
+    return not_utf8(address, place, head)
 
 
 def unpack_gzip(plain: BinaryIO) -> BinaryIO:
@@ -212,15 +270,16 @@ def _content_digest(file: File) -> bytes:
 
 
 def _local_file(path: str, status: os.stat_result) -> File:
-    return File(path, status.st_size, str(status.st_mtime_ns))
+    key = (status.st_dev, status.st_ino) if status.st_ino else ()
+    return File(path, status.st_size, str(status.st_mtime_ns), key)
 
 
-def _local_files(path: Path, patterns: tuple[str, ...], excluded: set[str]) -> list[File]:
+def _local_files(path: Path, patterns: tuple[str, ...], excluded: set[str], left_out: list[str]) -> list[File]:
     try:
         if path.is_file():
             return [_local_file(str(path), path.stat())]  # named by the user: whatever it is called
         if path.is_dir():
-            return list(_walk(str(path), _any_of(patterns), excluded))
+            return list(_walk(str(path), _any_of(patterns), excluded, left_out))
         # A name above the first wildcard is the user's choice here: only what lies below it can be excluded.
         base = len(Path(remote.above_wildcards(str(path))).parts)
         found = []
@@ -234,7 +293,7 @@ def _local_files(path: Path, patterns: tuple[str, ...], excluded: set[str]) -> l
         raise cannot_be_read(error.filename or str(path), error) from None
 
 
-def _walk(folder: str, wanted: re.Pattern[str], excluded: set[str]) -> Iterator[File]:
+def _walk(folder: str, wanted: re.Pattern[str], excluded: set[str], left_out: list[str]) -> Iterator[File]:
     """Files below ``folder``, as ``list_files`` says. One system call a file: there may be a million."""
     folders = [folder]
     while folders:
@@ -249,10 +308,14 @@ def _walk(folder: str, wanted: re.Pattern[str], excluded: set[str]) -> Iterator[
                     status = entry.stat()  # fails for a link that leads nowhere
                     if stat.S_ISREG(status.st_mode):
                         yield _local_file(entry.path, status)
+                    else:
+                        left_out.append(entry.path)
+                else:
+                    left_out.append(entry.path)
 
 
 def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(map(fnmatch.translate, patterns)))
+    return re.compile("|".join(map(fnmatch.translate, patterns)), re.IGNORECASE)
 
 
 class _Unpacked(io.RawIOBase):

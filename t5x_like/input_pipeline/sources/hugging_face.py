@@ -5,13 +5,14 @@ Knows that package's way of opening a folder; what a column holds is read as of 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from t5x_like.core.errors import UserError, nearest
 from t5x_like.input_pipeline.sources.arrow import BATCH_ROWS, check_column, column_texts
-from t5x_like.input_pipeline.sources.files import File, Unit, cut, folder_files, list_files
+from t5x_like.input_pipeline.sources.files import File, Unit, cut, folder_files, list_files, open_plain
 from t5x_like.input_pipeline.sources.messages import Unreadable, broken_file, cannot_be_read, missing_package
 from t5x_like.input_pipeline.sources.source import FolderSource
 
@@ -51,35 +52,54 @@ class HuggingFaceDataset(FolderSource):
             rows = self._open()
         except Unreadable:
             return [Unit(self.folder)]  # ``read`` says what is wrong
+        if rows is None:
+            return [Unit(self.folder, 0, 0)]
         check_column(rows.data.schema, self.field, f"{_WHERE}.field")
         within = f"/{self.split}/" if self.split else "/"
         return cut(self.folder, len(rows), sum(file.size for file in files if within in file.address))
 
     def read(self, unit: Unit) -> Iterator[str | UserError]:
         """The texts of a range of rows."""
-        rows = self._open().select_columns([self.field]).with_format("arrow")
+        rows = self._open()
+        if rows is None:
+            return
+        rows = rows.select_columns([self.field]).with_format("arrow")
         for start in range(unit.start, unit.stop, BATCH_ROWS):
             batch = rows[start : min(start + BATCH_ROWS, unit.stop)]
             yield from column_texts(batch.column(0), unit.file, start)
 
     def _open(self) -> Any:
+        """The rows; None if there are 0 of them, which the package itself cannot open."""
         try:
             import datasets
         except ImportError as error:
             raise missing_package("a data set of Hugging Face", error, "datasets") from None
+        folder = self._split_folder()
         try:
-            opened: Any = datasets.load_from_disk(self.folder)
-        except (OSError, ValueError) as error:  # of pyarrow, without the system's number for an error
+            if not self._described(f"{folder}/state.json")["_data_files"]:
+                return None
+            return datasets.load_from_disk(folder)
+        except (OSError, ValueError, KeyError) as error:  # of pyarrow, without the system's number for an error
             if getattr(error, "errno", None) is not None:
-                raise cannot_be_read(self.folder, error) from None
-            raise broken_file(self.folder, f"broken Arrow data: {str(error).strip()}", "from row 1 on") from None
-        if isinstance(opened, datasets.DatasetDict):
-            splits = list(map(str, opened))
-            name = self.split or (splits[0] if len(splits) == 1 else "")
-            if name not in splits:
-                got = f"no split {name!r}" if name else "no split is named, and there are several"
-                raise UserError(f"{_WHERE}.split", got, ", ".join(splits), nearest(name, splits))
-            return opened[name]
-        if self.split:
-            raise UserError(f"{_WHERE}.split", f"{self.split!r}, of a data set without splits", "an empty text")
-        return opened
+                raise cannot_be_read(folder, error) from None
+            raise broken_file(folder, f"broken Arrow data: {str(error).strip()}", "from row 1 on") from None
+
+    def _split_folder(self) -> str:
+        """The folder of the split; one that is not asked for may be empty, or damaged."""
+        if "dataset_dict.json" not in {file.name for file in folder_files(self.folder)}:
+            if self.split:
+                raise UserError(f"{_WHERE}.split", f"{self.split!r}, of a data set without splits", "an empty text")
+            return self.folder
+        splits = list(map(str, self._described(f"{self.folder}/dataset_dict.json")["splits"]))
+        name = self.split or (splits[0] if len(splits) == 1 else "")
+        if name not in splits:
+            got = f"no split {name!r}" if name else "no split is named, and there are several"
+            raise UserError(f"{_WHERE}.split", got, ", ".join(splits), nearest(name, splits))
+        return f"{self.folder}/{name}"
+
+    def _described(self, file: str) -> dict[str, Any]:
+        with open_plain(file) as stream:
+            try:
+                return json.load(stream)
+            except ValueError as error:
+                raise broken_file(file, f"broken JSON: {error}", "from its beginning") from None

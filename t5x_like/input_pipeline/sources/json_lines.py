@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.sources.files import Unit, line_units
+from t5x_like.input_pipeline.sources.files import Unit, line_units, packed_too
 from t5x_like.input_pipeline.sources.messages import half_character, no_column
 from t5x_like.input_pipeline.sources.source import FileSource
 from t5x_like.input_pipeline.sources.text import Lines
@@ -16,16 +16,19 @@ from t5x_like.input_pipeline.sources.text import Lines
 
 @dataclass(frozen=True)
 class JsonLines(FileSource):
-    """Files with one JSON object per line, plain or compressed (``.gz``, ``.zst``); one object is one document.
+    """Files with one JSON object per line, plain or compressed; one object is one document.
 
     Attributes:
-      paths: files, folders (every ``*.jsonl`` below them, compressed or not) or glob patterns.
+      paths: files, folders (every ``*.jsonl``, ``*.ndjson``, ``*-of-*.json`` and compressed ``*.json`` below them) or
+        glob patterns.
       field: the key that holds the text.
     """
 
     field: str = "text"
 
-    patterns: ClassVar[tuple[str, ...]] = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst")
+    patterns: ClassVar[tuple[str, ...]] = (
+        *packed_too("*.jsonl", "*.ndjson"), *packed_too("*.json")[1:], "*-of-*.json",  # others are no lines, mostly
+    )  # fmt: skip
 
     def units(self) -> list[Unit]:
         return line_units(self.files())
@@ -40,10 +43,14 @@ class JsonLines(FileSource):
                 yield text
 
 
+# What other fields hold does not matter: a whole number of thousands of digits, which Python refuses, is none of ours.
+_decode = json.JSONDecoder(parse_int=lambda digits: 0).decode
+
+
 def json_text(record: str, field: str) -> str | None:
     """The text in ``field`` of a JSON object, empty where that is null; ``None`` where ``json_error`` knows why not."""
     try:
-        text = json.loads(record)[field]
+        text = _decode(record)[field]
         if text is None:
             return ""
         if isinstance(text, str):
@@ -58,7 +65,7 @@ def json_text(record: str, field: str) -> str | None:
 def json_error(where: str, record: str, field: str) -> UserError:
     """Why ``record`` has no text in ``field``."""
     try:
-        found = json.loads(record)
+        found = _decode(record)
     except (ValueError, RecursionError) as error:
         return UserError(where, f"not JSON: {error}", "one JSON object")
     if not isinstance(found, dict):

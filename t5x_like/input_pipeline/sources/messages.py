@@ -31,10 +31,36 @@ def broken_file(file: str, error: object, place: str) -> Unreadable:
     return Unreadable(file, got, "a complete file", "make or copy it again")
 
 
-def not_utf8(file: str, place: str) -> UserError:
-    """Text that is not UTF-8."""
+# How files begin that are not text in UTF-8: what they are, and what can be done.
+_HEADS = {
+    b"\x1f\x8b": ("compressed by gzip", "a name that ends in .gz, and it is unpacked"),
+    b"BZh": ("compressed by bzip2", "a name that ends in .bz2, and it is unpacked"),
+    b"\xfd7zXZ": ("compressed by xz", "a name that ends in .xz, and it is unpacked"),
+    b"\x28\xb5\x2f\xfd": ("compressed by Zstandard", "a name that ends in .zst, and it is unpacked"),
+    b"PK\x03\x04": ("a compressed zip archive", "zip://*::FILE as the path, with the package fsspec"),
+    b"\xff\xfe\0\0": ("UTF-32", "iconv -f UTF-32 -t UTF-8 {name} > new.txt"),
+    b"\xff\xfe": ("UTF-16", "iconv -f UTF-16 -t UTF-8 {name} > new.txt"),
+    b"\xfe\xff": ("UTF-16", "iconv -f UTF-16 -t UTF-8 {name} > new.txt"),
+    b"PAR1": ("a Parquet file", "Parquet as the source"),
+}
+
+
+def not_utf8(file: str, place: str, head: bytes | None = None) -> UserError:
+    """Text that is not UTF-8.
+
+    Args:
+      file: name of the file.
+      place: place in it, in words.
+      head: first bytes of a file of text; None: the text is in a file of another format.
+    """
     name = file.rpartition("/")[2]
-    return UserError(file, f"not UTF-8 at {place}", "UTF-8 text", f"iconv -f LATIN1 -t UTF-8 {name} > new.txt")
+    for begin, (kind, suggestion) in _HEADS.items() if head else ():
+        if head and head.startswith(begin):
+            return UserError(file, f"not UTF-8 at {place}: it is {kind}", "UTF-8 text", suggestion.format(name=name))
+    how = "write the data again as UTF-8"
+    if head is not None:
+        how = f"iconv -f ENCODING -t UTF-8 {name} > new.txt, where ENCODING is what it was written in, as WINDOWS-1252"
+    return UserError(file, f"not UTF-8 at {place}", "UTF-8 text", how)
 
 
 def half_character(where: str, what: str) -> UserError:

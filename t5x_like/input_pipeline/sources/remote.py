@@ -37,28 +37,36 @@ def own_part(address: str) -> str:
     return next((part for part in address.split("::") if is_remote(part)), address)
 
 
-def list_remote(address: str, wanted: re.Pattern[str], excluded: set[str]) -> list[tuple[str, int, str]]:
+def list_remote(
+    address: str, wanted: re.Pattern[str], excluded: set[str], left_out: list[str]
+) -> list[tuple[str, int, str]]:
     """Address, size in bytes and stamp of the files at an address, chained ones (``zip://*.txt::gs://a.zip``) included.
 
     Args:
       address: address of a file, a folder or a glob.
       wanted: name patterns of files that are read from a folder.
       excluded: names of folders and files that are skipped below a folder or glob.
+      left_out: list to which the addresses of files in a folder under other names are added.
 
     Raises:
       UserError: it cannot be listed, or the file system does not tell when a file has changed.
     """
     first, chained, rest = address.partition("::")
     if chained and not is_remote(first):  # a cache in front of a file system: the names are that file system's
-        return [(f"{first}::{name}", size, stamp) for name, size, stamp in list_remote(rest, wanted, excluded)]
+        found = list_remote(rest, wanted, excluded, left_out)
+        return [(f"{first}::{name}", size, stamp) for name, size, stamp in found]
     try:
         archive = _archive_stamp(rest) if chained else ""
         system, path = _open_system(address, fresh=True)
         found = []
-        for name, each in _listed(system, path, wanted).items():
+        listed, chosen = _listed(system, path)
+        for name, each in listed.items():
             if each["type"] == "file" and not _is_passed_over(name, path, excluded):
-                stamp = _stamp(system, name, each, archive)
-                found.append((system.unstrip_protocol(name) + chained + rest, int(each.get("size") or 0), stamp))
+                own = system.unstrip_protocol(name) + chained + rest
+                if not chosen and not wanted.fullmatch(name.rpartition("/")[2]):
+                    left_out.append(own)
+                    continue
+                found.append((own, int(each.get("size") or 0), _stamp(system, name, each, archive)))
         return found
     except FileNotFoundError:
         return []
@@ -74,14 +82,14 @@ def remote_path(address: str) -> str:
     return _open_system(address)[1]
 
 
-def _listed(system: Any, path: str, wanted: re.Pattern[str]) -> dict[str, dict[str, Any]]:
+def _listed(system: Any, path: str) -> tuple[dict[str, dict[str, Any]], bool]:
+    """What is at a path; and whether each is named there, itself or by a glob, and not by its folder."""
     if glob.has_magic(path):
-        return system.glob(path, detail=True)
+        return system.glob(path, detail=True), True
     information = system.info(path)
     if information["type"] != "directory":
-        return {path: information}
-    found = system.find(path, detail=True)
-    return {name: each for name, each in found.items() if wanted.fullmatch(name.rpartition("/")[2])}
+        return {path: information}, True
+    return system.find(path, detail=True), False
 
 
 def _is_passed_over(name: str, path: str, excluded: set[str]) -> bool:

@@ -20,7 +20,7 @@ from typing import ClassVar
 
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
-from t5x_like.input_pipeline.sources.files import File, Unit, digest_files, list_files
+from t5x_like.input_pipeline.sources.files import File, Unit, digest_files, list_files, missing_shards
 from t5x_like.input_pipeline.sources.messages import Unreadable, cannot_be_read, empty_file, is_named, local_path
 from t5x_like.input_pipeline.sources.remote import is_remote
 
@@ -44,6 +44,10 @@ class Source(Config, abc.ABC, where="data.corpus.source"):
         Raises:
           UserError: a path that does not exist or matches nothing, or a package that is not installed.
         """
+        return []
+
+    def left_out(self) -> list[str]:
+        """What lies where the files are, or should, and is not read: a line for each kind of it; empty if nothing."""
         return []
 
     def units(self) -> list[Unit]:
@@ -130,7 +134,7 @@ class Source(Config, abc.ABC, where="data.corpus.source"):
 
 
 @dataclass(frozen=True)
-class FolderSource(Source):
+class FolderSource(Source, abc.ABC):
     """The base of sources whose documents lie in a folder that a library wrote.
 
     Attributes:
@@ -172,7 +176,18 @@ class FileSource(Source, abc.ABC):
         require(bool(self.paths), "data.corpus.source.paths", "none", 'one or more paths, such as ("texts/",)')
 
     def files(self) -> list[File]:
-        return list_files(self.paths, self.patterns)
+        return self._list([])
+
+    def left_out(self) -> list[str]:
+        others: list[str] = []
+        lines = missing_shards(self._list(others))
+        if others:
+            shown = ", ".join(sorted(others)[:3]) + (", ..." if len(others) > 3 else "")
+            lines.append(f"{len(others):,} files of other names than {', '.join(self.patterns)}: {shown}")
+        return lines
+
+    def _list(self, left_out: list[str]) -> list[File]:
+        return list_files(self.paths, self.patterns, (), left_out)
 
     def describe(self) -> str:
         return ", ".join(self.paths)

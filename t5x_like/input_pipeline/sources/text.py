@@ -15,8 +15,18 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from t5x_like.core.errors import UserError
-from t5x_like.input_pipeline.sources.files import BrokenFile, File, Unit, line_units, list_files, open_file, open_plain
-from t5x_like.input_pipeline.sources.messages import broken_file, cannot_be_read, empty_file, is_named, not_utf8
+from t5x_like.input_pipeline.sources.files import (
+    BrokenFile,
+    File,
+    Unit,
+    line_units,
+    list_files,
+    not_utf8_file,
+    open_file,
+    open_plain,
+    packed_too,
+)
+from t5x_like.input_pipeline.sources.messages import broken_file, cannot_be_read, empty_file, is_named
 from t5x_like.input_pipeline.sources.source import FileSource, Source
 
 DocumentUnit = Literal["file", "line", "paragraph"]
@@ -25,7 +35,7 @@ _BLOCK_BYTES = 2**20
 
 @dataclass(frozen=True)
 class TextFiles(FileSource):
-    """Plain UTF-8 text files, also compressed (``.gz``, ``.zst``).
+    """Plain UTF-8 text files, also compressed (``.gz``, ``.bz2``, ``.xz``, ``.zst``).
 
     Attributes:
       paths: files, folders (every ``*.txt`` below them, compressed or not) or glob patterns; relative ones start at the
@@ -37,10 +47,10 @@ class TextFiles(FileSource):
     documents: DocumentUnit = "file"
     exclude: tuple[str, ...] = ()
 
-    patterns: ClassVar[tuple[str, ...]] = ("*.txt", "*.txt.gz", "*.txt.zst")
+    patterns: ClassVar[tuple[str, ...]] = packed_too("*.txt")
 
-    def files(self) -> list[File]:
-        return list_files(self.paths, self.patterns, self.exclude)
+    def _list(self, left_out: list[str]) -> list[File]:
+        return list_files(self.paths, self.patterns, self.exclude, left_out)
 
     def units(self) -> list[Unit]:
         return line_units(self.files()) if self.documents == "line" else super().units()
@@ -118,7 +128,7 @@ class Lines:
         try:
             for number, line in enumerate(self):
                 if line is None:
-                    yield number, not_utf8(self._unit.file, self.place(number))
+                    yield number, not_utf8_file(self._unit.file, self.place(number))
                 elif line and not line.isspace():
                     yield number, line
         except BrokenFile as error:
@@ -165,7 +175,7 @@ def whole_file(unit: Unit, named: bool = False) -> str | UserError:
         with open_file(unit.file) as stream:
             text = stream.read().decode("utf-8")
     except UnicodeDecodeError as error:
-        return not_utf8(unit.file, f"byte {error.start}")
+        return not_utf8_file(unit.file, f"byte {error.start}")
     except BrokenFile as error:
         return broken_file(unit.file, error, "in its only document")
     if named and not text.strip():
@@ -184,7 +194,7 @@ def _read_paragraphs(unit: Unit) -> Iterator[str | UserError]:
             elif line and not line.isspace():
                 paragraph.append(line)
             elif paragraph or bad >= 0:
-                yield "\n".join(paragraph) if bad < 0 else not_utf8(unit.file, lines.place(bad))
+                yield "\n".join(paragraph) if bad < 0 else not_utf8_file(unit.file, lines.place(bad))
                 paragraph, bad = [], -1
     except BrokenFile as error:  # the paragraph may continue in the lost part
         yield lines.broken(error)
