@@ -10,8 +10,8 @@ from t5x_like.core.ranges import NonNegativeInt, Probability
 
 
 @dataclasses.dataclass(frozen=True)
-class Every(Config, where="when"):
-    """After every n-th step, after every share of the steps, at the end, or several of these.
+class Every(Config, where="when", short="steps"):
+    """After every n-th step, after every share of the steps, at the end, or several of these. A number alone is steps.
 
     Attributes:
       steps: steps between two times; 0 is never.

@@ -78,15 +78,18 @@ class Config:
     Args:
       where: dotted name of the run's field that holds the class, for errors: ``class Dropout(Config,
         where="model.dropout")``; a subclass inherits it. By default the class's name.
+      short: name of a field that a value of its type alone stands for: ``checkpoint.every=500`` for
+        ``checkpoint.every.steps=500``.
       made_by: name of the function of a user's file that returns one, for ``field=FILE.py`` on the command line.
     """
 
     _where: ClassVar[str | None] = None
+    _short: ClassVar[str] = ""
     made_by: ClassVar[str] = ""
 
-    def __init_subclass__(cls, where: str | None = None, made_by: str = "", **arguments: Any):
+    def __init_subclass__(cls, where: str | None = None, made_by: str = "", short: str = "", **arguments: Any):
         super().__init_subclass__(**arguments)
-        cls.made_by = made_by or cls.made_by
+        cls.made_by, cls._short = made_by or cls.made_by, short or cls._short
         if where is not None:
             cls._where = where
         if (own := cls.__dict__.get("__post_init__")) is None:
@@ -332,8 +335,13 @@ def _structure_union(hint: Any, args: tuple, value: Any, where: str, text: bool)
             return structure(a, value, where, text)
         except UserError:
             continue
+    shorts = {kind: type_hints(kind)[kind._short] for kind in classes if getattr(kind, "_short", "")}
+    for kind, inner in shorts.items():
+        with contextlib.suppress(UserError):
+            return _structure_dataclass(kind, {kind._short: structure(inner, value, where, text)}, where)
     known = class_names(hint)
-    allowed = f"the fields of {hint.__name__}" if hint in classes and len(known) == 1 else describe_type(hint)
+    allowed = f"{describe_type(shorts[hint])}, or " if hint in shorts else ""
+    allowed += f"the fields of {hint.__name__}" if hint in classes and len(known) == 1 else describe_type(hint)
     raise UserError(where, f"got {name!r}", allowed, nearest(str(name), known))
 
 

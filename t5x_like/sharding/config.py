@@ -85,9 +85,11 @@ class MeshConfig(Config, where="mesh"):
         divisors = _divisors(devices)[::-1]  # of equally near ones that with the most data
         pairs = [(d, f) for d in divisors for f in divisors if devices % (d * f) == 0 and d * f % slices == 0]
 
-        def distance(pair: tuple[int, int]) -> tuple[float, int]:
-            ratios = [n / wanted for n, wanted in zip(_three(*pair, devices), asked, strict=True) if wanted != -1]
-            return round(math.prod(max(r, 1 / r) for r in ratios), 6), sum(r != 1 for r in ratios)
+        def distance(pair: tuple[int, int]) -> tuple[bool, float, int]:
+            sizes = _three(*pair, devices)
+            ratios = [n / wanted for n, wanted in zip(sizes, asked, strict=True) if wanted != -1]
+            split = max(self.tensor, 1) % sizes[2] > 0  # heads that the asked number divides, this one need not
+            return split, round(math.prod(max(r, 1 / r) for r in ratios), 6), sum(r != 1 for r in ratios)
 
         sizes = _three(*min(pairs, key=distance), devices)
         return dataclasses.replace(self, **dict(zip(AXES, sizes, strict=True)))

@@ -165,7 +165,7 @@ def test_a_run_of_more_devices_is_opened_on_those_that_are_here(folder, tmp_path
         (MeshConfig(), 3, (3, 1, 1)),
         (MeshConfig(fsdp=8), 8, (1, 8, 1)),
         (MeshConfig(data=4, fsdp=2, tensor=4), 1, (1, 1, 1)),
-        (MeshConfig(data=4, fsdp=2, tensor=4), 2, (1, 1, 2)),
+        (MeshConfig(data=4, fsdp=2, tensor=4), 2, (1, 2, 1)),
         (MeshConfig(data=1, fsdp=-1, tensor=2), 3, (1, 3, 1)),
         (MeshConfig(data=2), 8, (8, 1, 1)),
         (MeshConfig(data=16, fsdp=16, tensor=1), 6, (6, 1, 1)),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from t5x_like.checkpoint.config import CheckpointConfig
+from t5x_like.core.config import override
 from t5x_like.core.errors import UserError
 from t5x_like.core.every import Every
 
@@ -31,3 +33,12 @@ def test_due():
 def test_mistakes(wrong, named):
     with pytest.raises(UserError, match=named):
         Every(**wrong)
+
+
+def test_a_number_alone_is_steps():
+    assert CheckpointConfig(every=7) == CheckpointConfig(every=Every(steps=7))  # type: ignore[arg-type]
+    assert override(CheckpointConfig(), ["every=500"]).every == Every(steps=500)
+    assert override(CheckpointConfig(), ["every=Every", "every.share=0.5"]).every == Every(share=0.5)
+    for wrong in ("-1", "1.5", "often"):
+        with pytest.raises(UserError, match=r"every: got .*\n  allowed: a whole number.* or the fields of Every"):
+            override(CheckpointConfig(), [f"every={wrong}"])
