@@ -61,9 +61,11 @@ def _print_next(run, outcome) -> None:
             print(f"  {name:<6} {' '.join(text.split())}")
     directory = outcome.directory
     prompt = " ".join(outcome.sample.get("given", "The state of the union").split())
-    writes = ("generate", directory, prompt) if run.model.has_decoder else ("inspect", "checkpoint", directory)
+    commands = {"eval": ("eval", directory), "generate": ("generate", directory, prompt)}
+    commands = [command for name, command in commands.items() if name in outcome.commands]
+    others = ("checkpoint", directory), ("data", directory, "--step", "0")
     print("\nnext")
-    for command in (("eval", directory), writes, ("inspect", "data", directory, "--step", "0")):
+    for command in (*commands, *(("inspect", *other) for other in others[len(commands) > 1 :])):
         print("  " + shlex.join([*_program(), *map(str, command)]), flush=True)
 
 

@@ -39,7 +39,7 @@ from t5x_like.sharding.mesh import Placement
 from t5x_like.sharding.reduction import copying_axes
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
-from t5x_like.train.directory import CHECKPOINTS, locked, open_directory, record_start
+from t5x_like.train.directory import CHECKPOINTS, locked, open_directory, read_starts, record_start
 from t5x_like.train.feed import Feed, check_batch_size, local_share
 from t5x_like.train.hooks import Hook, Measure, Profile, Sample
 from t5x_like.train.loop import Costs, Loop
@@ -61,6 +61,7 @@ class Outcome:
       directory: the run's folder.
       evaluations: last values of each evaluation, by its name.
       sample: named lines of the text that the model wrote last; empty where none was asked for.
+      commands: those of ``eval`` and ``generate`` that this run has text and a model for.
     """
 
     step: int
@@ -69,6 +70,7 @@ class Outcome:
     directory: Path
     evaluations: Mapping[str, Values] = dataclasses.field(default_factory=dict)
     sample: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    commands: tuple[str, ...] = ()
 
 
 def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -> Outcome:
@@ -108,22 +110,22 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         if first > total:
             console.note(f"{run.name} has made {first:,} steps, more than train.steps={total:,}: nothing is trained. "
                          f"For a run of {total:,} steps take another folder than {directory}")
-            return Outcome(first, True, 0, directory)
+            return Outcome(first, True, 0, directory, commands=_commands(opened))
         if first == total and not any(not made and run.times(task).due(first, total) for task, made in tasks.items()):
             console.note(f"{run.name} is complete: all {total:,} steps are made. {directory}")
-            return Outcome(first, True, 0, directory)
+            return Outcome(first, True, 0, directory, commands=_commands(opened))
         plain = to_plain(run)
         reporter = Reporter(directory, run.report, first_step=first + 1, process_index=index, run_config=plain)
+        costs = _costs(run, setup, directory)
         hooks = _hooks(opened, tasks, directory, reporter, console, clock)
         share = local_share(placement, run.train.batch_size)
         feed = Feed(placement, data.train.reader(first, *share, stop_step=total), share)
         loop = Loop(
             run, compile_step(setup, placement), hooks, checkpoints, reporter, console, clock, stop,
-            functools.partial(metadata, run, data), functools.partial(_data_metrics, data, feed), _costs(run, setup),
-            start.totals,
+            functools.partial(metadata, run, data), functools.partial(_data_metrics, data, feed), costs, start.totals,
         )  # fmt: skip
         if index == 0:
-            record_start(directory, run, first, _devices(), start.changes)
+            record_start(directory, run, first, _devices(), start.changes, costs.peak_flops)
         if start.changes:
             console.note(start.described)
             reporter.mark(first, start.changes)
@@ -145,12 +147,20 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         console.summary(f"{run.name}: {'complete' if complete else 'stopped'}", facts, clock.account())
         evaluations = {hook.task.name: hook.values for hook in hooks if isinstance(hook, Measure) and hook.values}
         written = next((hook.last for hook in hooks if isinstance(hook, Sample)), {})
-        return Outcome(done, complete, 0 if complete else stop.exit_code, directory, evaluations, written)
+        code = 0 if complete else stop.exit_code
+        return Outcome(done, complete, code, directory, evaluations, written, _commands(opened))
 
 
 def _of_first(free: bool) -> bool:
     """What the first process of the job says."""
     return bool(multihost_utils.broadcast_one_to_all(np.bool_(free))) if jax.process_count() > 1 else free
+
+
+def _commands(opened: OpenedRun) -> tuple[str, ...]:
+    tasks, model = opened.run.evaluations, opened.run.model
+    measures = bool(tasks) and all(opened.data.held_out or not task.needs_held_out for task in tasks)
+    writes = model.has_decoder and all(side.inputs.uses_tokens for _, side in model.sides)
+    return ("eval",) * measures + ("generate",) * writes
 
 
 def _tasks(opened: OpenedRun, directory: Path) -> dict[Evaluation, bool]:
@@ -176,10 +186,15 @@ def _hooks(
     return [*hooks, Profile(report.profile, report.profile_steps, directory / "profile")]
 
 
-def _costs(run: Run, setup: Setup) -> Costs:
+def _costs(run: Run, setup: Setup, directory: Path) -> Costs:
+    """Costs of a step; the peak of a CPU is the highest measured at any start on the same devices, since what else it
+    computes at that moment makes it lower."""
     rows, lengths, device = run.train.batch_size, run.lengths(), jax.devices()[0]
     peak = peak_flops(device)
     peak = peak * jax.device_count() if peak else None
+    if device.platform == "cpu":
+        before = [start.get("peak_flops") for start in read_starts(directory) if start.get("devices") == _devices()]
+        peak = max([found for found in (peak, *before) if found], default=None)
     flops, of = rows * train_flops(run.model, setup.specs, *lengths), "roofline" if device.platform == "cpu" else "MFU"
     return Costs(tokens=rows * sum(lengths), flops=flops, peak_flops=peak, utilization_of=of)
 
