@@ -148,9 +148,11 @@ def _inspect_parameters(run, devices: int) -> int:
 
 def _inspect_checkpoint(directory: Path, step: int | None) -> int:
     from t5x_like.checkpoint.checkpoints import Checkpoints
+    from t5x_like.sharding.processes import check_devices
     from t5x_like.train.directory import CHECKPOINTS, read_config
 
     run = read_config(directory)
+    check_devices()
     with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
         metadata = checkpoints.metadata(step)
         arrays = checkpoints.arrays(metadata["step"])

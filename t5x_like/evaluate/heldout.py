@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from t5x_like.train.opened import OpenedRun
 
 
+BLOCK = 500
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeldOut(Evaluation):
     """Held-out loss, perplexity, accuracy, and all other values that the run's loss names.
@@ -51,7 +54,8 @@ def means(
 
     Args:
       sums: function from a batch to {name: [2], (sum, weight)}; see ``train.setup.Setup.measure``.
-      batches: batches on the devices. Nothing is read back before the last one, so the device never waits.
+      batches: batches on the devices. The sums of a batch are read back ``BLOCK`` batches later, so that the device
+        never waits, and added in float64: counts are exact to 2^53.
       stop: function that says whether to stop, called before each batch.
 
     Returns:
@@ -61,14 +65,21 @@ def means(
     import jax
     import numpy as np
 
-    found = []
+    total: dict[str, np.ndarray] = {}
+
+    def read(pairs: list[Mapping[str, jax.Array]]) -> None:
+        for each in jax.device_get(pairs):
+            total.update({name: total.get(name, 0.0) + np.asarray(pair, np.float64) for name, pair in each.items()})
+
+    found: list[Mapping[str, jax.Array]] = []
     for batch in batches:
         if stop():
             return None
         found.append(sums(batch))
-    total: dict[str, np.ndarray] = {}
-    for each in jax.device_get(found):
-        total = {name: total.get(name, 0.0) + np.asarray(pair, np.float64) for name, pair in each.items()}
+        if len(found) == 2 * BLOCK:
+            read(found[:BLOCK])
+            del found[:BLOCK]
+    read(found)
     if not total or not total["loss"][1]:
         return {}
     values = {name: float(value / weight) if weight else 0.0 for name, (value, weight) in total.items()}

@@ -34,7 +34,7 @@ from t5x_like.report.clock import Clock
 from t5x_like.report.console import Console
 from t5x_like.report.metrics import METRICS, read_metrics
 from t5x_like.report.preparing import Preparing
-from t5x_like.report.writers import Reporter
+from t5x_like.report.writers import Reporter, check_outputs
 from t5x_like.sharding.mesh import Placement
 from t5x_like.sharding.reduction import copying_axes
 from t5x_like.train.config import Run
@@ -93,6 +93,7 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
     with contextlib.ExitStack() as exits:
         directory = exits.enter_context(locked(directory, index == 0, _of_first))
         open_directory(directory, run, accept_changed)
+        check_outputs(directory, run.report)
         checkpoints = exits.enter_context(Checkpoints(directory / CHECKPOINTS, run.checkpoint))
         with Preparing(silent=index > 0) as preparing:
             data = Data.open(run, preparing, console.note)
