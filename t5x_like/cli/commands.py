@@ -61,9 +61,11 @@ def _print_next(run, outcome) -> None:
             print(f"  {name:<6} {' '.join(text.split())}")
     directory = outcome.directory
     prompt = " ".join(outcome.sample.get("given", "The state of the union").split())
-    writes = ("generate", directory, prompt) if run.model.has_decoder else ("inspect", "checkpoint", directory)
+    commands = {"eval": ("eval", directory), "generate": ("generate", directory, prompt)}
+    commands = [command for name, command in commands.items() if name in outcome.commands]
+    others = ("checkpoint", directory), ("data", directory, "--step", "0")
     print("\nnext")
-    for command in (("eval", directory), writes, ("inspect", "data", directory, "--step", "0")):
+    for command in (*commands, *(("inspect", *other) for other in others[len(commands) > 1 :])):
         print("  " + shlex.join([*_program(), *map(str, command)]), flush=True)
 
 
@@ -152,9 +154,11 @@ def _inspect_parameters(run, devices: int) -> int:
 
 def _inspect_checkpoint(directory: Path, step: int | None) -> int:
     from t5x_like.checkpoint.checkpoints import Checkpoints
+    from t5x_like.sharding.processes import check_devices
     from t5x_like.train.directory import CHECKPOINTS, read_config
 
     run = read_config(directory)
+    check_devices()
     with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
         metadata = checkpoints.metadata(step)
         arrays = checkpoints.arrays(metadata["step"])

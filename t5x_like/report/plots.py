@@ -7,11 +7,12 @@ Names say what a value is: ``train/loss``; any other ``.../loss`` is held out; a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import UserError, refuse
 from t5x_like.report.metrics import changes, curves, read_metrics
 
 if TYPE_CHECKING:
@@ -89,10 +90,23 @@ def new_figure(title: str, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, picture: Path) -> Path:
-    """Writes ``figure`` to the PNG file ``picture``, whole or not at all."""
+    """Writes ``figure`` to the file ``picture``, whole or not at all, in the format of its suffix (PNG if it has none).
+
+    Raises:
+      UserError: a suffix of no format that can be drawn; a file that cannot be written.
+    """
+    kinds, suffix = figure.canvas.get_supported_filetypes(), picture.suffix[1:].lower() or "png"
+    refuse(suffix not in kinds, str(picture), f"no picture can be drawn as .{suffix}", ", ".join(sorted(kinds)),
+           str(picture.with_suffix(".png")))
     temporary = picture.with_name(f".{picture.name}")
-    figure.savefig(temporary, format="png")
-    temporary.replace(picture)
+    try:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(temporary, format=suffix)
+        temporary.replace(picture)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(str(picture), f"cannot be written: {error.strerror}", "a file that can be written") from None
     return picture
 
 

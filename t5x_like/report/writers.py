@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from t5x_like.core.errors import UserError
+from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.paths import write_atomically
 from t5x_like.report.config import ReportConfig
 from t5x_like.report.metrics import CHANGED, METRICS, read_metrics
@@ -61,11 +62,7 @@ class Wandb:
     """Weights & Biases, resumed under the same id, which is kept in the run's folder."""
 
     def __init__(self, project: str, folder: Path, run_config: Mapping[str, Any] | None):
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise UserError("report.wandb", f"project {project!r}, but the package wandb is not installed", "",
-                            "pip install wandb, or report.wandb=''") from None
+        wandb = _wandb(project)
         kept = folder / "wandb_id"
         identity = kept.read_text().strip() if kept.exists() else wandb.util.generate_id()
         write_atomically(kept, identity)
@@ -77,6 +74,31 @@ class Wandb:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _wandb(project: str) -> Any:
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UserError("report.wandb", f"project {project!r}, but the package wandb is not installed", "",
+                        "pip install wandb, or report.wandb=''") from None
+    return wandb
+
+
+def check_outputs(directory: Path, config: ReportConfig) -> None:
+    """Finds at the start what else would be found when the first row is written, or at the end of the run.
+
+    Raises:
+      UserError: a package that is not installed; a file or folder of the run that cannot be written.
+    """
+    if config.wandb:
+        _wandb(config.wandb)
+    for name in (METRICS, "wandb_id", "curves.png", "tensorboard", "profile"):
+        path, is_folder = directory / name, "." not in name and "_" not in name
+        if path.exists():
+            kind = "folder" if is_folder else "file"
+            refuse(path.is_dir() != is_folder or not os.access(path, os.W_OK), str(path),
+                   f"is no {kind} that can be written", f"a {kind} of yours, or none")
 
 
 class Reporter:

@@ -77,13 +77,28 @@ def process_arguments(environment: Mapping[str, str]) -> dict | None:
 
 
 def join_processes() -> None:
-    """Joins the job that the environment describes, once, before anything asks for devices."""
+    """Joins the job that the environment describes, once, before anything asks for devices.
+
+    Raises:
+      UserError: as ``process_arguments``, ``refuse_unjoined`` and ``check_devices``.
+    """
     arguments = process_arguments(os.environ)
     if not os.environ.get("JAX_NUM_PROCESSES") and not jax.distributed.is_initialized():
         refuse_unjoined(os.environ)
     if arguments is not None and not jax.distributed.is_initialized():
         _keep_stdout_to_python()
         jax.distributed.initialize(**arguments)
+    check_devices()
+
+
+def check_devices() -> None:
+    """Raises UserError if JAX_PLATFORMS names devices that are not there, or that this jax does not know."""
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        asked, reason = jax.config.jax_platforms or "whatever there is", str(error).splitlines()[0]
+        raise UserError("JAX_PLATFORMS", f"{asked}: {reason}", "cpu, or a kind of device that this machine and its jax "
+                        "have", "JAX_PLATFORMS=cpu, or the jax for your devices: pip install 'jax[cuda12]'") from None
 
 
 def _keep_stdout_to_python() -> None:

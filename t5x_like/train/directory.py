@@ -185,7 +185,19 @@ def versions() -> dict[str, str]:
     return {"t5x_like": __version__, "python": platform.python_version(), **found}
 
 
-def record_start(directory: Path, run: Run, step: int, devices: str, changed: Mapping[str, tuple[Any, Any]]) -> None:
+def read_starts(directory: Path) -> list[dict[str, Any]]:
+    """The lines of the log of starts; one that is torn is left out."""
+    path, found = directory / STARTS, []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [start for start in found if isinstance(start, dict)]
+
+
+def record_start(
+    directory: Path, run: Run, step: int, devices: str, changed: Mapping[str, tuple[Any, Any]],
+    peak_flops: float | None = None,
+) -> None:  # fmt: skip
     """Writes the config, and adds a line on how this start came about; called once nothing can be refused any more.
 
     Args:
@@ -193,10 +205,11 @@ def record_start(directory: Path, run: Run, step: int, devices: str, changed: Ma
       step: number of updates made before.
       devices: the devices, in words.
       changed: field to its values in the checkpoint's config and in this one.
+      peak_flops: peak operations per second of all devices; None if unknown.
     """
     keep_code(run, directory)
     write_atomically(directory / CONFIG, to_json(run))
     start = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": step, "command": list(sys.argv), "devices": devices,
-             "versions": versions(), "changed": changed, "config": to_plain(run)}  # fmt: skip
+             "peak_flops": peak_flops, "versions": versions(), "changed": changed, "config": to_plain(run)}  # fmt: skip
     with (directory / STARTS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(start) + "\n")

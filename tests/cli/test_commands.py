@@ -102,6 +102,19 @@ def test_a_run_says_what_it_is_and_what_to_do_next(tmp_path, capsys):
     assert " ".join(sample[1].split()[1:]) in text
 
 
+def test_next_commands_are_such_that_work(tmp_path, capsys):
+    for kind, more, wanted in (("llama", (), {"generate", "inspect"}), ("bert", (), {"inspect"}),
+                               ("bert", HELD_OUT, {"eval", "inspect"})):  # fmt: skip
+        folder = tmp_path / f"{kind}{len(more)}"
+        command = ["train", run_file(tiny_run(kind, *more, "train.steps=1")), "--directory", str(folder)]
+        for _ in range(2):  # also of a run that is complete already
+            assert main(command) == 0
+            lines = [line.split(" ") for line in capsys.readouterr().out.split("\nnext\n")[1].splitlines()]
+            commands = [line[2 + len(program().split(" ")) :] for line in lines]
+            assert {words[0] for words in commands} == wanted
+    assert main([word.strip("'") for word in commands[0]]) == 0
+
+
 # Commands
 
 

@@ -121,6 +121,22 @@ def test_nothing_is_read_back_before_the_last_batch(monkeypatch):
     assert found["loss"] == 2.0 and found["targets"] == 6.0 and found["own"] == 0.25  # by a weight of its own
 
 
+@pytest.mark.parametrize("batches, targets", [(20_000, 1003), (60_000, 65_411)])
+def test_sums_over_many_batches_are_exact(batches, targets):
+    """In float32 they would drift beyond 2**24 targets, and the mean with them."""
+    pair = np.array([3.0 * targets, targets], np.float32)
+    found = means(lambda batch: {"loss": pair, "accuracy": np.float32([targets // 2, targets])}, range(batches))
+    assert found["targets"] == batches * targets
+    assert found["loss"] == 3.0 and found["accuracy"] == pytest.approx(targets // 2 / targets, rel=1e-12)
+
+
+def test_a_long_evaluation_reads_blocks_long_after_they_were_dispatched(monkeypatch):
+    reads, seen, original = [], [], jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda tree: reads.append((len(tree), len(seen))) or original(tree))
+    means(lambda batch: seen.append(batch) or {"loss": np.ones(2)}, range(1300))
+    assert reads == [(500, 1000), (800, 1300)]
+
+
 def test_a_split_without_targets_and_a_hopeless_model_are_no_errors():
     assert means(lambda batch: {"loss": np.zeros(2)}, [1.0]) == {}, "nothing measured is no perfect score"
     bad = means(lambda batch: {"loss": np.array([1e4, 1.0])}, [1.0])

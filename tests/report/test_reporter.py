@@ -14,7 +14,7 @@ from t5x_like.core.errors import UserError
 from t5x_like.report.config import ReportConfig
 from t5x_like.report.metrics import read_metrics
 from t5x_like.report.plots import plot_curves, plot_runs, smooth
-from t5x_like.report.writers import Reporter
+from t5x_like.report.writers import Reporter, check_outputs
 
 PLAIN = ReportConfig(tensorboard=False, plots=False)
 
@@ -165,3 +165,60 @@ def test_configs_and_writers_load_without_heavy_packages():
         "print({'jax', 'rich', 'matplotlib', 'tensorboardX', 'orbax'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_json_does_not_have_are_read_as_none_and_the_run_goes_on(tmp_path, number):
+    """As other programs write them."""
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "x": {number}, "y": {{"z": [{number}, 2]}}}}\n')
+    reporter = Reporter(tmp_path, PLAIN, first_step=2)
+    reporter.log(2, {"x": math.nan})
+    reporter.close()
+    first, second = read_metrics(tmp_path)
+    assert first == {"step": 1, "x": None, "y": {"z": [None, 2]}} and second["x"] is None
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_lines_that_are_no_rows_are_left_out(tmp_path):
+    lines = ['{"step": 1}', "[1]", "5", '{"step": "1"}', '{"n": ' + "9" * 5000 + "}", "[" * 5000, "\x00", '{"step": 2}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_marks_are_of_the_checkpoint_that_the_run_goes_on_from(tmp_path):
+    for value in (0.5, math.inf):
+        reporter = Reporter(tmp_path, PLAIN, first_step=3)
+        reporter.mark(2, {"optimizer.clip_norm": (value, 1.0)})
+        reporter.close()
+    (row,) = read_metrics(tmp_path)
+    assert row["step"] == 2 and row["changed"] == {"optimizer.clip_norm": ["inf", 1.0]}
+
+
+PICTURES = [(".pdf", b"%PDF"), (".svg", b"<?xml"), (".png", b"\x89PNG"), ("", b"\x89PNG")]
+
+
+@pytest.mark.parametrize("suffix, begins", PICTURES)
+def test_a_picture_has_the_format_of_its_suffix_and_its_folder_is_made(tmp_path, suffix, begins):
+    fill(tmp_path / "run", range(1, 4)).close()
+    picture = plot_runs([tmp_path / "run"], tmp_path / "new" / "folder" / f"curves{suffix}")
+    assert picture.read_bytes().startswith(begins) and len(list(picture.parent.iterdir())) == 1
+
+
+def test_a_picture_that_cannot_be_drawn_or_written(tmp_path):
+    fill(tmp_path / "run", range(1, 4)).close()
+    with pytest.raises(UserError, match=r"\.xyz(.|\n)*pdf(.|\n)*curves\.png"):
+        plot_runs([tmp_path / "run"], tmp_path / "curves.xyz")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        plot_runs([tmp_path / "run"], tmp_path / "file" / "curves.png")
+
+
+def test_outputs_that_cannot_be_written_are_found_at_the_start(tmp_path):
+    check_outputs(tmp_path, ReportConfig())
+    (tmp_path / "tensorboard").write_text("")
+    with pytest.raises(UserError, match="tensorboard: is no folder that can be written"):
+        check_outputs(tmp_path, ReportConfig())
+    (tmp_path / "tensorboard").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match="metrics.jsonl: is no file that can be written"):
+        check_outputs(tmp_path, ReportConfig())

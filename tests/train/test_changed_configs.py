@@ -73,6 +73,14 @@ def test_an_unchanged_config_says_nothing(folder, config, capsys):
     assert "the config is not" not in out and "WARNING" not in out and changes(read_metrics(folder)) == {}
 
 
+def test_the_peak_that_utilization_is_a_share_of_is_the_highest_measured(folder, config, monkeypatch):
+    """Measured while something else computed, it is too low: another start then must not show other shares."""
+    before = starts(folder)[0]["peak_flops"]
+    monkeypatch.setattr("t5x_like.train.run.peak_flops", lambda device: 1.0)
+    assert main(["train", config, "--directory", str(folder), "train.steps=3"]) == 0
+    assert starts(folder)[-1]["peak_flops"] == before > 8.0
+
+
 def test_extending_a_cosine_run_lifts_the_rate_and_is_said(tmp_path, capsys):
     run = tiny_run("llama", "train.steps=2", "optimizer.schedule.kind=cosine", "optimizer.schedule.end=0.1")
     command = ["train", run_file(run), "--directory", str(tmp_path / "run")]

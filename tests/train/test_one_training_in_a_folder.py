@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from tiny_runs import ROOT, digests, environment, run_file, tiny_run
+from tiny_runs import CLI, ROOT, digests, environment, run_file, tiny_run
 
 from t5x_like.cli.main import main
+from t5x_like.core.config import to_json
 from t5x_like.core.errors import UserError
 from t5x_like.train.directory import locked
 
@@ -56,6 +57,30 @@ def test_a_start_that_failed_leaves_no_folder(tmp_path, capsys):
     (tmp_path / "kept").mkdir()
     assert main(["train", config, "--directory", str(tmp_path / "kept")]) == 2
     assert (tmp_path / "kept").is_dir() and not list((tmp_path / "kept").iterdir())
+
+
+def test_mistakes_of_the_report_are_found_before_the_corpus_is_prepared(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config, cache = run_file(tiny_run("llama", f"data.cache={tmp_path / 'cache'}")), tmp_path / "cache"
+    assert main(["train", config, "--directory", str(tmp_path / "run"), "report.wandb=project"]) == 2
+    assert "report.wandb: project 'project', but the package" in capsys.readouterr().err
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    assert main(["train", config, "--directory", str(tmp_path / "run")]) == 2
+    assert "metrics.jsonl: is no file" in capsys.readouterr().err
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("command", [["train"], ["eval"], ["generate"], ["inspect", "checkpoint"]])
+def test_a_platform_that_is_not_there(command, tmp_path):
+    """Each in a process of its own: a platform is chosen once."""
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.json").write_text(to_json(tiny_run("llama")))
+    arguments = [*CLI, *command, str(folder), *(["a"] if command == ["generate"] else [])]
+    chosen = environment() | {"JAX_PLATFORMS": "tpu"}
+    done = subprocess.run(arguments, env=chosen, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "JAX_PLATFORMS: tpu: " in done.stderr and "Traceback" not in done.stderr
+    assert "JAX_PLATFORMS=cpu" in done.stderr
 
 
 @pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run", "gs:/bucket/run"])
