@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from t5x_like.train.opened import OpenedRun
 
 
-
-
 @dataclass(frozen=True, kw_only=True)
 class HeldOut(Evaluation):
     """Held-out loss, perplexity, accuracy, and all other values that the run's loss names.

@@ -1,11 +1,16 @@
-"""Peak arithmetic of devices: published figures for accelerators, a measurement for a CPU."""
+"""Peak arithmetic and memory of devices: published figures for accelerators, a measurement for a CPU."""
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+
+# Where Linux says how much memory a container may use.
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 # Dense bfloat16 TFLOP/s of one jax device, by the start of its ``device_kind``; from the makers' data sheets. That of a
 # TPU7x is half a chip: a jax device is one of its two cores.
@@ -28,6 +33,18 @@ def peak_flops(device: jax.Device) -> float | None:  # pyright: ignore[reportInv
     if device.platform == "cpu":
         return _measured_cpu_flops() / jax.local_device_count()
     return None
+
+
+def memory_bytes(device: jax.Device) -> int | None:  # pyright: ignore[reportInvalidTypeForm]
+    """Bytes of memory that a device has, or None where it does not say. The devices of a CPU share the machine's, or
+    what a container may use of it."""
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in map(Path, CGROUP_LIMITS):
+        if path.is_file() and (text := path.read_text().strip()).isdigit():
+            limits.append(int(text))
+    return min(limits) // jax.local_device_count()
 
 
 def _measured_cpu_flops(size: int = 1024, repeats: int = 3) -> float:

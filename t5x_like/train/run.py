@@ -20,7 +20,8 @@ from t5x_like.core.config import to_plain
 from t5x_like.core.own_code import own_code, trust
 from t5x_like.evaluate.task import Evaluation, Values
 from t5x_like.models.counts import train_flops
-from t5x_like.plan.chips import peak_flops
+from t5x_like.plan.chips import memory_bytes, peak_flops
+from t5x_like.plan.memory import check_memory, step_memory
 from t5x_like.report.clock import Clock
 from t5x_like.report.console import Console
 from t5x_like.report.metrics import METRICS, read_metrics
@@ -79,7 +80,11 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
     index = jax.process_index()
     check_batch_size(placement, run.train.batch_size, run.train.micro_batches)
     setup.abstract_state(placement)  # every parameter has a place on the mesh, or says why not
+    mesh, available = dict(placement.mesh.shape), memory_bytes(jax.local_devices()[0])
+    tight = check_memory(step_memory(setup, run, mesh), available, run, mesh)
     console = Console(run.train.steps, process_index=index)
+    if tight:
+        console.note(tight)
     with contextlib.ExitStack() as exits:
         directory = exits.enter_context(locked(directory, index == 0, _of_first))
         open_directory(directory, run, accept_changed)
