@@ -1,10 +1,6 @@
-"""Parameters, floating-point operations and activations of a model, from its declarations and by tracing. Needs no
-device."""
+"""Parameters and floating-point operations of a model, read from its parameters' declarations. Needs no device."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 from t5x_like.arrays.trees import Tree, flatten
 from t5x_like.models.config import ModelConfig
@@ -45,28 +41,3 @@ def forward_flops(config: ModelConfig, specs: Tree, encoder_length: int, decoder
 def train_flops(config: ModelConfig, specs: Tree, encoder_length: int, decoder_length: int) -> float:
     """FLOPs of one example's forward and backward pass: 3 times the forward pass; recomputation is not counted."""
     return 3.0 * forward_flops(config, specs, encoder_length, decoder_length)
-
-
-def activation_bytes(loss: Callable[..., Any], params: Tree, *arrays: Any) -> int:
-    """Bytes that the forward pass of a loss keeps for its gradient, without the parameters themselves.
-
-    As JAX traces it: with remat, scan, kernels and layers of a user's own, before a compiler fuses some of it away.
-    What the loss needs for a moment only comes on top: two arrays of logits, as ``logits_bytes`` says.
-
-    Args:
-      loss: function of ``params`` and ``arrays`` to a scalar.
-      params, arrays: nested dicts of ``jax.ShapeDtypeStruct``: the parameters, and one device's share of a micro-batch.
-    """
-    import jax
-
-    def kept(params: Tree, *arrays: Any) -> list[Any]:
-        given = {id(leaf) for leaf in jax.tree.leaves(params)}
-        found = {id(leaf): leaf for leaf in jax.tree.leaves(jax.vjp(lambda p: loss(p, *arrays), params)[1])}
-        return [leaf for identity, leaf in found.items() if identity not in given]
-
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.eval_shape(kept, params, *arrays))
-
-
-def logits_bytes(config: ModelConfig, rows: int, length: int, chunk: int = 0) -> int:
-    """Bytes of the logits that are in memory at a time with their gradient: float32, of ``chunk`` positions or all."""
-    return 2 * 4 * rows * min(chunk or length, length) * config.vocab_size
