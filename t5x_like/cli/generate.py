@@ -78,6 +78,8 @@ def generate(options: argparse.Namespace, opened: Callable[[], Any]) -> int:
     for number, prompt in enumerate(options.prompts, 1):
         got = f"prompt {number} is not UTF-8: {prompt!r}"
         refuse(re.search("[\ud800-\udfff]", prompt) is not None, "prompt", got, "text in UTF-8")
+    if not options.prompts and sys.stdin.isatty():
+        print("prompts, a line each; the end of the input (Ctrl-D) starts the writing:", file=sys.stderr, flush=True)
     prompts = options.prompts or read_lines(_standard_input())
     refuse(not prompts, "prompt", "is empty", "a text, or lines on standard input")
     for prompt, text in zip(prompts, opened().generate(prompts, sampling, options.seed), strict=True):

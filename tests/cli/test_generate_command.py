@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_runs import run_file, tiny_run
 
 from t5x_like.cli.main import _parse, main
@@ -46,6 +48,22 @@ def test_prompts_may_begin_with_a_dash(arguments, prompts):
     assert options.run == "R" and options.prompts == prompts
 
 
+TEXTS = st.text(st.sampled_from("-h= ax7."), min_size=1, max_size=6).filter(lambda t: t[:2] != "--" and t != "-h")
+OPTIONS = st.sampled_from([["--seed", "-3"], ["--seed=7"], ["--top-k", "2"], ["--jsonl"], ["--step", "4"], ["--traceb"],
+                           ["--set", "mesh.data=1"]])  # fmt: skip
+
+
+@given(st.lists(st.one_of(TEXTS, OPTIONS), max_size=8), st.lists(st.text(max_size=6), max_size=3))
+@settings(max_examples=200, deadline=None)
+def test_prompts_and_options_in_any_order(parts, literal):
+    prompts = [part for part in parts if isinstance(part, str)]
+    arguments = ["R", *(word for part in parts for word in ([part] if isinstance(part, str) else part))]
+    options = _parse(["generate", *arguments, *(["--", *literal] if literal else [])])
+    assert (options.run, options.prompts, options.literal) == ("R", [*prompts, *literal], len(literal))
+    seeds = [int(part[-1].split("=")[-1]) for part in parts if part[0].startswith("--seed")]
+    assert options.seed == (seeds[-1] if seeds else 0) and options.jsonl == (["--jsonl"] in parts)
+
+
 def test_options_keep_their_values():
     options = _parse(["generate", "--set", "mesh.data=1", "R", "--seed", "-3", "-7", "--step", "4", "--code", "x.py"])
     assert (options.assignments, options.seed, options.step) == (["mesh.data=1"], -3, 4)
@@ -70,7 +88,7 @@ def standing(monkeypatch):
     monkeypatch.setattr(opened, "open_run", lambda *arguments, **named: Standing())
 
 
-def given(monkeypatch, data: bytes) -> None:
+def feed(monkeypatch, data: bytes) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
 
 
@@ -84,7 +102,7 @@ def given(monkeypatch, data: bytes) -> None:
     ],
 )
 def test_lines_of_standard_input(standing, monkeypatch, capsys, data, texts):
-    given(monkeypatch, data)
+    feed(monkeypatch, data)
     assert main(["generate", "R"]) == 0
     assert capsys.readouterr().out == "".join(f"<{text}>\n" for text in texts)
 
@@ -98,7 +116,7 @@ def test_lines_of_standard_input(standing, monkeypatch, capsys, data, texts):
     ],
 )
 def test_bytes_that_are_no_prompts(standing, monkeypatch, capsys, data, message):
-    given(monkeypatch, data)
+    feed(monkeypatch, data)
     assert main(["generate", "R"]) == 2
     assert message in capsys.readouterr().err
 

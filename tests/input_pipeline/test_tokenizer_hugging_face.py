@@ -164,6 +164,7 @@ def test_sentinels_that_the_file_lacks_come_after_its_last_id(file):
 
 
 AROUND = ["<extra_id_0>", "<extra_id_2>", "<extra_id_5>", "<extra_id_9>", " ", "the", " fox", ".", "s", "(", "\n", "<"]
+AROUND += ["</s>", "<|endoftext|>", "[MASK]", "<pad>"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -155,6 +155,7 @@ SENTINELS = {
             "vocab_size": 400},
 }  # fmt: skip
 AROUND = ["<extra_id_0>", "<extra_id_1>", "<extra_id_7>", " ", "the", " fox", ".", ",", "s", "(", ")", "\n", "_", "<"]
+AROUND += ["<mask>", "[NLU]", "</s>", "<unk>"]
 
 
 def with_sentinels(tokenizer: SentencePieceTokenizer) -> sentencepiece.SentencePieceProcessor:

@@ -134,6 +134,8 @@ class JsonTokenizer(FileTokenizer):
     @functools.cached_property
     def _of_prompts(self) -> Any:
         """The tokenizer that knows the sentinels beyond the file too."""
+        if not self._beyond:
+            return self._tokenizer
         tokenizer = _open(self._tokenizer.to_str().encode(), self.path)
         tokenizer.add_special_tokens(list(self._beyond))
         return tokenizer
