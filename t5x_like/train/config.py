@@ -111,6 +111,9 @@ FREE_TO_CHANGE = (
     "model.attention_backend", "model.scan_layers", "model.remat", "model.dtype", "model.*dropout",
     "data.cache", "data.skip", "data.prepare_processes", "data.read_threads", "data.worker_processes",
     "data.prefetch_batches",
+    # Where the text lies; which it is, is compared by its tokens.
+    "data.corpus.*source.paths", "data.corpus.*source.directory", "data.corpus.*source.file",
+    "data.corpus.*tokenizer.path",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
+from t5x_like.input_pipeline.sources.messages import absolute
 
 if TYPE_CHECKING:
     from t5x_like.input_pipeline.tokenizers.base import Tokenizer
@@ -57,6 +58,7 @@ class SentencePiece(TokenizerConfig):
 
     def __post_init__(self):
         where, symbols = "data.corpus.tokenizer", len(self.symbols)
+        object.__setattr__(self, "path", self.path and absolute(self.path))
         require(self.sentinels >= 0, f"{where}.sentinels", self.sentinels, "0 or more")
         fits = len(set(self.symbols)) == symbols and all(self.symbols)
         require(fits, f"{where}.symbols", self.symbols, "different texts, none of them empty")
@@ -105,6 +107,7 @@ class HuggingFaceTokenizer(TokenizerConfig):
     vocab_size: int = 0
 
     def __post_init__(self):
+        object.__setattr__(self, "path", self.path and absolute(self.path))
         for name in ("sentinels", "vocab_size"):
             value = getattr(self, name)
             require(value >= 0, f"data.corpus.tokenizer.{name}", value, "0 or more")
