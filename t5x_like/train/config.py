@@ -105,7 +105,7 @@ class Run(Config, where=""):
 # Fields that a resumed run may change, and why: none of them changes which parameters or batches the run has.
 _WRITTEN, _MEASURED = "what is written, not what is computed", "what is measured, not what is trained"
 _SAME, _HENCE = "the same sums, in another order or form", "from here on; what was trained before stays"
-_READ = "how text is read, not which"
+_READ, _LIES = "how text is read, not which", "where the text lies; which it is, is compared by its tokens"
 FREE_TO_CHANGE = {
     "name": "a label", "mesh": _SAME, "checkpoint": _WRITTEN, "report": _WRITTEN, "optimizer": _HENCE,
     "evaluations": _MEASURED, "train.evaluate_every": _MEASURED, "train.evaluate_batches": _MEASURED,
@@ -115,6 +115,8 @@ FREE_TO_CHANGE = {
     "model.*dropout": _HENCE, "data.cache": _READ, "data.skip": "batches to come; those behind are compared",
     "data.prepare_processes": _READ, "data.read_threads": _READ, "data.worker_processes": _READ,
     "data.prefetch_batches": _READ, "data.corpus.*licence": "a label", "data.corpus.*origin": "a label",
+    "data.corpus.*source.paths": _LIES, "data.corpus.*source.directory": _LIES, "data.corpus.*source.file": _LIES,
+    "data.corpus.*tokenizer.path": _LIES,
 }  # fmt: skip
 
 

@@ -16,14 +16,18 @@ import pytest
 from t5x_like.core.config import from_json, to_json
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import (
+    Corpus,
     Csv,
     HuggingFaceDataset,
     JsonLines,
     PackageText,
     PythonGenerator,
+    SentencePiece,
     TextFiles,
     TfdsBuilder,
 )
+from t5x_like.input_pipeline.prepare.prepare import prepare
+from t5x_like.input_pipeline.prepare.vocabulary import tokenizer_config
 from t5x_like.input_pipeline.sources.files import Unit
 
 
@@ -251,8 +255,41 @@ def test_a_disk_that_fails_is_no_bad_document(tmp_path):
         list(source.read_unit(units[0]))
 
 
+def test_places_are_kept_from_the_root_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "a.txt": f"{tmp_path}/a.txt", "../x/*.txt": f"{tmp_path}/../x/*.txt", "gs://b/a.txt": "gs://b/a.txt",
+        "zip://a.txt::b.zip": f"zip://a.txt::{tmp_path}/b.zip", "simplecache::gs://a": "simplecache::gs://a",
+        "/r/a": "/r/a", "~/a": os.path.expanduser("~/a"),
+    }  # fmt: skip
+    source = TextFiles(tuple(given))
+    assert source.paths == tuple(given.values())
+    monkeypatch.chdir("/")
+    assert from_json(TextFiles, to_json(source)) == source
+    monkeypatch.chdir(tmp_path)
+    assert HuggingFaceDataset("d").directory == TfdsBuilder("d").directory == f"{tmp_path}/d"
+    assert PythonGenerator("f.py").file == SentencePiece(path="f.py").path == f"{tmp_path}/f.py"
+    assert SentencePiece().path == ""
+
+
+def test_one_text_in_two_places_is_one_cache_and_one_vocabulary(tmp_path, monkeypatch):
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "a.txt").write_text("the same words in both of them, again and again\n" * 40)
+    made = []
+    for place in ("here", "there"):
+        monkeypatch.chdir(tmp_path / place)
+        tokenizer = SentencePiece(vocab_size=330, model="bpe", sentinels=2)
+        corpus = Corpus("c", TextFiles(("a.txt",), "line"), tokenizer, "none", "made up", 0.1)
+        config = tokenizer_config(corpus, str(tmp_path))
+        made.append((config.path, prepare(corpus, config, str(tmp_path)).path))
+    assert made[0] == made[1]
+    (tmp_path / "there" / "a.txt").write_text("other words\n" * 40)
+    assert prepare(corpus, config, str(tmp_path)).path != made[0][1]
+
+
 def test_descriptions_name_the_place():
-    assert TextFiles(("a", "b")).describe() == "a, b"
-    assert TfdsBuilder("d", "test").describe() == "d, split test"
+    assert TextFiles(("/x/a", "/x/b")).describe() == "/x/a, /x/b"
+    assert TfdsBuilder("/d", "test").describe() == "/d, split test"
     assert PackageText("p", "*.txt").describe() == "*.txt of package p"
-    assert PythonGenerator("f.py").describe() == "documents() of f.py"
+    assert PythonGenerator("/f.py").describe() == "documents() of /f.py"

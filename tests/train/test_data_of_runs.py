@@ -1,6 +1,7 @@
 """Whole runs over every kind of data: mixtures, several objectives, skipped batches, stopped and gone on."""
 
 import dataclasses
+import shutil
 
 import pytest
 from tiny_models import resized
@@ -49,6 +50,27 @@ def test_a_mixture_of_corpora_and_denoisers_stopped_and_gone_on(tmp_path, monkey
     assert held_out[4] == rows(tmp_path / "straight", "held_out")[4] and set(held_out) == {4, 5, 8}
     last = [row for row in read_metrics(tmp_path / "run") if "data/fill" in row][-1]
     assert last["data/tiny/tokens"] > last["data/few/tokens"] > 0 and 0.3 < last["data/fill"] <= 1.0
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_and_is_evaluated_from_another_directory(tmp_path, monkeypatch, capsys):
+    for place in ("first", "second"):
+        shutil.copytree(text_folder(), tmp_path / place / "texts")
+    (tmp_path / "elsewhere").mkdir()
+    run = tiny_run("llama", "data.corpus.heldout=0.2", "data.corpus.source.paths=texts", "train.steps=2")
+    config, directory = run_file(run), str(tmp_path / "run")
+    relative = ["data.corpus.source.paths=texts", f"data.cache={tmp_path}/cache"]
+    monkeypatch.chdir(tmp_path / "first")
+    assert main(["train", config, "--directory", directory, *relative]) == 0
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["train", directory, "train.steps=3"]) == 0
+    assert main(["eval", directory]) == 0
+    monkeypatch.chdir(tmp_path / "second")
+    assert main(["train", config, "--directory", directory, *relative, "train.steps=4"]) == 0, "the same text"
+    assert sorted(losses(tmp_path / "run")) == [1, 2, 3, 4]
+    (tmp_path / "second" / "texts" / "0.txt").write_text("another text")
+    assert main(["train", config, "--directory", directory, *relative, "train.steps=5"]) == 2
+    assert "is not what the run was trained on" in capsys.readouterr().err
 
 
 ENDLESS = """

@@ -112,7 +112,7 @@ def prepare_by(
 def cache_path(corpus: Corpus, tokenizer: Tokenizer, cache: str) -> Path:
     """Where the token cache of ``corpus`` is, or will be."""
     key = (
-        FORMAT_VERSION, corpus.source.digest(), repr(corpus.source), tokenizer.fingerprint, corpus.heldout,
+        FORMAT_VERSION, corpus.source.digest(), corpus.source.reading(), tokenizer.fingerprint, corpus.heldout,
         corpus.deduplicate, repr(corpus.filters), corpus.bad_documents,
     )  # fmt: skip
     return cache_folder(cache) / "corpora" / f"{corpus.name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"

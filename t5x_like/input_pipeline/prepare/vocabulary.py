@@ -73,7 +73,7 @@ def trained_model_path(corpus: Corpus | Mixture, cache: str = "", progress: Say 
     texts_of = []
     for each in corpora(corpus):
         source = each.source
-        texts_of.append((source.digest(), repr(source), repr(each.filters), each.bad_documents, each.heldout))
+        texts_of.append((source.digest(), source.reading(), repr(each.filters), each.bad_documents, each.heldout))
     key = (texts_of, repr(replace(config, path="")), TRAINER_VERSION)
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
     path = cache_folder(cache) / "tokenizers" / f"{corpus.name}-{digest}.model"

@@ -113,7 +113,7 @@ def list_files(
         else:
             files = _local_files(Path(local_path(given)), patterns, set(exclude), left_out)
         if not files:
-            wanted = f"a file, a folder with {' or '.join(patterns)}, or a glob; relative to {Path.cwd()}"
+            wanted = f"a file, a folder with {' or '.join(patterns)}, or a glob"
             raise UserError("data.corpus.source.paths", f"nothing at {given!r}", wanted)
         for file in files:
             key = file.key or file.address

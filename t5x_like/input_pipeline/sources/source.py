@@ -10,6 +10,7 @@ imported, and numpy only where a format needs it, so that configs load fast.
 from __future__ import annotations
 
 import abc
+import dataclasses
 import hashlib
 import itertools
 import sys
@@ -21,7 +22,14 @@ from typing import ClassVar
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
 from t5x_like.input_pipeline.sources.files import File, Unit, digest_files, list_files, missing_shards
-from t5x_like.input_pipeline.sources.messages import Unreadable, cannot_be_read, empty_file, is_named, local_path
+from t5x_like.input_pipeline.sources.messages import (
+    Unreadable,
+    absolute,
+    cannot_be_read,
+    empty_file,
+    is_named,
+    local_path,
+)
 from t5x_like.input_pipeline.sources.remote import is_remote
 
 
@@ -32,10 +40,12 @@ class Source(Config, abc.ABC, where="data.corpus.source"):
     Attributes:
       by_units: whether another process can make it from its fields and read a unit by itself; otherwise all of it is
         read in one process, units in order.
+      places: names of the fields that say where its files lie, not what is read of them.
       emptiness: name of a file with some bytes but no documents, for errors.
     """
 
     by_units: ClassVar[bool] = False
+    places: ClassVar[tuple[str, ...]] = ()
     emptiness: ClassVar[str] = "an empty file"
 
     def files(self) -> list[File]:
@@ -77,6 +87,13 @@ class Source(Config, abc.ABC, where="data.corpus.source"):
             return digest_files(files)
         code = getattr(sys.modules[type(self).__module__], "__file__", None)
         return hashlib.sha256(repr(self).encode() + (Path(code).read_bytes() if code else b"")).hexdigest()
+
+    def reading(self) -> str:
+        """All its fields but ``places``: with ``digest`` they say which documents it has, wherever the files lie."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in self.places]
+        values = [(name, getattr(self, name)) for name in names]
+        shown = [(name, value.reading() if isinstance(value, Source) else repr(value)) for name, value in values]
+        return repr((type(self).__name__, shown))
 
     def describe(self) -> str:
         """Where the documents come from, in a few words."""
@@ -138,7 +155,7 @@ class FolderSource(Source, abc.ABC):
     """The base of sources whose documents lie in a folder that a library wrote.
 
     Attributes:
-      directory: the folder.
+      directory: the folder; a relative one starts at the current folder, and is kept from the root on.
       split: which part of it; empty: the only one.
       field: the column or feature that holds the text.
     """
@@ -148,6 +165,10 @@ class FolderSource(Source, abc.ABC):
     field: str = "text"
 
     by_units: ClassVar[bool] = True
+    places: ClassVar[tuple[str, ...]] = ("directory",)
+
+    def __post_init__(self):
+        object.__setattr__(self, "directory", absolute(self.directory))
 
     @property
     def folder(self) -> str:
@@ -163,17 +184,19 @@ class FileSource(Source, abc.ABC):
     """The base of sources whose documents lie in files of one format.
 
     Attributes:
-      paths: files, folders or glob patterns; relative ones start at the current folder.
+      paths: files, folders or glob patterns; relative ones start at the current folder, and are kept from the root on.
       patterns: name patterns of files that are read from folders.
     """
 
     paths: tuple[str, ...]
 
     by_units: ClassVar[bool] = True
+    places: ClassVar[tuple[str, ...]] = ("paths",)
     patterns: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
         require(bool(self.paths), "data.corpus.source.paths", "none", 'one or more paths, such as ("texts/",)')
+        object.__setattr__(self, "paths", tuple(map(absolute, self.paths)))
 
     def files(self) -> list[File]:
         return self._list([])
