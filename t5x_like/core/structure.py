@@ -208,7 +208,7 @@ def _structure_tuple(hint: Any, args: tuple, value: Any, where: str, text: bool)
         hints = [args[0]] * len(value) if args[-1] is Ellipsis else args
         if len(hints) == len(value):
             found = tuple(
-                structure(h, v, f"{where}.{i}" if isinstance(v, dict) else where, text)
+                structure(h, v, f"{where}.{i}" if classes_in(h) else where, text)
                 for i, (h, v) in enumerate(zip(hints, value, strict=True))
             )
             same = isinstance(value, tuple) and all(a is b for a, b in zip(found, value, strict=True))
