@@ -78,7 +78,8 @@ def _parameters(name: str, frame: types.FrameType) -> list[str]:
     """The parameters of a function or class that a line of code may mean by its last name."""
     for each in _named(name, frame):
         try:
-            return [parameter for parameter in inspect.signature(each).parameters if parameter != "self"]
+            parameters = inspect.signature(each).parameters  # type: ignore[arg-type]  # what is no function raises
+            return [parameter for parameter in parameters if parameter != "self"]
         except (TypeError, ValueError):
             continue
     return []

@@ -211,8 +211,8 @@ def _structure_tuple(hint: Any, args: tuple, value: Any, where: str, text: bool)
                 structure(h, v, f"{where}.{i}" if classes_in(h) else where, text)
                 for i, (h, v) in enumerate(zip(hints, value, strict=True))
             )
-            same = isinstance(value, tuple) and all(a is b for a, b in zip(found, value, strict=True))
-            return value if same else found
+            same: bool = isinstance(value, tuple) and all(a is b for a, b in zip(found, value, strict=True))
+            return tuple(value) if same else found  # the same object, if it is a tuple
     raise UserError(where, f"got {value!r}", describe_type(hint))
 
 

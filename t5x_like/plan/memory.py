@@ -166,7 +166,7 @@ def _activations(setup: Setup, run: Run, ways: Mapping[str, int]) -> tuple[float
         return kept, 0.0
     structure, _ = make_model(dataclasses.replace(run.model, remat="none"))
     everything = _kept(dataclasses.replace(setup, structure=structure), run, ways)
-    lengths = dict(zip(("encoder", "decoder"), run.lengths(), strict=True))
+    lengths: dict[str, int] = dict(zip(("encoder", "decoder"), run.lengths(), strict=True))
     columns = [(lengths[name], side.depth) for name, side in run.model.sides]
     largest = max(length for length, _ in columns) / sum(length * depth for length, depth in columns)
     return kept, (everything - kept) * largest
