@@ -90,7 +90,7 @@ class Source(Config, abc.ABC, where="data.corpus.source"):
 
     def reading(self) -> str:
         """All its fields but ``places``: with ``digest`` they say which documents it has, wherever the files lie."""
-        names = [field.name for field in dataclasses.fields(self) if field.name not in self.places]
+        names = [field.name for field in dataclasses.fields(self) if field.name not in self.places]  # type: ignore[arg-type]  # its subclasses are
         values = [(name, getattr(self, name)) for name in names]
         shown = [(name, value.reading() if isinstance(value, Source) else repr(value)) for name, value in values]
         return repr((type(self).__name__, shown))
