@@ -12,7 +12,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
@@ -23,7 +23,6 @@ from t5x_like.input_pipeline.sources.filters import Filters
 from t5x_like.input_pipeline.sources.generator import PythonGenerator
 from t5x_like.input_pipeline.sources.hugging_face import HuggingFaceDataset
 from t5x_like.input_pipeline.sources.json_lines import JsonLines
-from t5x_like.input_pipeline.sources.messages import absolute
 from t5x_like.input_pipeline.sources.records import ArrayRecord, TfRecord
 from t5x_like.input_pipeline.sources.source import Source
 from t5x_like.input_pipeline.sources.splits import SplitName
@@ -213,8 +212,9 @@ class DataConfig(Config, where="data"):
     worker_processes: NonNegativeInt = 0
     prefetch_batches: PositiveInt = 4
 
+    places: ClassVar[tuple[str, ...]] = ("cache",)
+
     def __post_init__(self):
-        object.__setattr__(self, "cache", self.cache and absolute(self.cache))
         if self.skipped() and isinstance(self.corpus, Corpus) and self.corpus.window:
             raise UserError("data.skip", "batches of a corpus with a window", "none: skip documents in its source")
 

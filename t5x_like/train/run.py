@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.config import to_plain
 from t5x_like.core.own_code import own_code, trust
+from t5x_like.core.places import with_absolute_paths
 from t5x_like.evaluate.task import Evaluation, Values
 from t5x_like.models.counts import train_flops
 from t5x_like.plan.chips import memory_bytes, peak_flops
@@ -75,7 +76,7 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
     Raises:
       UserError: a mistake in config, folder, corpus or checkpoint; raised before anything is changed.
     """
-    clock = Clock()
+    clock, run = Clock(), with_absolute_paths(run)
     placement, setup = open_model(run)
     index = jax.process_index()
     check_batch_size(placement, run.train.batch_size, run.train.micro_batches)

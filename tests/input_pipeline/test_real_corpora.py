@@ -106,6 +106,19 @@ def test_c4_of_hugging_face(tmp_path):
     assert told.startswith("1 of 4 shards") and told.endswith("c4-train.*-of-00004.json.gz, which are not there: 2")
 
 
+def test_c4_in_the_cache_of_the_hub(tmp_path):
+    """Links into a folder of files named by their digests, as ``hf download`` leaves it without ``--local-dir``."""
+    real = write_c4(tmp_path / "real")
+    hub = tmp_path / "hub" / "datasets--allenai--c4"
+    snapshot = hub / "snapshots" / "1588ec454efa1a09f29cd18ddd04fe05fc8653a2" / "en"
+    (hub / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(real.iterdir(), reverse=True)):
+        file.rename(hub / "blobs" / f"{number:064x}")
+        (snapshot / file.name).symlink_to(Path("../../../blobs") / f"{number:064x}")
+    check(corpus_of("c4", snapshot), C4, tmp_path / "cache")
+
+
 def test_wikipedia_of_hugging_face(tmp_path):
     check(corpus_of("wikipedia", write_wikipedia(tmp_path)), ARTICLES, tmp_path / "cache")
 

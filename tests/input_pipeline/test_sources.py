@@ -10,17 +10,21 @@ import json
 import lzma
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 
-from t5x_like.core.config import from_json, to_json
 from t5x_like.core.errors import UserError
+from t5x_like.core.places import with_absolute_paths
 from t5x_like.input_pipeline.config import (
     Corpus,
     Csv,
+    DataConfig,
     HuggingFaceDataset,
     JsonLines,
+    Mixture,
     PackageText,
+    Part,
     PythonGenerator,
     SentencePiece,
     TextFiles,
@@ -262,14 +266,19 @@ def test_places_are_kept_from_the_root_on(tmp_path, monkeypatch):
         "zip://a.txt::b.zip": f"zip://a.txt::{tmp_path}/b.zip", "simplecache::gs://a": "simplecache::gs://a",
         "/r/a": "/r/a", "~/a": os.path.expanduser("~/a"),
     }  # fmt: skip
-    source = TextFiles(tuple(given))
+    source = with_absolute_paths(TextFiles(tuple(given)))
     assert source.paths == tuple(given.values())
     monkeypatch.chdir("/")
-    assert from_json(TextFiles, to_json(source)) == source
+    assert with_absolute_paths(source) is source
     monkeypatch.chdir(tmp_path)
-    assert HuggingFaceDataset("d").directory == TfdsBuilder("d").directory == f"{tmp_path}/d"
-    assert PythonGenerator("f.py").file == SentencePiece(path="f.py").path == f"{tmp_path}/f.py"
-    assert SentencePiece().path == ""
+    corpus = Corpus("c", HuggingFaceDataset("d"), SentencePiece(path="f.model"), "none", "made up", 0.1)
+    data = DataConfig(Mixture("m", (Part(corpus), Part(replace(corpus, name="e", source=PythonGenerator("f.py"))))), 32)
+    assert data.corpus.parts[0].corpus.source.directory == "d", "as it was written, until the run starts"
+    kept = with_absolute_paths(data)
+    first, second = (part.corpus for part in kept.corpus.parts)
+    assert first.source.directory == f"{tmp_path}/d" and second.source.file == f"{tmp_path}/f.py"
+    assert first.tokenizer.path == f"{tmp_path}/f.model" and kept.cache == ""
+    assert with_absolute_paths(replace(data, cache="here")).cache == f"{tmp_path}/here"
 
 
 def test_one_text_in_two_places_is_one_cache_and_one_vocabulary(tmp_path, monkeypatch):

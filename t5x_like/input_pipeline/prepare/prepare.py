@@ -93,13 +93,14 @@ def prepare_by(
     name = path.name
     work = path.with_name(f".{name}.work")
     if not (path / "manifest.json").is_file():
-        notes = [f"left out: {line}" for line in corpus.source.left_out()]
-        tally = Tally(corpus.name, progress, "; ".join([*notes, *_note_unfinished(work, corpus.name)]))
+        left_out = corpus.source.left_out()
+        notes = [*(f"left out: {line}" for line in left_out), *_note_unfinished(work, corpus.name)]
+        tally = Tally(corpus.name, progress, "; ".join(notes))
         with held_lock(path.with_name(f"{name}.lock"), lambda: tally.say("waiting")) as alone:
             if not (path / "manifest.json").is_file():
                 if path.exists():  # a folder appears whole, by a rename: it was changed since
                     open_cache(path)
-                build = _Build(corpus, tokenizer, opened, files, path, work, tally)
+                build = _Build(corpus, tokenizer, opened, files, left_out, path, work, tally)
                 with build.work_folder(alone):
                     build.run(tokenize)
     if work.is_dir():  # left by a process that was killed between publishing the cache and removing its work folder
@@ -126,6 +127,7 @@ class _Build:
       corpus: corpus to prepare.
       config, tokenizer: the vocabulary, and the same opened.
       files: files of the source at the start.
+      left_out: what ``Source.left_out`` says of others.
       path: path of the cache.
       folder: the work folder.
       tally: counter that shows the progress.
@@ -135,6 +137,7 @@ class _Build:
     config: TokenizerConfig
     tokenizer: Tokenizer
     files: list[File]
+    left_out: list[str]
     path: Path
     folder: Path
     tally: Tally
@@ -252,7 +255,7 @@ class _Build:
             "format": FORMAT_VERSION, **{name: getattr(corpus, name) for name in as_given},
             "source": repr(corpus.source), "filters": to_plain(corpus.filters),
             "tokenizer": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size, "dtype": dtype,
-            "counts": {"files": corpus.source.left_out(), **counted, "duplicates": copies},
+            "counts": {"files": self.left_out, **counted, "duplicates": copies},
         }  # fmt: skip
 
     def _split_only(self, wanted: bytes) -> tuple[str, ...]:

@@ -105,25 +105,25 @@ class Csv(FileSource):
 
     def _dialect(self, file: str, first: str) -> dict[str, Any]:
         """What ``csv.reader`` is told, of a file that begins with ``first``: the first line, or more if it sniffs."""
+        delimiter, quote, doubled, skip = self.delimiter, self.quote, self.doubled_quotes, self.skip_initial_space
+        is_tsv = format_suffix(file) == ".tsv"
         if self.sniff:
             try:
                 found = csv.Sniffer().sniff(first, ",;\t|")
             except csv.Error:
                 got, allowed = "its dialect cannot be guessed", "the fields of the dialect instead of sniff=True"
                 raise Unreadable(file, got, allowed, f"{_WHERE}.delimiter") from None
-            return {
-                "delimiter": found.delimiter, "quotechar": found.quotechar, "skipinitialspace": found.skipinitialspace,
-                "doublequote": found.doublequote, "escapechar": self.escape or None,
-            }  # fmt: skip
-        is_tsv = format_suffix(file) == ".tsv"
-        delimiter = self.delimiter or ("\t" if is_tsv else ",")
-        quote = self.quote or '"'
-        if not self.quote and is_tsv and not (self.header and any(n.startswith('"') for n in first.split(delimiter))):
-            quote = "none"
+            delimiter, quote, doubled, skip = (
+                found.delimiter, found.quotechar or "none", found.doublequote, found.skipinitialspace
+            )  # fmt: skip
+        delimiter = delimiter or ("\t" if is_tsv else ",")
+        if not quote:
+            quoted_header = self.header and any(name.startswith('"') for name in first.split(delimiter))
+            quote = '"' if quoted_header or not is_tsv else "none"
         return {
             "delimiter": delimiter, "quotechar": None if quote == "none" else quote,
             "quoting": csv.QUOTE_NONE if quote == "none" else csv.QUOTE_MINIMAL, "escapechar": self.escape or None,
-            "doublequote": self.doubled_quotes, "skipinitialspace": self.skip_initial_space,
+            "doublequote": doubled, "skipinitialspace": skip,
         }  # fmt: skip
 
     def _column(self, head: list[str], file: str) -> int:
@@ -140,7 +140,7 @@ class Csv(FileSource):
 
 
 def _wrong_width(where: str, got: int, width: int, dialect: dict[str, Any]) -> UserError:
-    if dialect.get("quoting") == csv.QUOTE_NONE:
+    if dialect["quoting"] == csv.QUOTE_NONE:
         how = f"{_WHERE}.quote='\"' if values with line ends or delimiters are quoted"
     else:
         how = f'quote such a value: "a value with {dialect["delimiter"]!r} in it"'

@@ -129,7 +129,7 @@ def missing_shards(files: Iterable[File]) -> list[str]:
     """Which files are not there of those whose names count them (``a-00001-of-00004.jsonl``), in words."""
     groups: dict[tuple[str, int], set[int]] = {}
     for file in files:
-        if match := _SHARD.fullmatch(file.name):
+        if "-of-" in file.name and (match := _SHARD.fullmatch(file.name)):
             before, number, count, after = match.groups()
             folder, pattern = file.address.removesuffix(file.name), f"{before}*-of-{count}{_SHARD_HASH.sub('', after)}"
             groups.setdefault((folder + pattern, int(count)), set()).add(int(number))

@@ -15,7 +15,7 @@ from typing import ClassVar
 from t5x_like.core.errors import UserError, require
 from t5x_like.core.loading import load_module, was_chosen
 from t5x_like.input_pipeline.sources.files import Unit
-from t5x_like.input_pipeline.sources.messages import absolute, half_character, is_whole, local_path
+from t5x_like.input_pipeline.sources.messages import half_character, is_whole, local_path
 from t5x_like.input_pipeline.sources.source import Source
 
 
@@ -37,9 +37,6 @@ class PythonGenerator(Source):
     version: str = ""
 
     places: ClassVar[tuple[str, ...]] = ("file",)
-
-    def __post_init__(self):
-        object.__setattr__(self, "file", absolute(self.file))
 
     def read(self, unit: Unit) -> Iterator[str | UserError]:
         """What the function yields.

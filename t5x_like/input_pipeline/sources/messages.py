@@ -91,14 +91,6 @@ def is_named(file: str, paths: tuple[str, ...]) -> bool:
     return any(file in (path, local_path(path)) for path in paths)
 
 
-def absolute(path: str) -> str:
-    """A path from the root on, as it is meant here and now: of addresses only a local end is changed."""
-    first, chained, rest = path.rpartition("::")
-    if "://" in rest:
-        return path
-    return first + chained + str(Path(os.path.expanduser(rest)).absolute())
-
-
 def local_path(path: str) -> str:
     """``path`` with its ``~`` replaced, if that user exists, and without superfluous slashes."""
     return str(Path(os.path.expanduser(path)))

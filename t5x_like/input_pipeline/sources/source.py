@@ -24,7 +24,6 @@ from t5x_like.core.errors import UserError, require
 from t5x_like.input_pipeline.sources.files import File, Unit, digest_files, list_files, missing_shards
 from t5x_like.input_pipeline.sources.messages import (
     Unreadable,
-    absolute,
     cannot_be_read,
     empty_file,
     is_named,
@@ -156,7 +155,7 @@ class FolderSource(Source, abc.ABC):
     """The base of sources whose documents lie in a folder that a library wrote.
 
     Attributes:
-      directory: the folder; a relative one starts at the current folder, and is kept from the root on.
+      directory: the folder; a relative one starts at the current folder when the run starts.
       split: which part of it; empty: the only one.
       field: the column or feature that holds the text.
     """
@@ -167,9 +166,6 @@ class FolderSource(Source, abc.ABC):
 
     by_units: ClassVar[bool] = True
     places: ClassVar[tuple[str, ...]] = ("directory",)
-
-    def __post_init__(self):
-        object.__setattr__(self, "directory", absolute(self.directory))
 
     @property
     def folder(self) -> str:
@@ -185,7 +181,7 @@ class FileSource(Source, abc.ABC):
     """The base of sources whose documents lie in files of one format.
 
     Attributes:
-      paths: files, folders or glob patterns; relative ones start at the current folder, and are kept from the root on.
+      paths: files, folders or glob patterns; relative ones start at the current folder when the run starts.
       patterns: name patterns of files that are read from folders.
     """
 
@@ -197,7 +193,6 @@ class FileSource(Source, abc.ABC):
 
     def __post_init__(self):
         require(bool(self.paths), "data.corpus.source.paths", "none", 'one or more paths, such as ("texts/",)')
-        object.__setattr__(self, "paths", tuple(map(absolute, self.paths)))
 
     def files(self) -> list[File]:
         return self._list([])

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
 from t5x_like.core.ranges import NonNegativeInt
-from t5x_like.input_pipeline.sources.messages import absolute
 
 if TYPE_CHECKING:
     from t5x_like.input_pipeline.tokenizers.base import Tokenizer
@@ -28,6 +27,8 @@ class TokenizerConfig(Config, abc.ABC, where="data.corpus.tokenizer"):
       path: its file; empty: none, or not made yet.
       vocab_size: ids in all, sentinels included; 0: whatever the file has.
     """
+
+    places: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str
     vocab_size: int
@@ -59,7 +60,6 @@ class SentencePiece(TokenizerConfig):
 
     def __post_init__(self):
         where, symbols = "data.corpus.tokenizer", len(self.symbols)
-        object.__setattr__(self, "path", self.path and absolute(self.path))
         fits = len(set(self.symbols)) == symbols and all(self.symbols)
         require(fits, f"{where}.symbols", self.symbols, "different texts, none of them empty")
         smallest = 0 if self.path else 3 + 256 + 2 + self.sentinels + symbols + 1
@@ -105,9 +105,6 @@ class HuggingFaceTokenizer(TokenizerConfig):
     mask: str = ""
     sentinels: NonNegativeInt = 0
     vocab_size: NonNegativeInt = 0
-
-    def __post_init__(self):
-        object.__setattr__(self, "path", self.path and absolute(self.path))
 
     def open(self) -> Tokenizer:
         from t5x_like.input_pipeline.tokenizers.hugging_face import JsonTokenizer
