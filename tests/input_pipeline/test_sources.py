@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import pytest
 
+from t5x_like.core.config import from_json, to_json
 from t5x_like.core.errors import UserError
 from t5x_like.core.places import with_absolute_paths
 from t5x_like.input_pipeline.config import (
@@ -272,12 +273,14 @@ def test_places_are_kept_from_the_root_on(tmp_path, monkeypatch):
     assert with_absolute_paths(source) is source
     monkeypatch.chdir(tmp_path)
     corpus = Corpus("c", HuggingFaceDataset("d"), SentencePiece(path="f.model"), "none", "made up", 0.1)
-    data = DataConfig(Mixture("m", (Part(corpus), Part(replace(corpus, name="e", source=PythonGenerator("f.py"))))), 32)
+    other = replace(corpus, name="e", source=PythonGenerator("f.py"))
+    data = DataConfig(Mixture("m", (Part(corpus), Part(other)), SentencePiece(path="m.model")), 32)
     assert data.corpus.parts[0].corpus.source.directory == "d", "as it was written, until the run starts"
     kept = with_absolute_paths(data)
     first, second = (part.corpus for part in kept.corpus.parts)
     assert first.source.directory == f"{tmp_path}/d" and second.source.file == f"{tmp_path}/f.py"
-    assert first.tokenizer.path == f"{tmp_path}/f.model" and kept.cache == ""
+    paths = [config.tokenizer.path for config in (kept.corpus, first)]
+    assert paths == [f"{tmp_path}/m.model", f"{tmp_path}/f.model"] and kept.cache == ""
     assert with_absolute_paths(replace(data, cache="here")).cache == f"{tmp_path}/here"
 
 
