@@ -93,10 +93,8 @@ def is_named(file: str, paths: tuple[str, ...]) -> bool:
 
 def absolute(path: str) -> str:
     """A path from the root on, as it is meant here and now: of addresses only a local end is changed."""
-    first, chained, rest = path.rpartition("::")
-    if "://" in rest:
-        return path
-    return first + chained + str(Path(os.path.expanduser(rest)).absolute())
+    first, chained, rest = path.rpartition("::") if "://" in path else ("", "", path)
+    return path if "://" in rest else first + chained + str(Path(os.path.expanduser(rest)).absolute())
 
 
 def local_path(path: str) -> str:
