@@ -15,10 +15,8 @@ T = TypeVar("T")
 
 def absolute(path: str) -> str:
     """A path from the root on, as it is meant here and now: of addresses only a local end is changed."""
-    first, chained, rest = path.rpartition("::")
-    if "://" in rest:
-        return path
-    return first + chained + str(Path(os.path.expanduser(rest)).absolute())
+    first, chained, rest = path.rpartition("::") if "://" in path else ("", "", path)
+    return path if "://" in rest else first + chained + str(Path(os.path.expanduser(rest)).absolute())
 
 
 def with_absolute_paths(value: T) -> T:

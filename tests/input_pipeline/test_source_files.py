@@ -111,15 +111,18 @@ def test_links(tmp_path):
 
 @pytest.mark.parametrize("paths", [
     ("{0}/t/a.txt", "a.txt"), ("{0}/t/a.txt", "{0}/t/../t/a.txt"), ("{0}/t", "*.txt"), ("{0}/t", "{0}/link"),
-    ("{0}/t/a.txt", "../hard.txt"), ("a.txt", "./a.txt"),
+    ("{0}/t/a.txt", "../hard.txt"), ("a.txt", "./a.txt"), ("a.txt", "file://{0}/t/*.txt"),
 ])  # fmt: skip
 def test_a_file_under_two_names_counts_once(tmp_path, monkeypatch, paths):
+    if "://" in paths[1]:
+        pytest.importorskip("fsspec")
     (tmp_path / "t").mkdir()
     (tmp_path / "t/a.txt").write_text("A\n")
     (tmp_path / "link").symlink_to("t")
     (tmp_path / "hard.txt").hardlink_to(tmp_path / "t/a.txt")
     monkeypatch.chdir(tmp_path / "t")
     assert list(TextFiles(tuple(path.format(tmp_path) for path in paths), "line").texts()) == ["A"]
+    assert list(TextFiles(tuple(path.format(tmp_path) for path in paths[::-1]), "line").texts()) == ["A"]
 
 
 def test_other_names_of_the_same_formats_are_read_and_what_is_left_out_is_named(tmp_path, memory):
@@ -151,6 +154,7 @@ def test_other_names_of_the_same_formats_are_read_and_what_is_left_out_is_named(
 
 def test_a_missing_shard_is_noticed(tmp_path):
     names = ["a-00000-of-00004.jsonl", "a-00003-of-00004.jsonl", "b-00001-of-00002.jsonl", "b-00002-of-00002.jsonl"]
+    names += ["c-1-of-2.jsonl", "c-2-of-2.jsonl"]
     names += [f"train-{number:05}-of-00003-{number:016x}.jsonl" for number in (0, 1)]
     for name in names:
         (tmp_path / name).write_text('{"text": "X"}\n')

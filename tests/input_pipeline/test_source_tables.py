@@ -70,7 +70,7 @@ class TestCsv:
         (b"id;text\n1;'a; ''b'' c'\n", {"delimiter": ";", "quote": "'"}, "a; 'b' c"),
         (b'1,"a ""b"""\n', {"header": False, "field": "1"}, 'a "b"'),
         (b"id|text\n1|'a | b'\n2|'c | d'\n", {"sniff": True}, "a | b"),
-        (b"id;text\n1;a, b\n2;c, d\n", {"sniff": True}, "a, b"),
+        (b"id;text\n1;a, b\n2;c, d\n", {"sniff": True}, "a, b"), (b"text\tid\na, b\t1\n", {"delimiter": "\\t"}, "a, b"),
     ])  # fmt: skip
     def test_dialects(self, tmp_path, content, dialect, expected):
         (tmp_path / "a.csv").write_bytes(content)

@@ -265,7 +265,7 @@ def test_places_are_kept_from_the_root_on(tmp_path, monkeypatch):
     given = {
         "a.txt": f"{tmp_path}/a.txt", "../x/*.txt": f"{tmp_path}/../x/*.txt", "gs://b/a.txt": "gs://b/a.txt",
         "zip://a.txt::b.zip": f"zip://a.txt::{tmp_path}/b.zip", "simplecache::gs://a": "simplecache::gs://a",
-        "/r/a": "/r/a", "~/a": os.path.expanduser("~/a"),
+        "/r/a": "/r/a", "a::b": f"{tmp_path}/a::b", "~/a": os.path.expanduser("~/a"),
     }  # fmt: skip
     source = with_absolute_paths(TextFiles(tuple(given)))
     assert source.paths == tuple(given.values())

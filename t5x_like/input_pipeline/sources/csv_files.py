@@ -35,7 +35,7 @@ class Csv(FileSource):
     Attributes:
       paths: files, folders (every ``*.csv`` and ``*.tsv`` below them, compressed or not) or glob patterns.
       field: the column that holds the text: its name, or without a header its number from 0 on.
-      delimiter: separator of columns; empty: a tab in files named ``*.tsv``, else a comma.
+      delimiter: separator of columns, a tab also as ``\\t``; empty: a tab in files named ``*.tsv``, else a comma.
       quote: character around values that hold delimiters, line ends or itself; ``none``: quotation marks are letters.
         Empty: ``"``, but in files named ``*.tsv`` only where a name in the header is quoted, else none.
       escape: character that makes a letter of the one behind it, such as a backslash; empty: none.
@@ -60,6 +60,8 @@ class Csv(FileSource):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.delimiter == "\\t":  # as it is written where a tab cannot be
+            object.__setattr__(self, "delimiter", "\t")
         for name, words in {"delimiter": (), "quote": ("none",), "escape": ()}.items():
             value = getattr(self, name)
             fits = value in ("", *words) or (len(value) == 1 and value not in "\r\n")

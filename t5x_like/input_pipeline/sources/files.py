@@ -39,7 +39,7 @@ COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 _CHUNK_BYTES = 2**18
 # A file that is one of several: what is before its number, the number, how many there are, what is behind.
-_SHARD = re.compile(r"(.*?)(\d{2,6})-of-(\d{2,6})(.*)", re.DOTALL)
+_SHARD = re.compile(r"(.*?)(\d{1,6})-of-(\d{1,6})(.*)", re.DOTALL)
 _SHARD_HASH = re.compile(r"-[0-9a-f]{16}(?=\.)")  # which the Hugging Face Hub put behind it once
 
 
@@ -109,7 +109,7 @@ def list_files(
     for given in paths:
         if is_remote(given):
             listed = remote.list_remote(given, _any_of(patterns), set(exclude), left_out)
-            files = [File(*each) for each in listed]
+            files = [File(*each, key=_key_of(each[0])) for each in listed]
         else:
             files = _local_files(Path(local_path(given)), patterns, set(exclude), left_out)
         if not files:
@@ -270,8 +270,17 @@ def _content_digest(file: File) -> bytes:
 
 
 def _local_file(path: str, status: os.stat_result) -> File:
-    key = (status.st_dev, status.st_ino) if status.st_ino else ()
-    return File(path, status.st_size, str(status.st_mtime_ns), key)
+    return File(path, status.st_size, str(status.st_mtime_ns), _key(status))
+
+
+def _key(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_dev, status.st_ino) if status.st_ino else ()
+
+
+def _key_of(address: str) -> tuple[int, ...]:
+    """``File.key`` of a local file that is named by an address."""
+    protocol, _, path = address.partition("://")
+    return _key(os.stat(path)) if protocol in ("file", "local") and "::" not in address else ()
 
 
 def _local_files(path: Path, patterns: tuple[str, ...], excluded: set[str], left_out: list[str]) -> list[File]:

@@ -195,9 +195,6 @@ class RemoteFile(io.RawIOBase):
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._told(self._file.seek, offset, whence)
 
-    def tell(self) -> int:
-        return self._told(self._file.tell)
-
     def close(self) -> None:
         if not self.closed and hasattr(self, "_file"):
             self._file.close()

@@ -8,15 +8,13 @@ field 1, of floats in field 2 or of integers in field 3; a list of bytes has its
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 _KINDS = {1: "bytes", 2: "floats", 3: "integers"}
 
 
 def feature_names(example: bytes) -> list[str]:
     """The names of all features. Raises ``ValueError`` if ``example`` is no such message."""
-    names = (_name_and_feature(example, start, stop)[0] for start, stop in _entries(example))
-    return [name.decode("utf-8", "replace") for name in names]
+    return [name.decode("utf-8", "replace") for name, _ in _features(example)]
 
 
 def feature_bytes(example: bytes, name: bytes) -> list[bytes]:
@@ -27,51 +25,23 @@ def feature_bytes(example: bytes, name: bytes) -> list[bytes]:
       TypeError: it holds numbers; the message says which.
       ValueError: ``example`` is no such message.
     """
-    begin = _begin_of_entry(name)
-    feature = None
-    for start, stop in _entries(example):  # the last one counts, as in every map of protocol buffers
-        # Every writer puts the name first, so that it need not be taken apart; a reader may not rely on that.
-        if example.startswith(begin, start) or (
-            example[start : start + 1] != b"\n" and _name_and_feature(example, start, stop)[0] == name
-        ):
-            feature = _name_and_feature(example, start, stop)[1]
-    if feature is None:
-        raise KeyError(name)
+    features = dict(_features(example))  # the last of a name counts, as in every map of protocol buffers
     values: list[bytes] = []
-    for kind, start, stop in _fields(example, *feature):
+    for kind, start, stop in _fields(example, *features[name]):
         if kind != 1:
             raise TypeError(_KINDS.get(kind, "something unknown"))
         values += [example[first:last] for number, first, last in _fields(example, start, stop) if number == 1]
     return values
 
 
-def _entries(example: bytes) -> Iterator[tuple[int, int]]:
-    """Where each entry of the map begins and ends."""
+def _features(example: bytes) -> Iterator[tuple[bytes, tuple[int, int]]]:
+    """The name in each entry of the map, and where its Feature begins and ends."""
     for number, start, stop in _fields(example, 0, len(example)):
-        if number == 1:
-            for entry, first, last in _fields(example, start, stop):
-                if entry == 1:
-                    yield first, last
-
-
-def _name_and_feature(example: bytes, start: int, stop: int) -> tuple[bytes, tuple[int, int]]:
-    """The name in an entry, and where its Feature begins and ends."""
-    name, feature = b"", (start, start)
-    for number, first, last in _fields(example, start, stop):
-        if number == 1:
-            name = example[first:last]
-        elif number == 2:
-            feature = first, last
-    return name, feature
-
-
-@lru_cache(maxsize=16)
-def _begin_of_entry(name: bytes) -> bytes:
-    """The bytes of an entry's name as a writer puts them: field 1, its length, itself."""
-    length, count = b"", len(name)
-    while count > 127:
-        length, count = length + bytes([count & 127 | 128]), count >> 7
-    return b"\n" + length + bytes([count]) + name
+        for key, first, last in _fields(example, start, stop) if number == 1 else ():
+            if key == 1:
+                entry = {part: (begin, end) for part, begin, end in _fields(example, first, last)}
+                name, feature = (entry.get(part, (first, first)) for part in (1, 2))
+                yield example[slice(*name)], feature
 
 
 def _fields(data: bytes, position: int, stop: int) -> Iterator[tuple[int, int, int]]:

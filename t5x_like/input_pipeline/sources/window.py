@@ -53,5 +53,8 @@ class Window(Source):
     def digest(self) -> str:
         return hashlib.sha256(b"files by name").hexdigest() if self.source.files() else self.source.digest()
 
+    def left_out(self) -> list[str]:
+        return self.source.left_out()
+
     def describe(self) -> str:
         return f"window {self.number} ({self.side}) of {self.source.describe()}"
