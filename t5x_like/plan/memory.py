@@ -18,9 +18,11 @@ from t5x_like.arrays.trees import Tree, flatten, join, map_named, split
 from t5x_like.core.errors import UserError
 from t5x_like.core.text import short
 from t5x_like.models.transformer import make_model
+from t5x_like.plan.chips import memory_bytes
 from t5x_like.sharding.rules import RULES, Rules, axis_ways, partition, parts, rules_of
 
 if TYPE_CHECKING:
+    from t5x_like.sharding.mesh import Placement
     from t5x_like.train.config import Run
     from t5x_like.train.setup import Setup
 
@@ -86,13 +88,30 @@ def step_memory(setup: Setup, run: Run, mesh: Mapping[str, int]) -> Memory:
     per_row = kept + 2 * _logits(run, ways)  # exponentials and their gradient
     summed = run.mesh.reduce == "once" and mesh.get("data", 1) > 1  # a sum over devices is a second array
     update = int(gradients * (1.1 + summed))  # beside the gradients, what is added to the parameters
+    loop = _in_micro_batches(setup, run, mesh, gradients) if run.train.micro_batches > 1 else 0
     return Memory(
         parameters=bytes_per_device(setup.specs, mesh, rules),
         optimizer=_optimizer_bytes(setup, mesh, rules),
         batch=run.train.micro_batches * rows * sum(_batch_row(run).values()),
         gradients=gradients,
-        activations=max(int(rows * per_row), int(rows * (kept + recomputed)), update),
+        activations=loop + max(int(rows * per_row), int(rows * (kept + recomputed)), update),
     )
+
+
+def _in_micro_batches(setup: Setup, run: Run, mesh: Mapping[str, int], gradients: int) -> int:
+    """Bytes that a loop over micro-batches takes beside its activations: the sum of gradients, and the parameters put
+    together from all devices, once for the loop, unless a loop over layers does that inside."""
+    rules = rules_of(run.mesh)
+    rows_alone = {name: 1 if name in dict(rules)["batch"] else size for name, size in mesh.items()}
+    whole = bytes_per_device(setup.specs, rows_alone, rules)
+    together = whole if whole > bytes_per_device(setup.specs, mesh, rules) and not run.model.scan_layers else 0
+    return gradients + together
+
+
+def check_fits(setup: Setup, run: Run, placement: Placement) -> str:
+    """``check_memory`` of a run's step on the devices that are here."""
+    mesh = dict(placement.mesh.shape)
+    return check_memory(step_memory(setup, run, mesh), memory_bytes(jax.local_devices()[0]), run, mesh)
 
 
 def check_memory(memory: Memory, available: int | None, run: Run, mesh: Mapping[str, int]) -> str:
@@ -166,7 +185,7 @@ def _activations(setup: Setup, run: Run, ways: Mapping[str, int]) -> tuple[float
         return kept, 0.0
     structure, _ = make_model(dataclasses.replace(run.model, remat="none"))
     everything = _kept(dataclasses.replace(setup, structure=structure), run, ways)
-    lengths = dict(zip(("encoder", "decoder"), run.lengths(), strict=True))
+    lengths: dict[str, int] = dict(zip(("encoder", "decoder"), run.lengths(), strict=True))
     columns = [(lengths[name], side.depth) for name, side in run.model.sides]
     largest = max(length for length, _ in columns) / sum(length * depth for length, depth in columns)
     return kept, (everything - kept) * largest
