@@ -18,11 +18,9 @@ from t5x_like.arrays.trees import Tree, flatten, join, map_named, split
 from t5x_like.core.errors import UserError
 from t5x_like.core.text import short
 from t5x_like.models.transformer import make_model
-from t5x_like.plan.chips import memory_bytes
 from t5x_like.sharding.rules import RULES, Rules, axis_ways, partition, parts, rules_of
 
 if TYPE_CHECKING:
-    from t5x_like.sharding.mesh import Placement
     from t5x_like.train.config import Run
     from t5x_like.train.setup import Setup
 
@@ -106,12 +104,6 @@ def _in_micro_batches(setup: Setup, run: Run, mesh: Mapping[str, int], gradients
     whole = bytes_per_device(setup.specs, rows_alone, rules)
     together = whole if whole > bytes_per_device(setup.specs, mesh, rules) and not run.model.scan_layers else 0
     return gradients + together
-
-
-def check_fits(setup: Setup, run: Run, placement: Placement) -> str:
-    """``check_memory`` of a run's step on the devices that are here."""
-    mesh = dict(placement.mesh.shape)
-    return check_memory(step_memory(setup, run, mesh), memory_bytes(jax.local_devices()[0]), run, mesh)
 
 
 def check_memory(memory: Memory, available: int | None, run: Run, mesh: Mapping[str, int]) -> str:

@@ -27,8 +27,8 @@ from t5x_like.layers.param import declare
 from t5x_like.models.config import ModelConfig, Side
 from t5x_like.models.counts import parameter_count, train_flops
 from t5x_like.ops.attention import Choice, choose
-from t5x_like.plan.chips import peak_flops
-from t5x_like.plan.memory import bytes_per_device, check_fits
+from t5x_like.plan.chips import memory_bytes, peak_flops
+from t5x_like.plan.memory import bytes_per_device, check_memory, step_memory
 from t5x_like.report.clock import Clock
 from t5x_like.report.console import Console, Opening
 from t5x_like.report.metrics import METRICS, read_metrics
@@ -87,7 +87,8 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
     index = jax.process_index()
     check_batch_size(placement, run.train.batch_size, run.train.micro_batches)
     setup.abstract_state(placement)  # every parameter has a place on the mesh, or says why not
-    tight = check_fits(setup, run, placement)
+    mesh, available = dict(placement.mesh.shape), memory_bytes(jax.local_devices()[0])
+    tight = check_memory(step_memory(setup, run, mesh), available, run, mesh)
     open_directory(directory, run, accept_changed)
     console = Console(run.train.steps, process_index=index)
     if tight:
