@@ -27,7 +27,7 @@ from t5x_like.layers.param import declare
 from t5x_like.models.config import ModelConfig, Side
 from t5x_like.models.counts import parameter_count, train_flops
 from t5x_like.ops.attention import Choice, choose
-from t5x_like.plan.chips import memory_bytes, peak_flops
+from t5x_like.plan.chips import memory_bytes, peak_bytes, peak_flops
 from t5x_like.plan.memory import bytes_per_device, check_memory, step_memory
 from t5x_like.report.clock import Clock
 from t5x_like.report.console import Console, Opening
@@ -179,8 +179,8 @@ def _costs(run: Run, setup: Setup) -> Costs:
 
 
 def _data_metrics(data: Data, feed: Feed, done: int) -> dict[str, float]:
-    """Tokens and epochs of each corpus in the first ``done`` batches; how full those of this start were."""
-    metrics = {"data/fill": feed.fill}
+    """Tokens and epochs of each corpus in the first ``done`` batches; how full those of this start were; memory."""
+    metrics = {"data/fill": feed.fill, "memory/peak_bytes": peak_bytes(jax.local_devices()[0])}
     for name, seen in data.train.seen(done).items():
         metrics |= {f"data/{name}/tokens": float(seen.tokens), f"data/{name}/epochs": seen.epochs}
     return metrics
