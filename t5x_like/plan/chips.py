@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def memory_bytes(device: jax.Device) -> int | None:  # pyright: ignore[reportInv
         if path.is_file() and (text := path.read_text().strip()).isdigit():
             limits.append(int(text))
     return min(limits) // jax.local_device_count()
+
+
+def peak_bytes(device: jax.Device) -> float:  # pyright: ignore[reportInvalidTypeForm]
+    """Bytes that a device has held at most since the process began; of a CPU, that the whole process has."""
+    stats = device.memory_stats() or {}
+    return float(stats.get("peak_bytes_in_use", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
 
 def _measured_cpu_flops(size: int = 1024, repeats: int = 3) -> float:

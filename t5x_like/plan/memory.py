@@ -86,13 +86,24 @@ def step_memory(setup: Setup, run: Run, mesh: Mapping[str, int]) -> Memory:
     per_row = kept + 2 * _logits(run, ways)  # exponentials and their gradient
     summed = run.mesh.reduce == "once" and mesh.get("data", 1) > 1  # a sum over devices is a second array
     update = int(gradients * (1.1 + summed))  # beside the gradients, what is added to the parameters
+    loop = _in_micro_batches(setup, run, mesh, gradients) if run.train.micro_batches > 1 else 0
     return Memory(
         parameters=bytes_per_device(setup.specs, mesh, rules),
         optimizer=_optimizer_bytes(setup, mesh, rules),
         batch=run.train.micro_batches * rows * sum(_batch_row(run).values()),
         gradients=gradients,
-        activations=max(int(rows * per_row), int(rows * (kept + recomputed)), update),
+        activations=loop + max(int(rows * per_row), int(rows * (kept + recomputed)), update),
     )
+
+
+def _in_micro_batches(setup: Setup, run: Run, mesh: Mapping[str, int], gradients: int) -> int:
+    """Bytes that a loop over micro-batches takes beside its activations: the sum of gradients, and the parameters put
+    together from all devices, once for the loop, unless a loop over layers does that inside."""
+    rules = rules_of(run.mesh)
+    rows_alone = {name: 1 if name in dict(rules)["batch"] else size for name, size in mesh.items()}
+    whole = bytes_per_device(setup.specs, rows_alone, rules)
+    together = whole if whole > bytes_per_device(setup.specs, mesh, rules) and not run.model.scan_layers else 0
+    return gradients + together
 
 
 def check_memory(memory: Memory, available: int | None, run: Run, mesh: Mapping[str, int]) -> str:

@@ -25,7 +25,7 @@ HELD_OUT = "#d1495b"  # of a single run, whose training loss has the first colou
 INK = "#333333"
 # Last parts of names that have no panel of their own.
 DRAWN = ("loss", "learning_rate", "tokens_per_second")
-LEFT_OUT = ("nll", "z_loss", "perplexity", "targets", "gradient_norm", "utilization")
+LEFT_OUT = ("nll", "z_loss", "perplexity", "targets", "gradient_norm", "utilization", "peak_bytes")
 PANELS = 3  # at most, of further statistics
 SMOOTHED_OVER = 0.03  # of the points: how far one smoothed value reaches
 Points = tuple[list[int], list[float]]

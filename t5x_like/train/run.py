@@ -21,7 +21,7 @@ from t5x_like.core.own_code import own_code, trust
 from t5x_like.core.places import with_absolute_paths
 from t5x_like.evaluate.task import Evaluation, Values
 from t5x_like.models.counts import train_flops
-from t5x_like.plan.chips import memory_bytes, peak_flops
+from t5x_like.plan.chips import memory_bytes, peak_bytes, peak_flops
 from t5x_like.plan.memory import check_memory, step_memory
 from t5x_like.report.clock import Clock
 from t5x_like.report.console import Console
@@ -214,8 +214,8 @@ def _costs(run: Run, setup: Setup, directory: Path) -> Costs:
 
 
 def _data_metrics(data: Data, feed: Feed, done: int) -> dict[str, float]:
-    """Tokens and epochs of each corpus in the first ``done`` batches; how full those of this start were."""
-    metrics = {"data/fill": feed.fill}
+    """Tokens and epochs of each corpus in the first ``done`` batches; how full those of this start were; memory."""
+    metrics = {"data/fill": feed.fill, "memory/peak_bytes": peak_bytes(jax.local_devices()[0])}
     for name, seen in data.train.seen(done).items():
         metrics |= {f"data/{name}/tokens": float(seen.tokens), f"data/{name}/epochs": seen.epochs}
     return metrics

@@ -16,6 +16,7 @@ from t5x_like.core.errors import UserError
 from t5x_like.core.loading import load_run
 from t5x_like.plan import chips
 from t5x_like.plan.memory import Memory, batch_arrays, check_memory, step_memory
+from t5x_like.report.metrics import read_metrics
 from t5x_like.sharding.mesh import make_placement
 from t5x_like.train.run import train
 from t5x_like.train.setup import make_setup
@@ -115,6 +116,13 @@ def test_a_batch_that_cannot_fit_is_refused_before_the_folder_is_made(tmp_path):
     assert check_memory(step_memory(make_setup(smaller), smaller, mesh), available, run, mesh) == ""
 
 
+def test_peak_memory_is_a_metric(tmp_path):
+    train(tiny_run("llama", "train.steps=2"), tmp_path)
+    rows = [row for row in read_metrics(tmp_path) if "memory/peak_bytes" in row]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[1]["memory/peak_bytes"] >= rows[0]["memory/peak_bytes"] > 2**27
+
+
 def test_what_to_change_depends_on_what_is_too_large():
     run = tiny_run("llama", "train.batch_size=64")
     ask = lambda memory, available: check_memory(memory, available, run, ALONE)  # noqa: E731
@@ -139,6 +147,9 @@ def test_the_memory_of_devices(monkeypatch, tmp_path):
             return {"bytes_limit": 5}
 
     assert chips.memory_bytes(Device()) == 5
+    assert chips.peak_bytes(Device()) > 2**27  # it does not say: of the process
+    monkeypatch.setattr(Device, "memory_stats", lambda self: {"peak_bytes_in_use": 7})
+    assert chips.peak_bytes(Device()) == 7
     limit = tmp_path / "memory.max"
     limit.write_text("max\n")
     monkeypatch.setattr(chips, "CGROUP_LIMITS", (str(limit), str(tmp_path / "none")))
