@@ -131,6 +131,10 @@ def main() -> int:
         parser.error("no command: end with -- t5x-like train CONFIG")
     if options.processes < 1:
         parser.error(f"--processes {options.processes}: at least 1")
+    if options.devices < 0:
+        parser.error(f"--devices {options.devices}: 0 or more")
+    if not 0 <= options.grace < float("inf"):
+        parser.error(f"--grace {options.grace}: seconds, 0 or more")
     try:
         return run(command, options.processes, options.devices, options.grace)
     except OSError as error:
