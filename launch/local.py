@@ -101,8 +101,9 @@ def run(command: list[str], count: int, devices: int, grace: float) -> int:
             readers[-1].start()
     code, running = 0, True
     while running:
-        running = any(process.poll() is None for process in processes)
-        failed = [(index, process.returncode) for index, process in enumerate(processes) if process.returncode]
+        ended = [process.poll() for process in processes]
+        running = None in ended
+        failed = [(index, each) for index, each in enumerate(ended) if each]
         if failed and not code:
             index, code = failed[0]
             if code not in (SAVED, 2):  # 2: it has said itself what the user's mistake is
