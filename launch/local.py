@@ -101,8 +101,9 @@ def run(command: list[str], count: int, devices: int, grace: float) -> int:
             readers[-1].start()
     code, running = 0, True
     while running:
-        running = any(process.poll() is None for process in processes)
-        failed = [(index, process.returncode) for index, process in enumerate(processes) if process.returncode]
+        ended = [process.poll() for process in processes]
+        running = None in ended
+        failed = [(index, each) for index, each in enumerate(ended) if each]
         if failed and not code:
             index, code = failed[0]
             if code not in (SAVED, 2):  # 2: it has said itself what the user's mistake is
@@ -131,6 +132,10 @@ def main() -> int:
         parser.error("no command: end with -- t5x-like train CONFIG")
     if options.processes < 1:
         parser.error(f"--processes {options.processes}: at least 1")
+    if options.devices < 0:
+        parser.error(f"--devices {options.devices}: 0 or more")
+    if not 0 <= options.grace < float("inf"):
+        parser.error(f"--grace {options.grace}: seconds, 0 or more")
     try:
         return run(command, options.processes, options.devices, options.grace)
     except OSError as error:

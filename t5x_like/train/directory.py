@@ -171,12 +171,17 @@ def open_directory(directory: Path, run: Run, accept_changed: Sequence[str] = ()
         return
     plain = _read_plain(directory)
     accept(plain, run, accept_changed)
-    before = _structured(plain, directory, training=True)
-    changed = {k: v for k, v in diff(before, run).items() if not why_free(k)}
-    lines = "".join(f"\n    {name}: {old} -> {new}" for name, (old, new) in changed.items())
+    changed = diff(_structured(plain, directory, training=True), run)
     accepting = f", or --accept-changed {next(iter(own), '')}" if any(k.endswith(".code") for k in changed) else ""
-    refuse(bool(changed), str(directory), f"holds a run that this config cannot continue; it differs in{lines}",
-           "the same values, or another folder", f"--directory {directory}-2{accepting}")
+    refuse_changes(directory, changed, accepting)
+
+
+def refuse_changes(directory: Path, changed: Mapping[str, tuple[Any, Any]], accepting: str = "") -> None:
+    """Raises UserError if one of the fields (to values before and now) is one that a resumed run may not change."""
+    lines = [f"\n    {name}: {old} -> {new}" for name, (old, new) in changed.items() if not why_free(name)]
+    got = f"holds a run that this config cannot continue; it differs in{''.join(lines)}"
+    refuse(bool(lines), str(directory), got, "the same values, or another folder",
+           f"--directory {directory}-2{accepting}")
 
 
 def versions() -> dict[str, str]:
@@ -211,5 +216,7 @@ def record_start(
     write_atomically(directory / CONFIG, to_json(run))
     start = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": step, "command": list(sys.argv), "devices": devices,
              "peak_flops": peak_flops, "versions": versions(), "changed": changed, "config": to_plain(run)}  # fmt: skip
-    with (directory / STARTS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(start) + "\n")
+    path = directory / STARTS
+    torn = path.is_file() and not path.read_bytes().endswith(b"\n")  # by a kill or a full disk
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * torn + json.dumps(start) + "\n")

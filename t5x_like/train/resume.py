@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from t5x_like.checkpoint.checkpoints import Checkpoints
-from t5x_like.core.config import diff, structure, to_plain
+from t5x_like.core.config import diff, flatten, structure, to_plain
 from t5x_like.core.errors import UserError, refuse
+from t5x_like.core.own_code import accept, own_code
 from t5x_like.core.text import table
 from t5x_like.input_pipeline.batches.order import ORDER_VERSION
 from t5x_like.optim.schedules import learning_rate
 from t5x_like.sharding.mesh import Placement
 from t5x_like.train.config import Run, why_free
 from t5x_like.train.data import Data, check_skipped
-from t5x_like.train.directory import versions
+from t5x_like.train.directory import refuse_changes, versions
 from t5x_like.train.setup import Setup, State
 
 Changes = dict[str, tuple[Any, Any]]  # field to its values in the checkpoint's config and in that of this start
@@ -43,19 +46,37 @@ class Start:
     totals: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
 
-def first_state(run: Run, setup: Setup, placement: Placement, data: Data, checkpoints: Checkpoints) -> Start:
+def first_state(
+    run: Run, setup: Setup, placement: Placement, data: Data, checkpoints: Checkpoints, directory: Path
+) -> Start:
     """The state of the latest good checkpoint if there is one, else initial values.
 
     Raises:
-      UserError: the checkpoint is of other text or order.
+      UserError: the checkpoint is of other text or order, or of a config that this one cannot continue (where the
+        folder's config.json says otherwise, it has been edited).
     """
     if checkpoints.latest() is None:
         return Start(setup.initial_state(placement, run.train.seed))
     state, metadata = checkpoints.restore(setup.abstract_state(placement))
     check(run, data, metadata)
-    changes, step = diff(metadata["config"], run), int(metadata["step"])
+    changes, step = _changes(metadata["config"], run), int(metadata["step"])
+    refuse_changes(directory, {name: pair for name, pair in changes.items() if not name.endswith(".code")})
     described = _describe(changes, step) + _rate(metadata["config"], run, step)
     return Start(state, step, changes, described, metadata.get("totals", {}))
+
+
+def _changes(before: Any, run: Run) -> Changes:
+    """What differs from the JSON of a checkpoint's config; fields that its version did not have are left out. Files of
+    the user's own that differ have been accepted, now or at an earlier start."""
+    accepted = copy.deepcopy(before)
+    accept(accepted, run, list(own_code(run)))
+    try:
+        then = structure(Run, accepted)
+    except UserError:  # of another version
+        then = accepted
+    known, files = flatten(then), diff(before, run)
+    changes = {name: pair for name, pair in diff(then, run).items() if name in known}
+    return changes | {name: pair for name, pair in files.items() if name.endswith(".code")}
 
 
 def _describe(changes: Changes, step: int) -> str:

@@ -96,7 +96,7 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         data.train.check(run.train.steps)
         stop = exits.enter_context(Stop())  # from here on there is something to save
         with clock.doing("setup" if checkpoints.latest() is None else "checkpoint"):
-            start = first_state(run, setup, placement, data, checkpoints)
+            start = first_state(run, setup, placement, data, checkpoints, directory)
         if start.step:
             console.note(f"resuming from step {start.step:,}")
         # Several processes must leave at the same step: the loop sees to that.

@@ -153,7 +153,9 @@ time.sleep(60)
 
 
 def test_no_processes_and_no_program_are_said(tmp_path):
-    assert launched("", "--processes", "0").returncode == 2
+    for wrong in (("--processes", "0"), ("--devices", "-1"), ("--grace", "nan"), ("--grace", "-1")):
+        done = launched("", *wrong)
+        assert done.returncode == 2 and " ".join(wrong) in done.stderr
     done = subprocess.run([sys.executable, str(LOCAL), "--", str(tmp_path / "none")], capture_output=True, text=True)
     assert done.returncode == 127 and "No such file" in done.stderr
 

@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_runs import checkpoint, digests, losses, run_file, tiny_run
+from tiny_runs import ROOT, checkpoint, digests, losses, run_file, tiny_run
 
 from t5x_like.cli.main import main
 from t5x_like.core.config import to_plain
 from t5x_like.report.metrics import changes, read_metrics
 from t5x_like.train.config import FREE_TO_CHANGE
-from t5x_like.train.directory import read_config
+from t5x_like.train.directory import read_config, read_starts
 
 RATE = "optimizer.learning_rate"
 
@@ -113,5 +113,34 @@ def test_a_lost_or_torn_config_is_that_of_the_checkpoint(folder, config, capsys,
     assert checkpoint(folder)["step"] == 3
 
 
+def test_a_config_that_was_edited_by_hand_is_compared_with_the_checkpoint(folder, capsys):
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"seed": 0', '"seed": 5'))
+    before = digests(folder)
+    assert main(["train", str(folder), "train.steps=3"]) == 2
+    assert "train.seed: 0 -> 5" in capsys.readouterr().err and digests(folder) == before
+
+
+def test_a_checkpoint_of_a_version_with_fewer_fields_goes_on(folder, monkeypatch, capsys):
+    from t5x_like.train import resume
+
+    monkeypatch.setattr(resume, "check", lambda run, data, metadata: metadata["config"]["train"].pop("z_loss"))
+    assert main(["train", str(folder), "train.steps=3"]) == 0
+    assert "z_loss" not in capsys.readouterr().out
+
+
+def test_a_torn_line_of_the_log_of_starts_costs_itself_only(folder):
+    path = folder / "starts.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert main(["train", str(folder), "train.steps=3"]) == 0
+    assert [start["step"] for start in read_starts(folder)] == [2]
+
+
 def test_every_field_that_may_change_says_why():
     assert all(FREE_TO_CHANGE.values())
+
+
+def test_the_page_on_resuming_names_every_field_that_may_change():
+    text = (ROOT / "docs" / "resuming.md").read_text()
+    for field in FREE_TO_CHANGE:
+        assert f"`{field.replace('*', '')}`" in text or field.rsplit(".", 1)[1].strip("*") in text, field

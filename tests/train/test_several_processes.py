@@ -3,6 +3,7 @@ stop they all save one step; one process goes on from there, on another mesh."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
@@ -26,6 +27,7 @@ from tiny_runs import (
 )
 
 from t5x_like.cli.main import main
+from t5x_like.train.directory import locked
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")]
 
@@ -48,7 +50,7 @@ def test_two_processes_are_one_and_one_goes_on(tmp_path, monkeypatch, capsys):
     assert process.returncode == 75, out
     done = saved_steps(folder)[-1]
     assert done >= 4 and out.count(f"saved at step {done}; to resume: ") == 1, out
-    assert "8 x cpu in 2 processes" in out
+    assert "8 x cpu in 2 processes" in out and "[Gloo]" not in out
     assert len((folder / "starts.jsonl").read_text().splitlines()) == 1
     assert sorted(losses(folder)) == list(range(1, done + 1))
 
@@ -81,3 +83,17 @@ def test_two_processes_are_one_and_one_goes_on(tmp_path, monkeypatch, capsys):
         finished.kill()
     assert finished.returncode == 0 and "is complete: all" in out, out
     assert_same_bits(checkpoint(folder), before)
+
+
+def test_a_mistake_is_told_once_and_a_folder_in_use_is_refused_by_all(tmp_path):
+    config, folder = run_file(tiny_run("llama")), tmp_path / "run"
+    for change, said in (("train.batch_size=3", "train.batch_size: 3 rows"), ("train.steps=1", "another training")):
+        with locked(folder) if said.startswith("another") else contextlib.nullcontext():
+            process = launch("train", config, change, "--directory", str(folder), record=tmp_path / "record")
+            try:
+                out, _ = process.communicate(timeout=90)
+            finally:
+                process.kill()
+        assert process.returncode == 2 and out.startswith("error: ") and out.count("error: ") == 1, out
+        assert said in out and len(out.splitlines()) < 5, out
+    assert not folder.exists()
