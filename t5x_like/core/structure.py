@@ -333,8 +333,7 @@ def _structure_union(hint: Any, args: tuple, value: Any, where: str, text: bool)
         except UserError:
             continue
     known = class_names(hint)
-    alone = hint in classes and len(known) == 1 and not isinstance(value, Text)
-    allowed = f"the fields of {hint.__name__}" if alone else describe_type(hint)
+    allowed = f"the fields of {hint.__name__}" if hint in classes and len(known) == 1 else describe_type(hint)
     raise UserError(where, f"got {name!r}", allowed, nearest(str(name), known))
 
 
