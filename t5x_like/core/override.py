@@ -162,5 +162,5 @@ def _draft(hint: Any, value: Text, where: str) -> Any:
     if function and name.endswith(".py"):
         refuse(not Path(name).expanduser().is_file(), where, f"no file {name!r}", f"a Python file with {function}()")
         return to_plain(made_by(Path(name).expanduser(), function, *known.values()))
-    structure(hint, value, where)
-    return value
+    made = structure(hint, value, where)
+    return to_plain(made) if dataclasses.is_dataclass(made) else value
