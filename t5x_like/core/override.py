@@ -156,7 +156,8 @@ def _draft(hint: Any, value: Text, where: str) -> Any:
     name, known = value.strip(), class_names(hint)
     if kind := known.get(name):
         code = code_of(kind)
-        fields = {name: to_plain(each) for name, each in defaults(kind).items()}
+        hints = type_hints(kind)  # refuses names that JSON needs itself
+        fields = {name: to_plain(each) for name, each in defaults(kind).items() if name in hints}
         return {TYPE_KEY: name, **({CODE_KEY: code.plain()} if code else {}), **fields}
     function = next((function for kind in known.values() if (function := getattr(kind, "made_by", ""))), "")
     if function and name.endswith(".py"):
