@@ -51,7 +51,11 @@ class FanIn(Init):
 
 @dataclasses.dataclass(frozen=True)
 class Normal(Init):
-    """Normal with one standard deviation for all kernels."""
+    """Normal with one standard deviation for all kernels.
+
+    Attributes:
+      stddev: the standard deviation.
+    """
 
     stddev: float = 0.02
 
