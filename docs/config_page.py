@@ -68,10 +68,14 @@ def section(kind: type, places: list[str]) -> str:
 
 
 def page() -> str:
+    """The page. Raises SystemExit for a field of which no docstring says what it means."""
     places: dict[type, list[str]] = {}
     for kind, where in classes(Run):
         if where not in places.setdefault(kind, []):
             places[kind].append(where)
+    known = {f"{kind.__name__}.{name}": field for kind in places for name, field in fields_of(kind).items()}
+    if silent := [name for name, field in known.items() if not field.meaning]:
+        raise SystemExit(f"without a meaning in the docstring of their class: {', '.join(silent)}")
     shown = {kind: [where for where in found if where][:4] for kind, found in places.items()}
     contents = "\n".join(
         f"| [{kind.__name__}](#{kind.__name__.lower()}) | {code(found[0]) if found else 'the whole run'} |"

@@ -19,6 +19,7 @@ from pathlib import Path
 os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "COLUMNS": "100"}
 
 from t5x_like.cli.main import main  # noqa: E402, after the environment that JAX reads
+from t5x_like.core.loading import PACKAGE  # noqa: E402
 
 SECONDS = 120  # for one command: what is no mistake would train on
 PAGE = Path(__file__).resolve().with_name("mistakes.md")
@@ -43,7 +44,7 @@ def run():
         objective=Autoregressive(),
         data=DataConfig(corpus, input_length=32, cache="cache"),
         optimizer=AdamW(learning_rate=3e-3),
-        train=TrainConfig(steps=2, batch_size=8, evaluate_every=0),
+        train=TrainConfig(steps=2, batch_size=8),
         report=ReportConfig(tensorboard=False, plots=False),
     )
 """
@@ -153,7 +154,9 @@ def prepare(folder: Path) -> None:
     Path("my_run.py").write_text(RUN)
     for name, (old, new) in FILES.items():
         Path(_file(name)).write_text(RUN.replace(old, new))
-    _quiet("train my_run.py --directory done")
+    code, said = _quiet("train my_run.py --directory done")
+    if code:
+        raise SystemExit(said)
     Path("torn").mkdir()
     Path("torn/config.json").write_text(Path("done/config.json").read_text()[:100])
 
@@ -172,7 +175,8 @@ def printed(line: str) -> str:
     signal.alarm(0)
     if code != 2 or "error: " not in said:
         raise SystemExit(f"t5x-like {line}: exit code {code}, no mistake\n{said}")
-    return said[said.index("error: ") :].strip().replace(f"{Path.cwd()}/", "")
+    said = said[said.index("error: ") :].strip().replace(f"{PACKAGE.parent}/", "").replace(f"{Path.cwd()}/", "")
+    return said.replace(str(Path.cwd()), "the current folder")
 
 
 def row(name: str, line: str) -> str:

@@ -136,7 +136,7 @@ def _inspect_config(run, values_only: bool) -> int:
 
 def _inspect_parameters(run, devices: int) -> int:
     from t5x_like.models.counts import parameter_count, train_flops
-    from t5x_like.plan.memory import bytes_per_device
+    from t5x_like.plan.memory import in_bytes, step_memory
     from t5x_like.sharding.rules import axis_ways, rules_of
     from t5x_like.sharding.table import parameter_table
     from t5x_like.train.setup import make_setup
@@ -147,8 +147,11 @@ def _inspect_parameters(run, devices: int) -> int:
     flops = run.train.batch_size * train_flops(run.model, setup.specs, *run.lengths())
     state = sum(row.state_bytes for row in setup.optimizer.table())
     print(f"\n{parameter_count(setup.specs):,} parameters, {short(flops)}FLOP per step of {run.train.batch_size} rows")
-    local = short(bytes_per_device(setup.specs, mesh, rules_of(run.mesh)))
-    print(f"a device of {devices}: {local}B of parameters; optimizer state {short(state)}B over all devices")
+    print(f"optimizer state {short(state)}B over all devices")
+    memory = step_memory(setup, run, mesh)
+    rows = [(name, in_bytes(size)) for name, size in [*vars(memory).items(), ("in all", memory.total)]]
+    print(f"\nan estimate of a step's memory on each device of {devices}")
+    print("\n".join(table(rows, indent="  ")))
     return 0
 
 

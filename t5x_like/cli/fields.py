@@ -38,15 +38,17 @@ def fields_of(kind: type) -> dict[str, Field]:
 
 def meanings(kind: type) -> dict[str, str]:
     """Field name to what the docstring of the class, or of one that it derives from, says under ``Attributes`` or
-    ``Args``."""
+    ``Args``, or in its text: ``field: ...``."""
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         text = inspect.cleandoc(vars(each).get("__doc__") or "")
-        _, _, section = re.sub(r"^Args:$", "Attributes:", text, flags=re.M).partition("Attributes:\n")
-        section = re.split(r"\n\n|\n(?=\S)", section)[0]
-        for entry in re.split(r"\n  (?=\S)", "\n" + section)[1:]:
-            names, _, text = entry.partition(":")
-            found |= dict.fromkeys(re.split(r",\s*", names.strip()), " ".join(text.split()))
+        section = re.split(r"^(?:Attributes|Args):$", text, flags=re.M)[-1]
+        entries = re.findall(r"^  ((?:\w+, )*\w+): (.*(?:\n {3,}.*)*)", section, flags=re.M)
+        if not entries and (names := "|".join(getattr(each, "__annotations__", ()))):
+            pieces = re.split(rf"(?:^|\s)({names}): ", text)
+            entries = list(zip(pieces[1::2], pieces[2::2], strict=True))
+        for fields, meaning in entries:
+            found |= dict.fromkeys(fields.split(", "), " ".join(meaning.split()))
     return found
 
 

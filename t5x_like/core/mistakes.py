@@ -59,9 +59,9 @@ def _said(error: BaseException) -> str:
 def _help(error: BaseException, frame: types.FrameType) -> tuple[str, str]:
     """(what is allowed, what to try) for names that are not there."""
     text = str(error)
-    if found := re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", text):
-        if names := _parameters(found[1], frame):
-            return f"{found[1]}({', '.join(names)})", nearest(found[2], names)
+    call = r"(\w+)(?:\.__init__)?\(\) (?:got an unexpected keyword argument|missing .*argument\w*:) '(\w+)'"
+    if (found := re.search(call, text)) and (names := _parameters(found[1], frame)):
+        return f"{found[1]}({', '.join(names)})", "" if found[2] in names else nearest(found[2], names)
     if isinstance(error, ImportError) and (found := re.search(r"cannot import name '(\w+)' from '([\w.]+)'", text)):
         return f"a name of {found[2]}", nearest(found[1], dir(sys.modules.get(found[2])))
     if isinstance(error, ModuleNotFoundError) and error.name:

@@ -55,7 +55,8 @@ def override(config: T, assignments: Sequence[str]) -> T:
         name = name.lstrip("-").replace("-", "_").strip()
         if not equals:
             known = list(leaves(plain))
-            raise UserError(assignment or "''", "is not an assignment", "field.name=value", nearest(name, known))
+            hint = f"{name}=VALUE" if name in known else nearest(name, known)
+            raise UserError(assignment or "''", "is not an assignment", "field.name=value", hint)
         given.append((name, value))
     depth = 0
     while depth <= max(name.count(".") for name in [*leaves(plain), *(name for name, _ in given)]):
@@ -80,10 +81,12 @@ def _spelled_out(plain: Any, name: str) -> list[str]:
 
 def _no_such_field(plain: Any, name: str, value: str) -> UserError:
     known, last = list(leaves(plain)), name.split(".")[-1]
-    by_end = {field.split(".")[-1]: field for field in reversed(known)}  # the first field of each last part
-    found = [last] if last in by_end else difflib.get_close_matches(last, by_end, n=1)
-    hint = "" if last in by_end else nearest(name, known)
-    hint = hint or "".join(f"did you mean {by_end[end]!r}?" for end in found)
+    ends = {field.split(".")[-1] for field in known}
+    end = last if last in ends else next(iter(difflib.get_close_matches(last, ends, n=1)), "")
+    hint = "" if last in ends or "*" in name else nearest(name, known)
+    if end and not hint:  # of the fields that end so, the most alike
+        alike = difflib.get_close_matches(name, [each for each in known if each.split(".")[-1] == end], n=1, cutoff=0)
+        hint = f"did you mean {alike[0]!r}?"
     got = f"{'matches no field' if '*' in name else 'no such field'}; given {value!r}"
     return UserError(name, got, "a field shown by 't5x-like inspect config'", hint)
 
@@ -153,11 +156,12 @@ def _draft(hint: Any, value: Text, where: str) -> Any:
     name, known = value.strip(), class_names(hint)
     if kind := known.get(name):
         code = code_of(kind)
-        fields = {name: to_plain(each) for name, each in defaults(kind).items()}
+        hints = type_hints(kind)  # refuses names that JSON needs itself
+        fields = {name: to_plain(each) for name, each in defaults(kind).items() if name in hints}
         return {TYPE_KEY: name, **({CODE_KEY: code.plain()} if code else {}), **fields}
     function = next((function for kind in known.values() if (function := getattr(kind, "made_by", ""))), "")
     if function and name.endswith(".py"):
         refuse(not Path(name).expanduser().is_file(), where, f"no file {name!r}", f"a Python file with {function}()")
         return to_plain(made_by(Path(name).expanduser(), function, *known.values()))
-    structure(hint, value, where)
-    return value
+    made = structure(hint, value, where)
+    return to_plain(made) if dataclasses.is_dataclass(made) else value

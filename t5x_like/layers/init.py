@@ -45,7 +45,11 @@ class FanIn(Init):
 
 @dataclasses.dataclass(frozen=True)
 class Normal(Init):
-    """Normal with one standard deviation for all kernels."""
+    """Normal with one standard deviation for all kernels.
+
+    Attributes:
+      stddev: the standard deviation.
+    """
 
     stddev: NonNegativeFloat = 0.02
 

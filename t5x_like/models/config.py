@@ -45,7 +45,13 @@ class Side(Stack):
 
 @dataclasses.dataclass(frozen=True)
 class HeadTransform(Config, where="model.head_transform"):
-    """Linear map, activation and norm before the logits (BERT's masked-LM head)."""
+    """Linear map, activation and norm before the logits (BERT's masked-LM head).
+
+    Attributes:
+      activation: function between the linear map and the norm.
+      norm: norm before the logits.
+      bias: whether the linear map has biases.
+    """
 
     activation: ActivationName
     norm: Norm

@@ -58,6 +58,19 @@ class Run(Config, where=""):
 
     ``evaluations`` are made during training, each at its own times or those of ``train.evaluate_every``.
     ``adapters`` have parameters of their own beside the model's, which change those that it computes with.
+
+    Attributes:
+      name: name of the run, and of its folder below ``runs/`` unless another is given.
+      model: sizes and layers of the model.
+      objective: what is learned from a text, and with which loss.
+      data: the text, and how it becomes batches.
+      optimizer: the rule that updates parameters, with its learning rate and schedule.
+      train: number of steps, batches, terms of the loss.
+      mesh: how arrays are split over devices.
+      checkpoint: when the state is saved, and which checkpoints are kept.
+      report: metrics, plots and samples of text.
+      evaluations: measurements during training, in order.
+      adapters: further parameters that change the model's, in order.
     """
 
     name: str

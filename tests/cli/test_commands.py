@@ -201,6 +201,11 @@ def test_inspect_parameters_adds_up(finished, capsys):
     assert f"{total // 4:,} parameters, " in out
     moments = sum(a.nbytes for path, a in checkpoint(finished).items() if path.startswith("optimizer/"))
     assert f"optimizer state {moments / 1e3:.3g}kB over all devices" in out
+    memory = out[out.index("an estimate of a step's memory on each device of 8") :].splitlines()[1:]
+    shown = {line.split()[0]: line.split()[-1] for line in memory}
+    assert list(shown) == ["parameters", "optimizer", "batch", "gradients", "activations", "in"]
+    local = int(lines["total"][2].replace(",", ""))
+    assert shown["parameters"] == f"{local / 1e3:.3g}kB" and float(shown["in"].removesuffix("kB")) > local / 1e3
 
 
 def test_inspect_checkpoint_lists_every_array(finished, capsys):

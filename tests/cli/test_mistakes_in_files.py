@@ -27,8 +27,8 @@ def run():
         objective={objective},
         data=DataConfig(corpus, input_length=32, cache=CACHE),
         optimizer={optimizer},
-        train=TrainConfig(steps=1, batch_size=8, evaluate_every=0),
-        checkpoint=CheckpointConfig(every=0), report=ReportConfig(tensorboard=False, plots=False),
+        train=TrainConfig(steps=1, batch_size=8),
+        report=ReportConfig(tensorboard=False, plots=False),
     )
 """
 GOOD = {"top": "", "method": "volume: float = 1.0", "first": "pass", "objective": "Mine()", "optimizer": "AdamW()"}

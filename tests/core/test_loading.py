@@ -88,6 +88,9 @@ def test_fields_that_json_needs_itself(tmp_path, name):
     (tmp_path / "own.py").write_text(OWN.replace("level", name))
     with pytest.raises(UserError, match=f"Strict.{name}: is a name that"):
         load_module(tmp_path / "own.py").Strict()
+    corpus = Corpus("own", TextFiles(("x",)), Bytes(), "none", "made up")
+    with pytest.raises(UserError, match=f"Strict.{name}: is a name that"):
+        override(corpus, ["filters=Strict"])
 
 
 def test_a_file_that_is_none(tmp_path):

@@ -65,7 +65,10 @@ class ArrayRecord(FileSource):
 class TfRecord(FileSource):
     """TFRecord files, plain or gzip-compressed; one record is one document. Read without TensorFlow.
 
-    Attributes: as of ``ArrayRecord``; in folders every ``*.tfrecord*`` is read.
+    Attributes:
+      paths: files, folders (every ``*.tfrecord*`` below them) or glob patterns.
+      content: kind of a record: UTF-8 text, a JSON object, or a serialized ``tf.train.Example``.
+      field: the key of the object or feature of the example that holds the text.
     """
 
     content: RecordContent = "example"
