@@ -1,5 +1,5 @@
-"""What holds of the code as a whole: files do not import one another in a circle, functions stay short, and every field
-of a config is read."""
+"""What holds of the code as a whole: files do not import one another in a circle, functions stay short, every field of a
+config is read, and every number of one has a range."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import ast
 import dataclasses
 import functools
 import importlib
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
-from t5x_like.core.structure import Config
+from t5x_like.core.ranges import Range
+from t5x_like.core.structure import Config, type_hints
 from t5x_like.input_pipeline.sources.filters import Filters
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,7 +88,6 @@ def test_functions_are_short():
 # Fields that no code names: "Class.field": how they are read.
 BY_OTHER_NAMES = {
     "MeshConfig.fsdp": "by getattr over sharding.config.AXES",
-    "MeshConfig.tensor": "by getattr over sharding.config.AXES",
     **dict.fromkeys(("Corpus.licence", "Corpus.origin"), "by getattr over the manifest's fields in prepare"),
     **{f"Filters.{field.name}": "by getattr over the checks in Filters.drops" for field in dataclasses.fields(Filters)},
 }
@@ -113,3 +114,20 @@ def test_every_field_of_a_config_is_read():
     assert len(kinds) > 60 and len(declared) > 300
     unread = {name for name in declared if name.split(".")[1] not in read}
     assert unread == BY_OTHER_NAMES.keys(), unread ^ BY_OTHER_NAMES.keys()
+
+
+def test_every_number_of_a_config_has_a_range():
+    """In its type hint (``core.ranges``), so that it is checked wherever it comes from and shown by inspect config."""
+    for name in files():
+        if not name.endswith("__main__"):
+            importlib.import_module(name)
+
+    def bare(hint: object) -> bool:
+        if typing.get_origin(hint) is typing.Annotated:
+            kind, *metadata = typing.get_args(hint)
+            return bare(kind) and not any(isinstance(each, Range) for each in metadata)
+        return hint in (int, float) or any(map(bare, typing.get_args(hint)))
+
+    hints = {f"{kind.__name__}.{name}": hint for kind in own_configs() for name, hint in type_hints(kind).items()}
+    without = {name for name, hint in hints.items() if bare(hint) and not name.split(".")[1].startswith("_")}
+    assert not without, without
