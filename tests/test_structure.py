@@ -1,5 +1,5 @@
-"""What holds of the code as a whole: files do not import one another in a circle, functions stay short, every field of a
-config is read, and every number of one has a range."""
+"""What holds of the code as a whole: files do not import one another in a circle, functions stay short, every field of
+a config is read, and every number of one has a range."""
 
 from __future__ import annotations
 
