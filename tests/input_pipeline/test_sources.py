@@ -100,7 +100,7 @@ def test_numbers_of_any_length_in_other_fields(tmp_path):
     ("a.csv", "text\nh\n".encode("utf-16"), "UTF-16"),
     ("a.jsonl.gz", gzip.compress('{"text":"é"}\n'.encode("utf-16-be").join([b"\xfe\xff", b""])), "iconv -f UTF-16"),
     ("a.txt", "é".encode("latin1"), "iconv -f ENCODING"), ("a.csv", "text\né".encode("latin1"), "iconv -f ENCODING"),
-])  # fmt: skip
+], ids=range(9))  # fmt: skip; gzip writes the time, and every worker must collect the same names
 def test_the_hint_for_what_is_not_utf8_does_no_harm(tmp_path, name, content, told):
     (tmp_path / name).write_bytes(content)
     kind = {".txt": TextFiles, ".jsonl": JsonLines, ".csv": Csv}["." + name.split(".")[1]]
