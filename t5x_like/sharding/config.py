@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Literal
 
@@ -84,18 +85,15 @@ class MeshConfig(Config, where="mesh"):
         assignments."""
         asked = [getattr(self, name) for name in AXES]
         divisors = _divisors(devices)[::-1]  # of equally near ones that with the most data
-        pairs = [(d, f) for d in divisors for f in divisors if devices % (d * f) == 0 and d * f % slices == 0]
+        outer = itertools.product(divisors, repeat=len(AXES) - 1)
+        works = [(*sizes, devices // math.prod(sizes)) for sizes in outer
+                 if devices % math.prod(sizes) == 0 and sizes[0] * sizes[1] % slices == 0]  # fmt: skip
 
-        def distance(pair: tuple[int, int]) -> tuple[float, int]:
-            ratios = [n / wanted for n, wanted in zip(_three(*pair, devices), asked, strict=True) if wanted != -1]
+        def distance(sizes: tuple[int, ...]) -> tuple[float, int]:
+            ratios = [n / wanted for n, wanted in zip(sizes, asked, strict=True) if wanted != -1]
             return round(math.prod(max(r, 1 / r) for r in ratios), 6), sum(r != 1 for r in ratios)
 
-        sizes = _three(*min(pairs, key=distance), devices)
-        return " ".join(f"mesh.{name}={size}" for name, size in zip(AXES, sizes, strict=True))
-
-
-def _three(data: int, fsdp: int, devices: int) -> tuple[int, int, int]:
-    return data, fsdp, devices // (data * fsdp)
+        return " ".join(f"mesh.{name}={n}" for name, n in zip(AXES, min(works, key=distance), strict=True))
 
 
 def _divisors(number: int) -> list[int]:
