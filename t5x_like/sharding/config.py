@@ -76,24 +76,37 @@ class MeshConfig(Config, where="mesh"):
                 "mesh",
                 f"{shown} does not divide {devices} device{'s' if devices != 1 else ''}",
                 f"sizes that multiply to {devices} (its divisors: {', '.join(map(str, _divisors(devices)))})",
-                self.nearest(devices),
+                self.nearest(devices).assignments(),
             )
         return sizes
 
-    def nearest(self, devices: int, slices: int = 1) -> str:
-        """The sizes nearest to these, by their ratios, that ``devices`` devices in ``slices`` slices can have, as
-        assignments."""
+    def nearest(self, devices: int, slices: int = 1) -> MeshConfig:
+        """The mesh of ``devices`` devices in ``slices`` slices with the sizes nearest to these, by their ratios."""
         asked = [getattr(self, name) for name in AXES]
         divisors = _divisors(devices)[::-1]  # of equally near ones that with the most data
         outer = itertools.product(divisors, repeat=len(AXES) - 1)
         works = [(*sizes, devices // math.prod(sizes)) for sizes in outer
                  if devices % math.prod(sizes) == 0 and sizes[0] * sizes[1] % slices == 0]  # fmt: skip
 
-        def distance(sizes: tuple[int, ...]) -> tuple[float, int]:
+        def distance(sizes: tuple[int, ...]) -> tuple[bool, float, int]:
             ratios = [n / wanted for n, wanted in zip(sizes, asked, strict=True) if wanted != -1]
-            return round(math.prod(max(r, 1 / r) for r in ratios), 6), sum(r != 1 for r in ratios)
+            # heads that the asked number divides, another one need not
+            split = max(self.tensor, 1) % sizes[AXES.index("tensor")] > 0
+            return split, round(math.prod(max(r, 1 / r) for r in ratios), 6), sum(r != 1 for r in ratios)
 
-        return " ".join(f"mesh.{name}={n}" for name, n in zip(AXES, min(works, key=distance), strict=True))
+        return dataclasses.replace(self, **dict(zip(AXES, min(works, key=distance), strict=True)))
+
+    def fitted(self, devices: int) -> MeshConfig:
+        """This mesh where it divides ``devices``; else the nearest that does."""
+        try:
+            self.sizes(devices)
+        except UserError:
+            return self.nearest(devices)
+        return self
+
+    def assignments(self) -> str:
+        """The sizes as they are given on the command line."""
+        return " ".join(f"mesh.{name}={getattr(self, name)}" for name in AXES)
 
 
 def _divisors(number: int) -> list[int]:

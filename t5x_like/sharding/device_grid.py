@@ -36,7 +36,7 @@ def device_grid(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
     refuse(shape[0] * shape[1] % count != 0, f"mesh.{inner}",
            f"{sizes[inner]}, beside data {shape[0]} and fsdp {shape[1]}, leaves the {count} slices of {size} devices",
            f"data x fsdp a multiple of {count}, the number of slices: only they may use the network between slices",
-           config.nearest(len(devices), slices=count))
+           config.nearest(len(devices), slices=count).assignments())
     data = math.gcd(shape[0], count)  # as much as can be along data, which sends least often
     across = (data, count // data, *(1 for _ in shape[2:]))
     within = tuple(n // a for n, a in zip(shape, across, strict=True))
