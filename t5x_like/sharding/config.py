@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Literal
 
@@ -83,16 +84,17 @@ class MeshConfig(Config, where="mesh"):
         """The mesh of ``devices`` devices in ``slices`` slices with the sizes nearest to these, by their ratios."""
         asked = [getattr(self, name) for name in AXES]
         divisors = _divisors(devices)[::-1]  # of equally near ones that with the most data
-        pairs = [(d, f) for d in divisors for f in divisors if devices % (d * f) == 0 and d * f % slices == 0]
+        outer = itertools.product(divisors, repeat=len(AXES) - 1)
+        works = [(*sizes, devices // math.prod(sizes)) for sizes in outer
+                 if devices % math.prod(sizes) == 0 and sizes[0] * sizes[1] % slices == 0]  # fmt: skip
 
-        def distance(pair: tuple[int, int]) -> tuple[bool, float, int]:
-            sizes = _three(*pair, devices)
+        def distance(sizes: tuple[int, ...]) -> tuple[bool, float, int]:
             ratios = [n / wanted for n, wanted in zip(sizes, asked, strict=True) if wanted != -1]
-            split = max(self.tensor, 1) % sizes[2] > 0  # heads that the asked number divides, this one need not
+            # heads that the asked number divides, another one need not
+            split = max(self.tensor, 1) % sizes[AXES.index("tensor")] > 0
             return split, round(math.prod(max(r, 1 / r) for r in ratios), 6), sum(r != 1 for r in ratios)
 
-        sizes = _three(*min(pairs, key=distance), devices)
-        return dataclasses.replace(self, **dict(zip(AXES, sizes, strict=True)))
+        return dataclasses.replace(self, **dict(zip(AXES, min(works, key=distance), strict=True)))
 
     def fitted(self, devices: int) -> MeshConfig:
         """This mesh where it divides ``devices``; else the nearest that does."""
@@ -105,10 +107,6 @@ class MeshConfig(Config, where="mesh"):
     def assignments(self) -> str:
         """The sizes as they are given on the command line."""
         return " ".join(f"mesh.{name}={getattr(self, name)}" for name in AXES)
-
-
-def _three(data: int, fsdp: int, devices: int) -> tuple[int, int, int]:
-    return data, fsdp, devices // (data * fsdp)
 
 
 def _divisors(number: int) -> list[int]:

@@ -105,6 +105,11 @@ def test_a_tensor_axis_does_not_leave_its_slice():
         device_grid(MeshConfig(), [*pod(2, 2, 2), *(dataclasses.replace(c, slice_index=1) for c in pod(2, 2, 1))])
 
 
+def test_processes_of_different_sizes_are_no_raw_error():
+    chips = [dataclasses.replace(chip, process_index=int(chip.id > 2)) for chip in pod(2, 2, 2)]
+    assert device_grid(MeshConfig(data=2, fsdp=2, tensor=2), chips).shape == (2, 2, 2)
+
+
 def test_the_nearest_mesh_is_near():
     for fields, near in (
         (dict(data=3), "mesh.data=8 mesh.fsdp=1 mesh.tensor=1"),
