@@ -267,8 +267,11 @@ def _structure_union(hint: Any, args: tuple, value: Any, where: str, text: bool)
                 return structure(a, value, where, text)
             except UserError:
                 continue
-    allowed = f"the fields of {hint.__name__}" if hint in classes and len(known) == 1 else describe_type(hint)
-    raise UserError(where, f"got {name!r}", allowed, nearest(str(name), known))
+    if hint in classes and len(known) == 1:
+        fields = [f.name for f in dataclasses.fields(hint) if f.init]
+        raise UserError(where, f"got {name!r}", f"the fields of {hint.__name__}: {', '.join(fields)}",
+                        f"{where}.{fields[0]}={name}" if fields and isinstance(value, str) else "")
+    raise UserError(where, f"got {name!r}", describe_type(hint), nearest(str(name), known))
 
 
 def _structure_own(classes: list[type], value: dict, where: str) -> Any:
