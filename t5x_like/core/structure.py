@@ -341,7 +341,8 @@ def _structure_union(hint: Any, args: tuple, value: Any, where: str, text: bool)
             return _structure_dataclass(kind, {kind._short: structure(inner, value, where, text)}, where)
     known = class_names(hint)
     allowed = f"{describe_type(shorts[hint])}, or " if hint in shorts else ""
-    allowed += f"the fields of {hint.__name__}" if hint in classes and len(known) == 1 else describe_type(hint)
+    names = ", ".join(f.name for f in dataclasses.fields(hint) if f.init) if hint in classes and len(known) == 1 else ""
+    allowed += f"the fields of {hint.__name__}: {names}" if names else describe_type(hint)
     raise UserError(where, f"got {name!r}", allowed, nearest(str(name), known))
 
 

@@ -85,7 +85,7 @@ def _read_plain(directory: Path) -> Any:
     """The JSON of the config: of config.json, or where that is lost or torn of the latest checkpoint."""
     _refuse_address(directory)
     try:
-        return json.loads((directory / CONFIG).read_bytes())
+        return _config_file(directory)
     except OSError:
         got = "is not the folder of a run: it has no config.json"
         problem = UserError(str(directory), got, "a folder made by train")
@@ -100,6 +100,18 @@ def _read_plain(directory: Path) -> Any:
             with contextlib.suppress(UserError):  # damaged: the one before it has a config too
                 return checkpoints.metadata(step)["config"]
     raise problem
+
+
+def _config_file(directory: Path) -> Any:
+    return json.loads((directory / CONFIG).read_bytes())
+
+
+def config_is_lost(directory: Path) -> bool:
+    """Whether config.json is missing or torn."""
+    try:
+        return not _config_file(directory)
+    except (OSError, ValueError):
+        return True
 
 
 def _has_checkpoint(directory: Path) -> bool:

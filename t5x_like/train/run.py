@@ -30,7 +30,7 @@ from t5x_like.report.preparing import Preparing
 from t5x_like.report.writers import Reporter, check_outputs
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
-from t5x_like.train.directory import CHECKPOINTS, locked, open_directory, read_starts, record_start
+from t5x_like.train.directory import CHECKPOINTS, config_is_lost, locked, open_directory, read_starts, record_start
 from t5x_like.train.feed import Feed, check_batch_size, local_share
 from t5x_like.train.hooks import Hook, Measure, Profile, Sample
 from t5x_like.train.loop import Costs, Loop
@@ -125,6 +125,8 @@ def _go_on(
         run, compile_step(setup, placement), hooks, checkpoints, reporter, console, clock, stop,
         functools.partial(metadata, run, data), functools.partial(_data_metrics, data, feed), costs, start.totals,
     )  # fmt: skip
+    if first and config_is_lost(directory):
+        console.note("WARNING: config.json was lost or torn; it is written again, compared with the checkpoint's")
     if index == 0:
         record_start(directory, run, first, devices(), start.changes, costs.peak_flops)
     if start.changes:

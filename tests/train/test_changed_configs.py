@@ -109,6 +109,7 @@ def test_a_lost_or_torn_config_is_that_of_the_checkpoint(folder, config, capsys,
     assert main(["inspect", "config", str(folder)]) == 0
     assert f"{RATE} = 1e-05" in capsys.readouterr().out and digests(folder) == before
     assert main(["train", str(folder), "train.steps=3"]) == 0
+    assert "WARNING: config.json was lost or torn" in capsys.readouterr().out
     assert read_config(folder).optimizer.learning_rate == 1e-5 and (folder / "config.json").stat().st_size > 1000
     assert checkpoint(folder)["step"] == 3
 
