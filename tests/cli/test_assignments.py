@@ -28,7 +28,8 @@ def shown(capsys, *arguments: str) -> dict[str, str]:
 
 def test_a_source_with_its_fields_in_any_order(capsys):
     given = ["data.corpus.source=JsonLines", "data.corpus.source.paths=a.jsonl,'b,c.jsonl'", "optimizer=Lion",
-             "data.corpus.source.field=body", "optimizer.b1=0.8", "optimizer.no_decay=(scale|bias)$,[qk]_norm"]  # fmt: skip
+             "data.corpus.source.field=body", "optimizer.b1=0.8",
+             "optimizer.no_decay=(scale|bias)$,[qk]_norm"]  # fmt: skip
     for seed in range(4):
         found = shown(capsys, *random.Random(seed).sample(given, len(given)))
         assert found["data.corpus.source"] == "JsonLines" and found["data.corpus.source.field"] == "body"
@@ -53,5 +54,4 @@ def test_a_corpus_by_its_file_is_prepared_and_trained_on(tmp_path, capsys):
     assert main(["train", run, f"data.corpus={file}", cache, "--directory", folder]) == 0
     assert main(["inspect", "config", folder, "--values"]) == 0
     out = capsys.readouterr().out
-    assert "data.corpus.source = PythonGenerator" in out and f"data.corpus.source.file = {file}" in out
-    assert str(text_folder()) not in out.rpartition("name = ")[2]
+    assert "data.corpus.source = PythonGenerator" in out and str(file) in out and str(text_folder()) not in out
