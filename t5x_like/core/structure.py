@@ -190,9 +190,9 @@ def structure(hint: Any, value: Any, where: str = "", text: bool = True) -> Any:
     if origin is tuple:
         return _structure_tuple(hint, args, value, where, text)
     if origin is Literal:
-        said = unquoted(value) if text and isinstance(value, Text) else None
         for allowed in args:
-            if said == str(allowed) or (said is None and value == allowed and type(value) is type(allowed)):
+            read = _scalar(type(allowed), value, text)[1] if text and isinstance(value, Text) else value
+            if read == allowed and type(read) is type(allowed):
                 return allowed
         raise UserError(where, f"got {value!r}", describe_type(hint), nearest(str(value), map(str, args)))
     ok, converted = _scalar(hint, value, text) if origin is None else (False, None)

@@ -105,7 +105,7 @@ def test_several_texts(given, meant):
         ("text=none", "none"), ("note=none", None), ("note='none'", "none"), ("note=", ""), ("note=a=b", "a=b"),
         ("numbers=[1,2]", (1, 2)), ("numbers=[5]", (5,)), ("numbers=1, 2", (1, 2)), ("numbers=(1_000,)", (1000,)),
         ("numbers=1e3", (1000,)), ("start=1", 1), ("start=1.0", 1.0), ("start=0.5", 0.5), ("start=1e3", 1000),
-        ("kind=a b", "a b"), ("kind='a b'", "a b"), ("kind=3", 3), ("fixed=2,a b", (2, "a b")),
+        ("kind=a b", "a b"), ("kind='a b'", "a b"), ("kind=3", 3), ("kind= +3", 3), ("fixed=2,a b", (2, "a b")),
         ("fixed=(2,'a,b')", (2, "a,b")), ("pairs=(a,1),(b|c,0.5)", (("a", 1.0), ("b|c", 0.5))),
         ("pairs=(a,1),", (("a", 1.0),)), ("pairs=((a,1),)", (("a", 1.0),)), ('pairs=[["a",1]]', (("a", 1.0),)),
     ],
