@@ -18,29 +18,31 @@ class Totals:
     """float64 sums of {name: [2] array on a device, (sum, weight)} of one batch after the other.
 
     Relative error under 1e-9 of the sum of magnitudes after 1e6 batches; weights that are whole numbers are exact up to
-    2^53. Holds arrays of the last ``behind`` batches only.
+    2^53. Holds arrays of the last two blocks of batches at most.
 
     Args:
-      behind: number of batches by which reading follows adding, so that the device has work meanwhile.
+      block: number of batches that are read at once, when as many more have been added: so the device has work
+        meanwhile.
     """
 
-    def __init__(self, behind: int = 32):
-        self._behind = behind
+    def __init__(self, block: int = 500):
+        self._block = block
         self._unread: collections.deque[Mapping[str, Any]] = collections.deque()
         self._totals: dict[str, np.ndarray] = {}
 
     def add(self, sums: Mapping[str, Any]) -> None:
-        """Adds one batch. Waits for none but the one ``behind`` batches ago."""
+        """Adds one batch. Waits for none of the last ``block`` batches."""
         for array in sums.values():
             if isinstance(array, jax.Array):
                 array.copy_to_host_async()
         self._unread.append(sums)
-        if len(self._unread) > self._behind:
-            self._read(1)
+        if len(self._unread) == 2 * self._block:
+            self._read(self._block)
 
     def result(self) -> dict[str, np.ndarray]:
         """[2] float64, (sum, weight) of all batches so far, by name; waits for the last one."""
-        self._read(len(self._unread))
+        if self._unread:
+            self._read(len(self._unread))
         return dict(self._totals)
 
     def _read(self, count: int) -> None:
