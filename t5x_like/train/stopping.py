@@ -1,6 +1,7 @@
 """What happens on SIGTERM and Ctrl-C, with one process and with several; who calls what.
 
-1. ``train.run.train`` opens ``Stop`` as soon as there is something to save. Before that, a signal ends the process.
+1. ``train.run.train`` opens ``Stop`` as soon as there is something to save. Before that, a signal ends the process; in
+   a job of several, where jax's handler is there already, SIGTERM waits until then.
 2. One process: ``Stop._catch``, the handler of SIGTERM and SIGINT, sets ``Stop.signal``. A second Ctrl-C stops at once.
    Several processes: SIGTERM is left to the handler that ``jax.distributed.initialize`` has installed
    (``sharding.processes.join_processes``); it tells jax's coordination service, which tells all processes. Ctrl-C in
