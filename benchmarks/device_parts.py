@@ -215,7 +215,7 @@ def ours(family: str, backend: str) -> None:
         facts: dict[str, Any] = {"by": f"t5x_like, {backend}"}
         try:
             facts |= _our_step(family, sizes, rows, backend, peak)
-        except Exception as error:
+        except Exception as error:  # the rest of the table is worth having
             facts["note"] = f"t5x_like, {backend}, {rows} rows: {short(error)}"
         say(name_of(family, sizes), kind="steps", **facts)
         if "RESOURCE_EXHAUSTED" not in facts.get("note", ""):

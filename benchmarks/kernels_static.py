@@ -356,7 +356,7 @@ def memory(chip: str, found: Mapping[str, list[Result]], quick: bool) -> tuple[l
                 if key not in figures:
                     figures[key] = compile_both(chip, function, D, array=given).temporary_mb
                 cells += [f"{forward:.0f}", f"{figures[key]:.0f}"]
-            except Exception as failure:
+            except Exception as failure:  # blocks too large for the chip: the rest is worth having
                 print(f"# {chip} memory of {name}: {str(failure)[:200]!r}", flush=True)
                 cells += ["-", "-"]
         print(f"# {chip} memory of {name}: {', '.join(map(str, cells))} MB", flush=True)

@@ -20,7 +20,7 @@ def measure(family: str, sizes: Sizes, small: Sizes) -> None:
         for rows in sizes.rows:
             try:
                 facts = _step(family, sizes, rows, form, device)
-            except Exception as error:
+            except Exception as error:  # the rest of the table is worth having
                 facts = {"by": f"PyTorch, {form}", "note": f"PyTorch, {form}, {rows} rows: {short(error)}"}
             say(name_of(family, sizes), kind="steps", **facts)
             if "OutOfMemory" not in facts.get("note", ""):

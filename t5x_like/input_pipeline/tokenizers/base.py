@@ -5,6 +5,7 @@ Must not know any one kind of vocabulary, nor objectives or models.
 
 from __future__ import annotations
 
+import abc
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.tokenizers.pieces import sentinel_piece, word_starts
 
 
-class Tokenizer:
+class Tokenizer(abc.ABC):
     """A vocabulary.
 
     Attributes:
@@ -43,18 +44,19 @@ class Tokenizer:
         """(vocab_size,) bool: whether a token with this id begins a word; all False where pieces do not tell."""
         return np.zeros(self.vocab_size, bool)
 
+    @abc.abstractmethod
     def find(self, piece: str) -> int | None:
         """The id of exactly this piece, such as ``[NLU]`` or ``<extra_id_0>``; None where there is none."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def piece(self, identifier: int) -> str:
         """The piece with this id, as the vocabulary spells it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt, no EOS added; special pieces in it, such as ``<extra_id_0>``, become what they name."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[np.ndarray]:
         """Ids of each document, no EOS added, as integer arrays; special pieces in it are text like any other.
 
@@ -62,11 +64,10 @@ class Tokenizer:
           texts: of any length.
           threads: cores to use, where the tokenizer can; 0: all.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``; padding and EOS are left out, sentinels shown as ``<extra_id_0>``, ..."""
-        raise NotImplementedError
 
 
 class FileTokenizer(Tokenizer):
@@ -92,11 +93,11 @@ class FileTokenizer(Tokenizer):
             return identifier
         return next((each for i, each in enumerate(self.sentinel_ids) if piece == sentinel_piece(i)), None)
 
-    def _find(self, piece: str) -> int | None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _find(self, piece: str) -> int | None: ...
 
-    def _text_of(self, identifier: int) -> str:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _text_of(self, identifier: int) -> str: ...
 
 
 def read_vocabulary(path: Path, allowed: str) -> bytes:
