@@ -224,9 +224,11 @@ def _read_tuple(hint: Any, args: tuple, value: Text, where: str) -> tuple:
             raise UserError(where, f"got {value!r}", describe_type(hint))
         return _structure_tuple(hint, args, found, where, True)
     except ValueError as error:
-        raise UserError(where, f"got {value!r}: {error}", describe_type(hint), f"'' for an empty text; {HELP}") from None
+        got, suggestion = f"got {value!r}: {error}", f"'' for an empty text; {HELP}"
+        raise UserError(where, got, describe_type(hint), suggestion) from None
     except UserError as error:
-        raise UserError(where, error.got, error.allowed, error.suggestion or (QUOTING if "text" in error.allowed else HELP)) from None
+        suggestion = error.suggestion or (QUOTING if "text" in error.allowed else HELP)
+        raise UserError(where, error.got, error.allowed, suggestion) from None
 
 
 def _structure_annotated(hint: Any, value: Any, where: str, text: bool) -> Any:
