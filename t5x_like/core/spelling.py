@@ -18,7 +18,8 @@ How values are written:
                classes of a list are counted from 0: evaluations=HeldOut evaluations.0.batches=8
                a corpus may be a file with a function corpus(): data.corpus=my_corpus.py"""
 
-QUOTING = """quotes around a value with a comma: "'a,b',c"; 't5x-like --help' says how values are written"""
+HELP = "'t5x-like --help' says how values are written"
+QUOTING = f"""quotes around a value with a comma: "'a,b',c"; {HELP}"""
 
 NOTHING = ("none", "None", "null")
 _QUOTES, _OPENING, _CLOSING, _BLANKS = "'\"", "([{", ")]}", " \t"

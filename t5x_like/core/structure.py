@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from t5x_like.core.errors import UserError, nearest, refuse, require
 from t5x_like.core.loading import code_of, is_shipped, own_object
 from t5x_like.core.ranges import Range
-from t5x_like.core.spelling import NOTHING, QUOTING, Text, items, unquoted
+from t5x_like.core.spelling import HELP, NOTHING, QUOTING, Text, items, unquoted
 
 TYPE_KEY = "type"  # names the class in the JSON of a dataclass
 CODE_KEY = "code"  # names the user's own file that defines it, with its digest
@@ -227,9 +227,11 @@ def _read_tuple(hint: Any, args: tuple, value: Text, where: str) -> tuple:
             raise UserError(where, f"got {value!r}", describe_type(hint))
         return _structure_tuple(hint, args, found, where, True)
     except ValueError as error:
-        raise UserError(where, f"got {value!r}: {error}", describe_type(hint), "'' for an empty text") from None
+        got, suggestion = f"got {value!r}: {error}", f"'' for an empty text; {HELP}"
+        raise UserError(where, got, describe_type(hint), suggestion) from None
     except UserError as error:
-        raise UserError(where, error.got, error.allowed, error.suggestion or QUOTING) from None
+        suggestion = error.suggestion or (QUOTING if "text" in error.allowed else HELP)
+        raise UserError(where, error.got, error.allowed, suggestion) from None
 
 
 def _structure_annotated(hint: Any, value: Any, where: str, text: bool) -> Any:
