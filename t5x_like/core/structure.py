@@ -343,7 +343,8 @@ def _structure_union(hint: Any, args: tuple, value: Any, where: str, text: bool)
             return _structure_dataclass(kind, {kind._short: structure(inner, value, where, text)}, where)
     known = class_names(hint)
     allowed = f"{describe_type(shorts[hint])}, or " if hint in shorts else ""
-    names = ", ".join(f.name for f in dataclasses.fields(hint) if f.init) if hint in classes and len(known) == 1 else ""
+    alone = hint in classes and [*known.values()] == [hint]
+    names = ", ".join(field.name for field in dataclasses.fields(hint) if field.init) if alone else ""
     allowed += f"the fields of {hint.__name__}: {names}" if names else describe_type(hint)
     raise UserError(where, f"got {name!r}", allowed, nearest(str(name), known))
 

@@ -81,7 +81,7 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
         "not a number": (["train.steps=many"], ["train.steps: got 'many'", "allowed: a whole number"]),
         "half a step": (["train.steps=1.5"], ["train.steps: got '1.5'", "a whole number"]),
         "no steps": (["train.steps=0"], ["train.steps: got '0'", "1 or more"]),
-        "times": (["checkpoint.every=300"], ["checkpoint.every: got '300'", "try: checkpoint.every.steps=300"]),
+        "times": (["checkpoint.every=often"], ["checkpoint.every: got 'often'", "fields of Every: steps, share, end"]),
         "wrong word": (
             ["model.decoder.positions=Ropee"],
             ["model.decoder.positions: got 'Ropee'", "Rope | T5Relative | Alibi", "did you mean 'Rope'?"],
