@@ -22,7 +22,7 @@ from t5x_like.core.places import with_absolute_paths
 from t5x_like.evaluate.task import Evaluation, Values
 from t5x_like.models.counts import train_flops
 from t5x_like.plan.chips import memory_bytes, peak_bytes, peak_flops
-from t5x_like.plan.memory import check_memory, step_memory
+from t5x_like.plan.memory import check_memory, in_bytes, step_memory
 from t5x_like.report.clock import Clock
 from t5x_like.report.console import Console
 from t5x_like.report.metrics import METRICS, read_metrics
@@ -147,6 +147,7 @@ def _go_on(
         "updates": f"{done:,} of {total:,}",
         "checkpoint": str(directory / CHECKPOINTS / str(done)),
         "data": f"{data_seen(data, done)}; rows {feed.fill:.1%} full",
+        "peak memory": in_bytes(peak_bytes(jax.local_devices()[0])),
         "curves": str(picture or ""),
     }
     console.summary(f"{run.name}: {'complete' if complete else 'stopped'}", facts, clock.account())
