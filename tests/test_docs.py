@@ -146,6 +146,7 @@ def test_the_program_of_python_md_runs(tmp_path, monkeypatch, capsys):
         with jax.numpy_dtype_promotion("standard"):  # as outside of the tests
             exec(compile(block, "docs/python.md", "exec"), names)
     assert names["outcome"].complete and int(names["state"]["step"]) == 3  # type: ignore[attr-defined,index]
+    assert int(names["trained"]["step"]) == 2  # type: ignore[index]
     assert jnp.isfinite(names["value"])  # type: ignore[arg-type]
     imported = re.findall(r"from t5x_like\.api import ([\w, ]+)", "".join(blocks))
     used = {name.strip() for line in imported for name in line.split(",")}
