@@ -6,6 +6,7 @@ A config class names such fields in ``places``; until the run starts they stay a
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,10 +14,23 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+_LOCAL = ("file://", "local://")  # addresses of local files, which may be relative too
+
+
 def absolute(path: str) -> str:
     """A path from the root on, as it is meant here and now: of addresses only a local end is changed."""
     first, chained, rest = path.rpartition("::") if "://" in path else ("", "", path)
-    return path if "://" in rest else first + chained + str(Path(os.path.expanduser(rest)).absolute())
+    protocol = next((each for each in _LOCAL if rest.startswith(each)), "")
+    rest = rest.removeprefix(protocol)
+    return path if "://" in rest else first + chained + protocol + _absolute_local(rest)
+
+
+def _absolute_local(path: str) -> str:
+    given = Path(os.path.expanduser(path))
+    found = given.absolute()
+    if glob.has_magic(str(given)) and not given.is_absolute() and not os.path.lexists(found):
+        return str(Path(glob.escape(os.getcwd()), given))  # brackets in the current folder's name are letters
+    return str(found)
 
 
 def with_absolute_paths(value: T) -> T:

@@ -266,6 +266,7 @@ def test_places_are_kept_from_the_root_on(tmp_path, monkeypatch):
         "a.txt": f"{tmp_path}/a.txt", "../x/*.txt": f"{tmp_path}/../x/*.txt", "gs://b/a.txt": "gs://b/a.txt",
         "zip://a.txt::b.zip": f"zip://a.txt::{tmp_path}/b.zip", "simplecache::gs://a": "simplecache::gs://a",
         "/r/a": "/r/a", "a::b": f"{tmp_path}/a::b", "~/a": os.path.expanduser("~/a"),
+        "file://a/*.txt": f"file://{tmp_path}/a/*.txt", "zip://*::local://b.zip": f"zip://*::local://{tmp_path}/b.zip",
     }  # fmt: skip
     source = with_absolute_paths(TextFiles(tuple(given)))
     assert source.paths == tuple(given.values())
@@ -282,6 +283,16 @@ def test_places_are_kept_from_the_root_on(tmp_path, monkeypatch):
     paths = [config.tokenizer.path for config in (kept.corpus, first)]
     assert paths == [f"{tmp_path}/m.model", f"{tmp_path}/f.model"] and kept.cache == ""
     assert with_absolute_paths(replace(data, cache="here")).cache == f"{tmp_path}/here"
+
+
+def test_wildcards_in_the_name_of_the_current_folder_are_letters(tmp_path, monkeypatch):
+    for folder in ("run[1]", "run1"):
+        (tmp_path / folder / "skip/texts").mkdir(parents=True)
+        (tmp_path / folder / "skip/texts/a[b].txt").write_text(folder)
+    monkeypatch.chdir(tmp_path / "run[1]/skip")
+    for path in ("texts/*.txt", "texts", "texts/a[b].txt", "./t*/a[[]b].txt", f"{tmp_path}/run[[]1]/skip/texts/*.txt"):
+        source = TextFiles((path,), exclude=("skip",))
+        assert list(source.texts()) == list(with_absolute_paths(source).texts()) == ["run[1]"], path
 
 
 def test_one_text_in_two_places_is_one_cache_and_one_vocabulary(tmp_path, monkeypatch):

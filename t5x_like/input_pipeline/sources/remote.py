@@ -21,6 +21,8 @@ _STAMPS = (
     "last_write_time", "updated", "created",
 )  # fmt: skip
 
+_PLAIN = re.compile(r"([^*?[]|\[[*?[]\])*")  # of a glob, what stands for itself, as glob.escape writes it
+
 
 def is_remote(address: str) -> bool:
     """Whether ``address`` is one of fsspec's and no local path."""
@@ -29,7 +31,7 @@ def is_remote(address: str) -> bool:
 
 def above_wildcards(path: str) -> str:
     """The folder above the first name of a glob that has a wildcard."""
-    return re.split(r"[*?[]", path)[0].rpartition("/")[0]
+    return _PLAIN.match(path).group().rpartition("/")[0]  # type: ignore[union-attr]  # it matches nothing too
 
 
 def own_part(address: str) -> str:
