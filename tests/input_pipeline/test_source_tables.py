@@ -76,6 +76,12 @@ class TestCsv:
         (tmp_path / "a.csv").write_bytes(content)
         assert read_all(Csv((str(tmp_path),), **dialect))[0] == expected
 
+    def test_a_sniffed_file_may_double_its_first_quote_far_from_its_beginning(self, tmp_path):
+        (tmp_path / "a.csv").write_text('text,id\n' + '"x, y",1\n' * 5000 + '"a ""b"", c",1\n')
+        assert read_all(Csv((str(tmp_path),), sniff=True))[-2:] == ["x, y", 'a "b", c']
+        (tmp_path / "a.csv").write_text('text,id\n"a \\"b\\", c",1\n"d",2\n')
+        assert read_all(Csv((str(tmp_path),), sniff=True, escape="\\")) == ['a "b", c', "d"]
+
     def test_dialects_that_cannot_be(self, tmp_path):
         for wrong in ({"delimiter": "ab"}, {"quote": "\n"}, {"escape": ","  , "delimiter": ","}, {"header": False}):
             with pytest.raises(UserError, match="data.corpus.source"):

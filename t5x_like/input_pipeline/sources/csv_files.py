@@ -42,8 +42,8 @@ class Csv(FileSource):
       doubled_quotes: whether two quote characters inside a quoted value are one that is a letter.
       skip_initial_space: whether spaces behind a delimiter are left out.
       header: whether the first row holds the names of columns.
-      sniff: whether to guess delimiter (comma, semicolon, tab or bar), quote, doubled quotes and initial spaces from
-        the beginning of each file, in place of the fields above.
+      sniff: whether to guess delimiter (comma, semicolon, tab or bar), quote and initial spaces from the beginning of
+        each file, in place of the fields above; with ``escape`` also doubled quotes, which else are taken for one.
     """
 
     field: str = "text"
@@ -115,9 +115,8 @@ class Csv(FileSource):
             except csv.Error:
                 got, allowed = "its dialect cannot be guessed", "the fields of the dialect instead of sniff=True"
                 raise Unreadable(file, got, allowed, f"{_WHERE}.delimiter") from None
-            delimiter, quote, doubled, skip = (
-                found.delimiter, found.quotechar or "none", found.doublequote, found.skipinitialspace
-            )  # fmt: skip
+            delimiter, quote, skip = found.delimiter, found.quotechar or "none", found.skipinitialspace
+            doubled = found.doublequote or not self.escape  # none in the beginning does not mean none further on
         delimiter = delimiter or ("\t" if is_tsv else ",")
         if not quote:
             quoted_header = self.header and any(name.startswith('"') for name in first.split(delimiter))
