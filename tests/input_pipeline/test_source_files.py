@@ -164,6 +164,15 @@ def test_a_missing_shard_is_noticed(tmp_path):
     ]
 
 
+def test_shards_of_which_some_are_compressed_belong_together(tmp_path):
+    for name in ("a-00000-of-00003.jsonl", "a-00001-of-00003.JSONL", "a-00002-of-00003.jsonl.gz"):
+        (tmp_path / name).write_text('{"text": "X"}\n')
+    assert not JsonLines((str(tmp_path),)).left_out()
+    (tmp_path / "a-00000-of-00003.jsonl").unlink()
+    (line,) = JsonLines((str(tmp_path),)).left_out()
+    assert line.startswith("1 of 3 shards") and line.endswith("which are not there: 0")
+
+
 def zstandard_of(data: bytes) -> bytes:
     return pytest.importorskip("zstandard").ZstdCompressor(write_checksum=True).compress(data)  # as the program zstd
 

@@ -127,14 +127,18 @@ def _path_order(file: File) -> list[str]:
 
 def missing_shards(files: Iterable[File]) -> list[str]:
     """Which files are not there of those whose names count them (``a-00001-of-00004.jsonl``), in words."""
-    groups: dict[tuple[str, int], set[int]] = {}
+    groups: dict[tuple[str, int], tuple[str, set[int]]] = {}
     for file in files:
         if "-of-" in file.name and (match := _SHARD.fullmatch(file.name)):
             before, number, count, after = match.groups()
             folder, pattern = file.address.removesuffix(file.name), f"{before}*-of-{count}{_SHARD_HASH.sub('', after)}"
-            groups.setdefault((folder + pattern, int(count)), set()).add(int(number))
+            alike = pattern.lower()
+            for end in COMPRESSIONS:  # which some of them may have
+                alike = alike.removesuffix(end)
+            _, numbers = groups.setdefault((folder + alike, int(count)), (folder + pattern, set()))
+            numbers.add(int(number))
     lines = []
-    for (pattern, count), numbers in groups.items():
+    for (_, count), (pattern, numbers) in groups.items():
         first = 1 if count in numbers else 0  # some count from 1
         if missing := sorted(set(range(first, first + count)) - numbers):
             shown = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
