@@ -109,9 +109,10 @@ def test_documents_of_white_space_are_none(tmp_path):
 
 
 @pytest.mark.parametrize("documents", ["file", "line", "paragraph"])
-def test_an_empty_file_that_is_named_is_a_mistake(tmp_path, documents):
+@pytest.mark.parametrize("empty", ["\n", "\ufeff", "\ufeff\r\n"])
+def test_an_empty_file_that_is_named_is_a_mistake(tmp_path, documents, empty):
     (tmp_path / "full.txt").write_text("x")
-    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "empty.txt").write_bytes(empty.encode())
     assert list(TextFiles((str(tmp_path),), documents).texts()) == ["x"]
     with pytest.raises(UserError, match="empty.txt: an empty file"):
         list(TextFiles((str(tmp_path), str(tmp_path / "empty.txt")), documents).texts())

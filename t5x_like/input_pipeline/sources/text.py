@@ -173,14 +173,14 @@ def whole_file(unit: Unit, named: bool = False) -> str | UserError:
     """A file's text as one document; an error for an empty file where it is ``named`` by the user."""
     try:
         with open_file(unit.file) as stream:
-            text = stream.read().decode("utf-8")
+            text = stream.read().decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         return not_utf8_file(unit.file, f"byte {error.start}")
     except BrokenFile as error:
         return broken_file(unit.file, error, "in its only document")
     if named and not text.strip():
         return empty_file(unit.file)
-    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+    return text.replace("\r\n", "\n")
 
 
 def _read_paragraphs(unit: Unit) -> Iterator[str | UserError]:
