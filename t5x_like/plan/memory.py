@@ -133,7 +133,10 @@ def _what_to_change(memory: Memory, available: int, run: Run, mesh: Mapping[str,
     if memory.batch < room and (fits := [n for n in range(1, most + 1) if most % n == 0 and n >= wanted]):
         more = "" if run.model.remat != "none" else ", or model.remat=dots"
         return f"{train.batch_size:,} rows;", "train.batch_size", f"train.micro_batches={fits[0]}{more}"
-    rows = max(1, int(most * room / (memory.batch + memory.activations))) * ways
+    unit = ways * train.micro_batches  # which divides the batch
+    rows = max(1, int(train.batch_size / unit * room / (memory.batch + memory.activations))) * unit
+    if rows >= train.batch_size:
+        return f"{dict(mesh)};", "mesh", "more devices with mesh.fsdp=-1, or a smaller model"
     return f"{train.batch_size:,} rows;", "train.batch_size", f"train.batch_size={rows}"
 
 

@@ -93,7 +93,7 @@ def check_outputs(directory: Path, config: ReportConfig) -> None:
     """
     if config.wandb:
         _wandb(config.wandb)
-    for name in (METRICS, "wandb_id", "curves.png", "tensorboard", "profile"):
+    for name in (METRICS, "starts.jsonl", "code", "wandb_id", "curves.png", "tensorboard", "profile"):
         path, is_folder = directory / name, "." not in name and "_" not in name
         if path.exists():
             kind = "folder" if is_folder else "file"

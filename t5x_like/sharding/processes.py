@@ -24,8 +24,11 @@ CLUSTERS = (
 def refuse_unjoined(environment: Mapping[str, str]) -> None:
     """Raises UserError if a cluster says that this is one of several processes, and ``VARIABLES`` are not set: each
     process would do the whole job."""
-    found = [(cluster, size, index, _number(environment, size, 1), f"${index}") for cluster, size, index in CLUSTERS
-             if index in environment]  # fmt: skip
+    by_cluster: dict[str, tuple[str, str, str, int, str]] = {}
+    for cluster, size, index in CLUSTERS:  # the first that is set: of a step of a job, before those of the job
+        if index in environment and size in environment:
+            by_cluster.setdefault(cluster, (cluster, size, index, _number(environment, size, 1), f"${index}"))
+    found = [*by_cluster.values()]
     if hosts := environment.get("TPU_WORKER_HOSTNAMES"):
         each, slices = len(hosts.split(",")), _number(environment, "MEGASCALE_NUM_SLICES", 1)
         index = _number(environment, "TPU_WORKER_ID", 0) + each * _number(environment, "MEGASCALE_SLICE_ID", 0)
@@ -44,7 +47,7 @@ def refuse_unjoined(environment: Mapping[str, str]) -> None:
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     found = environment.get(name, "")
-    return int(found) if found.isdigit() else default
+    return int(found) if found.isdecimal() else default
 
 
 def process_arguments(environment: Mapping[str, str]) -> dict | None:

@@ -101,8 +101,9 @@ class Run(Config, where=""):
                "Learned, Sinusoidal or Rope positions, and no window")
         names = [task.name for task in self.evaluations]
         for place, name in enumerate(names):
-            require(name.isidentifier() and name not in ("train", "data", *names[:place]), f"evaluations.{place}.name",
-                    repr(name), "a name of its own: letters, digits and _", "held_out")
+            taken = ("train", "data", "memory", *names[:place])  # in metrics.jsonl
+            require(name.isidentifier() and name not in taken, f"evaluations.{place}.name", repr(name),
+                    "a name of its own: letters, digits and _", "held_out")
         model.check_length(max(objective.capacity(self.data, model.shape)))
 
     def times(self, task: Evaluation) -> Every:

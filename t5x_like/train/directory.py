@@ -103,15 +103,19 @@ def _read_plain(directory: Path) -> Any:
 
 
 def _config_file(directory: Path) -> Any:
-    return json.loads((directory / CONFIG).read_bytes())
+    found = json.loads((directory / CONFIG).read_bytes())
+    if not isinstance(found, dict) or not found:
+        raise ValueError("it has no fields")
+    return found
 
 
 def config_is_lost(directory: Path) -> bool:
     """Whether config.json is missing or torn."""
     try:
-        return not _config_file(directory)
+        _config_file(directory)
     except (OSError, ValueError):
         return True
+    return False
 
 
 def _has_checkpoint(directory: Path) -> bool:
@@ -143,16 +147,17 @@ def locked(directory: str | Path, first: bool = True, agree: Callable[[bool], bo
     directory = Path(directory)
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     make_writable(directory, "directory")
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor, free = os.open(directory, os.O_RDONLY), False
     try:
-        refuse(not agree(not first or _lock(descriptor)), str(directory), "another training is running in this folder",
-               "one training in a folder", f"another folder (--directory {directory}-2), or wait for its end")
+        free = agree(not first or _lock(descriptor))
+        refuse(not free, str(directory), "another training is running in this folder", "one training in a folder",
+               f"another folder (--directory {directory}-2), or wait for its end")
         yield directory
     finally:
-        os.close(descriptor)
-        for path in (directory / CHECKPOINTS, *made):
+        for path in (directory / CHECKPOINTS, *made) * free:  # where it is not, they are those of the other training
             with contextlib.suppress(OSError):  # not empty, so not of a start that failed
                 path.rmdir()
+        os.close(descriptor)  # last, so that nobody takes a folder that is about to go
 
 
 def _lock(descriptor: int) -> bool:

@@ -146,7 +146,7 @@ def _go_on(
     facts = {
         "updates": f"{done:,} of {total:,}",
         "checkpoint": str(directory / CHECKPOINTS / str(done)),
-        "data": f"{data_seen(data, done)}; rows {feed.fill:.1%} full",
+        "data": data_seen(data, done) + (f"; rows {feed.fill:.1%} full" if done > first else ""),
         "peak memory": in_bytes(peak_bytes(jax.local_devices()[0])),
         "curves": str(picture or ""),
     }
@@ -184,7 +184,7 @@ def _tasks(opened: OpenedRun, directory: Path) -> dict[Evaluation, bool]:
     """Evaluations with data to evaluate, and whether their values of the present step are in the metrics."""
     path, tasks = directory / METRICS, opened.run.evaluations
     rows = [row for row in (read_metrics(path) if path.is_file() else ()) if row["step"] == opened.step]
-    made = {name.split("/")[0] for row in rows for name in row}
+    made = {name.split("/")[0] for row in rows for name in row if "/" in name}
     return {task: task.label(opened) in made for task in tasks if opened.data.held_out or not task.needs_held_out}
 
 
@@ -211,7 +211,7 @@ def _costs(run: Run, setup: Setup, directory: Path) -> Costs:
     peak = peak * jax.device_count() if peak else None
     if device.platform == "cpu":
         before = [start.get("peak_flops") for start in read_starts(directory) if start.get("devices") == devices()]
-        peak = max([found for found in (peak, *before) if found], default=None)
+        peak = max([found for found in (peak, *before) if isinstance(found, float) and found > 0], default=None)
     flops, of = rows * train_flops(run.model, setup.specs, *lengths), "roofline" if device.platform == "cpu" else "MFU"
     return Costs(tokens=rows * sum(lengths), flops=flops, peak_flops=peak, utilization_of=of)
 

@@ -139,6 +139,18 @@ def test_what_to_change_depends_on_what_is_too_large():
     assert error.value.where == "mesh"
 
 
+def test_a_smaller_batch_that_is_suggested_is_one_of_whole_micro_batches():
+    run = tiny_run("llama", "train.batch_size=1000000000", "train.micro_batches=4")
+    memory, mesh = step_memory(make_setup(run), run, ALONE), {"data": 2, "fsdp": 3, "tensor": 1}
+    with pytest.raises(UserError) as error:
+        check_memory(memory, GB, run, mesh)
+    smaller = override(run, [error.value.suggestion])
+    assert smaller.train.batch_size % (4 * 6) == 0
+    least = tiny_run("llama", "train.batch_size=8", "train.micro_batches=8")
+    with pytest.raises(UserError, match="a smaller model"):  # and not the batch that it has
+        check_memory(Memory(0, 0, 0, 0, 2 * GB), GB, least, ALONE)
+
+
 def test_the_memory_of_devices(monkeypatch, tmp_path):
     class Device:
         platform = "gpu"

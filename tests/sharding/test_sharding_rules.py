@@ -224,6 +224,8 @@ def test_processes_that_do_not_know_of_each_other_are_refused(environment, index
 
 def test_one_process_of_a_cluster_is_no_job_of_several():
     for alone in ({}, {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, {"SLURM_NTASKS": "4"}, {"WORLD_SIZE": "1"},
+                  {"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"},  # one step of a larger job
+                  {"SLURM_NTASKS": "²", "SLURM_PROCID": "0"},
                   {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}):  # fmt: skip
         refuse_unjoined(alone)
     assert process_arguments({"JAX_NUM_PROCESSES": "1"}) is None

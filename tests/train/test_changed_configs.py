@@ -100,7 +100,10 @@ def test_marks_are_drawn(folder, config, monkeypatch):
     assert any(list(line.get_xdata()) == [2, 2] for line in loss.lines)
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:100])])
+@pytest.mark.parametrize("damage", [
+    Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:100]), lambda path: path.write_text("{}"),
+    lambda path: path.write_text("null"),
+])  # fmt: skip
 def test_a_lost_or_torn_config_is_that_of_the_checkpoint(folder, config, capsys, damage):
     damage(folder / "config.json")
     before = digests(folder)
@@ -112,6 +115,24 @@ def test_a_lost_or_torn_config_is_that_of_the_checkpoint(folder, config, capsys,
     assert "WARNING: config.json was lost or torn" in capsys.readouterr().out
     assert read_config(folder).optimizer.learning_rate == 1e-5 and (folder / "config.json").stat().st_size > 1000
     assert checkpoint(folder)["step"] == 3
+
+
+def test_a_log_of_starts_with_odd_values_is_no_fault(folder):
+    lines = [{"devices": "1 x cpu", "peak_flops": value} for value in ("fast", None, float("nan"))]
+    with (folder / "starts.jsonl").open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["train", str(folder), "train.steps=3"]) == 0
+    assert 3 in losses(folder)
+
+
+def test_an_evaluation_named_as_a_field_of_every_row_is_made_at_the_step_of_a_resume(tmp_path, capsys):
+    run = tiny_run("llama", "train.steps=2", "data.corpus.heldout=0.3", "train.evaluate_every=2", "report.sample=0")
+    assert main(["train", run_file(run), "--directory", str(tmp_path)]) == 0
+    assert main(["train", str(tmp_path), "train.steps=3", "evaluations.0.name=time"]) == 0
+    assert [row["step"] for row in read_metrics(tmp_path) if "time/loss" in row] == [2, 3]
+    capsys.readouterr()
+    assert main(["train", str(tmp_path), "train.steps=4", "evaluations.0.name=memory"]) == 2  # memory/peak_bytes
+    assert "a name of its own" in capsys.readouterr().err
 
 
 def test_a_config_that_was_edited_by_hand_is_compared_with_the_checkpoint(folder, capsys):

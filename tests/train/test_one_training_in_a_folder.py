@@ -33,6 +33,8 @@ def test_a_second_training_is_refused_and_a_killed_one_is_not_in_the_way(tmp_pat
         assert main(command) == 2
         assert f"{folder}: another training is running in this folder" in capsys.readouterr().err
         assert folder.is_dir() and not digests(folder)
+        (folder / "checkpoints").mkdir()  # of the other training, which has saved nothing yet
+        assert main(command) == 2 and (folder / "checkpoints").is_dir()
     finally:
         other.kill()
         other.communicate()
@@ -47,7 +49,7 @@ def test_a_second_training_is_refused_and_a_killed_one_is_not_in_the_way(tmp_pat
 def test_all_processes_of_a_job_go_by_what_the_first_has_seen(tmp_path):
     with pytest.raises(UserError, match="another training"), locked(tmp_path / "run", False, lambda free: False):
         pass
-    assert not (tmp_path / "run").exists()
+    assert (tmp_path / "run").is_dir()  # that of the other training, now
 
 
 def test_a_start_that_failed_leaves_no_folder(tmp_path, capsys):
@@ -64,9 +66,10 @@ def test_mistakes_of_the_report_are_found_before_the_corpus_is_prepared(tmp_path
     config, cache = run_file(tiny_run("llama", f"data.cache={tmp_path / 'cache'}")), tmp_path / "cache"
     assert main(["train", config, "--directory", str(tmp_path / "run"), "report.wandb=project"]) == 2
     assert "report.wandb: project 'project', but the package" in capsys.readouterr().err
-    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
-    assert main(["train", config, "--directory", str(tmp_path / "run")]) == 2
-    assert "metrics.jsonl: is no file" in capsys.readouterr().err
+    for name in ("metrics.jsonl", "starts.jsonl"):
+        (tmp_path / name / name).mkdir(parents=True)
+        assert main(["train", config, "--directory", str(tmp_path / name)]) == 2
+        assert f"{name}: is no file" in capsys.readouterr().err
     assert not cache.exists()
 
 
