@@ -558,7 +558,7 @@ def test_a_line_of_100_megabytes_takes_bounded_memory(tmp_path, corpus, cache, t
 def test_documents_of_a_function(tmp_path, monkeypatch):
     script = tmp_path / "corpus.py"
     script.write_text("def documents():\n    for i in range(100):\n        yield f'document {i}'\n")
-    from t5x_like.input_pipeline.sources.generator import mark
+    from t5x_like.core.loading import mark
 
     mark(script)
     corpus = Corpus("generated", PythonGenerator(str(script)), Bytes(), "none", "made up", 0.0)
@@ -589,7 +589,7 @@ def test_a_function_that_yields_something_else_when_gone_on_with(tmp_path, monke
         "import json, pathlib\n"
         "def documents():\n    yield from json.loads(pathlib.Path(__file__).with_name('list.json').read_text())\n"
     )
-    from t5x_like.input_pipeline.sources.generator import mark
+    from t5x_like.core.loading import mark
 
     mark(script)
     corpus = Corpus("generated", PythonGenerator(str(script)), Bytes(), "none", "made up", 0.0)
