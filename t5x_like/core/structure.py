@@ -352,7 +352,8 @@ def _structure_union(hint: Any, args: tuple, value: Any, where: str, text: bool)
     alone = hint in classes and [*known.values()] == [hint]
     names = ", ".join(field.name for field in dataclasses.fields(hint) if field.init) if alone else ""
     allowed += f"the fields of {hint.__name__}: {names}" if names else describe_type(hint)
-    raise UserError(where, f"got {name!r}", allowed, nearest(name, known) if isinstance(name, str) else "")
+    hint_at = (f"{name}()" if name in known else nearest(name, known)) if isinstance(name, str) else ""
+    raise UserError(where, f"got {name!r}", allowed, hint_at)
 
 
 def _tried(args: tuple, classes: list[type], value: Any) -> list[Any]:

@@ -262,6 +262,12 @@ def test_classes_as_a_json_array():
     assert [task.name for task in run.evaluations] == ["held_out", "other"]
 
 
+def test_the_text_of_a_class_name_in_python_is_not_suggested_again():
+    with pytest.raises(UserError) as error:
+        dataclasses.replace(load_run("t5_sotu", Run), evaluations=("HeldOut",))
+    assert error.value.where == "evaluations.0" and error.value.suggestion == "HeldOut()"
+
+
 def test_a_name_in_use_is_not_suggested():
     with pytest.raises(UserError, match="try: evaluations.1.name=held_out_1"):
         override(load_run("t5_sotu", Run), ["evaluations=HeldOut,HeldOut"])
