@@ -135,12 +135,15 @@ def _inspect_config(run, values_only: bool) -> int:
 
 
 def _inspect_parameters(run, devices: int) -> int:
+    from t5x_like.core.ranges import PositiveInt
+    from t5x_like.core.structure import structure
     from t5x_like.models.counts import parameter_count, train_flops
     from t5x_like.plan.memory import in_bytes, step_memory
     from t5x_like.sharding.rules import axis_ways, rules_of
     from t5x_like.sharding.table import parameter_table
     from t5x_like.train.setup import make_setup
 
+    structure(PositiveInt, devices, "--devices", text=False)
     setup, mesh = make_setup(run), run.mesh.sizes(devices)
     run.model.check_sizes(axis_ways(rules_of(run.mesh), mesh))
     print(parameter_table(setup.specs, mesh, rules_of(run.mesh)))
@@ -231,8 +234,10 @@ def _train_tokenizer(options: argparse.Namespace) -> int:
 
 
 def _show_tokenizer(options: argparse.Namespace) -> int:
+    from t5x_like.cli.generate import refuse_bytes
     from t5x_like.input_pipeline.tokenizers.tokenizer import config_of_file, open_tokenizer
 
+    refuse_bytes(options.text, "text")
     shown = open_tokenizer(config_of_file(options.path, options.symbols))
     ids = {"padding": shown.pad_id, "EOS": shown.eos_id, "unknown": shown.unk_id, "mask": shown.mask_id}
     print(f"{options.path}: {shown.vocab_size:,} ids, fingerprint {shown.fingerprint}")

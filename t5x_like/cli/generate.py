@@ -32,16 +32,18 @@ def split_prompts(arguments: Sequence[str]) -> tuple[list[str], list[str], int]:
     """(what ``argparse`` is to read, prompts, number of those behind ``--``) of the arguments behind ``generate``.
 
     A prompt may begin with a dash, which ``argparse`` would take for an option: here an option has two dashes, or is
-    ``-h``, and what follows one that takes a value is its value.
+    ``-h``, and what follows one that takes a value is its value, unless it is an option too.
     """
     border = arguments.index("--") if "--" in arguments else len(arguments)
     options, texts = [], []
-    given = iter(arguments[:border])
-    for argument in given:
+    given = list(arguments[:border])
+    while given:
+        argument = given.pop(0)
         if argument == "-h" or argument.startswith("--"):
             options.append(argument)
-            if "=" not in argument and not any(flag.startswith(argument) for flag in ("-h", *FLAGS)):
-                options.extend(value for value in [next(given, None)] if value is not None)
+            takes_one = "=" not in argument and not any(flag.startswith(argument) for flag in ("-h", *FLAGS))
+            if takes_one and given and not given[0].startswith("--"):
+                options.append(given.pop(0))
         else:
             texts.append(argument)
     literal = arguments[border + 1 :]
@@ -76,8 +78,7 @@ def generate(options: argparse.Namespace, opened: Callable[[], Any]) -> int:
     for prompt in options.prompts[: len(options.prompts) - options.literal]:
         refuse_field(prompt)
     for number, prompt in enumerate(options.prompts, 1):
-        got = f"prompt {number} is not UTF-8: {prompt!r}"
-        refuse(re.search("[\ud800-\udfff]", prompt) is not None, "prompt", got, "text in UTF-8")
+        refuse_bytes(prompt, "prompt", f"prompt {number} ")
     if not options.prompts and sys.stdin.isatty():
         print("prompts, a line each; the end of the input (Ctrl-D) starts the writing:", file=sys.stderr, flush=True)
     prompts = options.prompts or read_lines(_standard_input())
@@ -85,6 +86,12 @@ def generate(options: argparse.Namespace, opened: Callable[[], Any]) -> int:
     for prompt, text in zip(prompts, opened().generate(prompts, sampling, options.seed), strict=True):
         print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) if options.jsonl else text, flush=True)
     return 0
+
+
+def refuse_bytes(text: str, where: str, which: str = "") -> None:
+    """Raises UserError for an argument that holds bytes which are no text."""
+    broken = re.search("[\ud800-\udfff]", text) is not None
+    refuse(broken, where, f"{which}is not UTF-8: {text!r}", "text in UTF-8")
 
 
 def refuse_field(prompt: str) -> None:

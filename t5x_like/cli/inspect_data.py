@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5x_like.core.errors import UserError, refuse
+from t5x_like.core.ranges import NonNegativeInt
+from t5x_like.core.structure import structure
 
 if TYPE_CHECKING:
     from t5x_like.input_pipeline.batches.pipeline import Batches
@@ -29,7 +31,7 @@ def inspect_data(run: Run, options: argparse.Namespace) -> int:
     from t5x_like.report.preparing import Preparing
     from t5x_like.train.data import Data
 
-    step = options.step or 0
+    step = structure(NonNegativeInt, options.step or 0, "--step", text=False)
     refuse(options.rows < 0, "--rows", str(options.rows), "0 or more")
     with Preparing(sys.stderr) as preparing:
         data = Data.open(run, preparing, functools.partial(print, file=sys.stderr))

@@ -34,12 +34,23 @@ def from_json(kind: type[T], text: str, where: str = "") -> T:
     return structure(kind, read_json(text, where), where)
 
 
-def read_json(text: str, where: str = "") -> Any:
-    """Plain values of JSON text. Raises UserError for any other text."""
+def read_json(text: str | bytes, where: str = "") -> Any:
+    """Plain values of JSON text. Raises UserError for any other text, and for two values of one name in one object."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_once)
+    except RecursionError:
+        reason = "brackets too deep inside each other"
     except ValueError as error:
-        raise UserError(where or "config", f"is not JSON: {error}", "the config.json of a run") from None
+        reason = str(error)
+    raise UserError(where or "config", f"is not JSON: {reason}", "the config.json of a run")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+        values = " and ".join(repr(value) for name, value in pairs if name == twice)
+        raise ValueError(f"{twice!r} is given twice, as {values}")
+    return dict(pairs)
 
 
 def diff(one: Any, other: Any) -> dict[str, tuple[Any, Any]]:

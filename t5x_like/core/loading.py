@@ -69,6 +69,7 @@ def by_name(files: Iterable[Code]) -> dict[str, Code]:
 
 
 _RUN: dict[str, Code] = {}  # by the name of its module
+_LOADING: list[str] = []  # names of the modules whose files have begun to run and not ended
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
@@ -101,17 +102,22 @@ def load_module(
     refuse(path.suffix != ".py", str(path), "is not a Python file", "a file ending in .py")
     name = f"t5x_like_file_{path.stem}_{hashlib.sha256(f'{path} {code.sha256}'.encode()).hexdigest()[:12]}"
     if name in sys.modules and not again:
+        refuse(name in _LOADING, str(path), "is loaded by a file that it loads", "files that do not load each other",
+               "what both need, in a third file")
         return sys.modules[name]
     loader = _Loader(name, str(path))
     module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(name, loader, origin=str(path)))
     module.__file__ = str(path)
     sys.modules[name], _RUN[name] = module, code  # dataclasses defined in the file look their module up
+    _LOADING.append(name)
     try:
         with _user_code(path):
             loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
+    finally:
+        _LOADING.pop()
     return module
 
 
@@ -241,6 +247,8 @@ def made_by(path: Path, name: str, /, *kinds: type[T], **arguments: object) -> T
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
         raise UserError(str(path), f"{name}() failed: {error}", f"arguments that {name}() takes") from None
+    except ValueError:
+        pass  # of dict and the like, which have no signature: what they return is looked at
     with _user_code(path):
         made = function(**arguments)
     if isinstance(made, kinds):

@@ -6,6 +6,7 @@ Knows no files by itself: ``core.loading`` says which are the user's.
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import re
 import sys
 import traceback
@@ -65,6 +66,11 @@ def _help(error: BaseException, frame: types.FrameType) -> tuple[str, str]:
     if isinstance(error, ImportError) and (found := re.search(r"cannot import name '(\w+)' from '([\w.]+)'", text)):
         return f"a name of {found[2]}", nearest(found[1], dir(sys.modules.get(found[2])))
     if isinstance(error, ModuleNotFoundError) and error.name:
+        holder, _, last = error.name.rpartition(".")
+        if holder in sys.modules:
+            package = sys.modules[holder]
+            inside = [each.name for each in pkgutil.iter_modules(getattr(package, "__path__", []))]
+            return f"a module of {holder}", nearest(last, inside)
         beside = Path(_file(frame)).parent / f"{error.name}.py"
         if beside.is_file():
             return "an installed package", f'{error.name} = code("{error.name}.py"), of t5x_like.config'

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from t5x_like.core.errors import UserError, nearest, refuse
 from t5x_like.core.loading import code_of, made_by
 from t5x_like.core.plain import leaves, to_plain
-from t5x_like.core.spelling import Text, items
+from t5x_like.core.spelling import Text, items, unquoted
 from t5x_like.core.structure import (
     CODE_KEY,
     TYPE_KEY,
@@ -88,7 +88,7 @@ def _no_such_field(plain: Any, name: str, value: str) -> UserError:
         alike = difflib.get_close_matches(name, [each for each in known if each.split(".")[-1] == end], n=1, cutoff=0)
         hint = f"did you mean {alike[0]!r}?"
     got = f"{'matches no field' if '*' in name else 'no such field'}; given {value!r}"
-    return UserError(name, got, "a field shown by 't5x-like inspect config'", hint)
+    return UserError(name or "''", got, "a field shown by 't5x-like inspect config'", hint)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _draft(hint: Any, value: Text, where: str) -> Any:
             names = items(value.strip().removeprefix("[").removesuffix("]"))
         except ValueError as error:
             raise UserError(where, f"got {value!r}: {error}", describe_type(hint)) from None
-        return [_draft(element(hint), each, where) for each in names]
+        return [_draft(element(hint), Text(unquoted(each)), where) for each in names]
     name, known = value.strip(), class_names(hint)
     if kind := known.get(name):
         code = code_of(kind)

@@ -23,6 +23,7 @@ QUOTING = f"""quotes around a value with a comma: "'a,b',c"; {HELP}"""
 
 NOTHING = ("none", "None", "null")
 _QUOTES, _OPENING, _CLOSING, _BLANKS = "'\"", "([{", ")]}", " \t"
+_TO_QUOTE = {*_QUOTES, *_BLANKS, ",", "\\", "\n", "\r"}  # with blanks in them brackets may be an empty JSON array
 
 
 class Text(str):
@@ -64,7 +65,7 @@ def spell(value: Any) -> str:
         nested = isinstance(value[0], tuple) if value else False
         return ",".join(map(_spell_one, value)) + "," * (nested and len(value) == 1) if value else "()"
     if isinstance(value, str):
-        plain = value and value not in (*NOTHING, "()", "[]") and not set(value) & {*_QUOTES, *_BLANKS, ",", "\\"}
+        plain = value and value not in (*NOTHING, "()", "[]") and not set(value) & _TO_QUOTE
         return value if plain and _is_balanced(value) else "'" + value.replace("'", "''") + "'"
     if value is None or isinstance(value, bool):
         return str(value).lower()

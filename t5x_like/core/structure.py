@@ -17,6 +17,7 @@ import math
 import types
 import typing
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal
 
 from t5x_like.core.errors import UserError, nearest, refuse, require
@@ -261,7 +262,9 @@ def _scalar(hint: Any, value: Any, text: bool) -> tuple[bool, Any]:
     if hint is type(None):
         return value is None or (said and value in NOTHING), None
     if hint is str:
-        return isinstance(value, str), unquoted(value) if said else value
+        if not isinstance(value, str):
+            return False, None
+        return True, unquoted(value) if said else str.__str__(value)  # of a StrEnum, say, its text
     if hint is bool:
         words = {"true": True, "false": False, "on": True, "off": False, "yes": True, "no": False}
         found = words.get(value.strip().lower()) if said else value
@@ -271,11 +274,13 @@ def _scalar(hint: Any, value: Any, text: bool) -> tuple[bool, Any]:
     if isinstance(value, float) and not text:
         return hint is float and math.isfinite(value), value if type(value) is float else float(value)
     try:
-        number = float(value) if hint is float else int(value) if said else value
+        number = float(value) if hint is float or isinstance(value, float) else int(value)
     except (ValueError, OverflowError):
         try:  # a whole number written with an exponent: 1e6
             number = float(value)
         except (ValueError, OverflowError):
+            return False, None
+        if math.isfinite(number) and Decimal(str(value).strip()) != Decimal(number):  # 7.00000000000000000001 is none
             return False, None
     if isinstance(number, float) and not math.isfinite(number):
         return False, None
@@ -329,10 +334,11 @@ def _structure_union(hint: Any, args: tuple, value: Any, where: str, text: bool)
             named = isinstance(code, dict) and all(isinstance(code.get(key), str) for key in ("file", "sha256"))
             refuse(not (named and TYPE_KEY in value), f"{where}.{CODE_KEY}", got, "a file, its sha256, a class of it")
             return Unknown(value, where)
-        name = value.get(TYPE_KEY)
+        refuse(TYPE_KEY not in value, f"{where}.{TYPE_KEY}", "is missing", describe_type(hint))
+        name = value[TYPE_KEY]
     elif classes and text and isinstance(value, str) and (kind := class_names(hint).get(value)):
         return _structure_dataclass(kind, {}, where)
-    for a in sorted((a for a in args if a not in classes), key=lambda a: _rank(a, value)):
+    for a in _tried(args, classes, value):
         try:
             return structure(a, value, where, text)
         except UserError:
@@ -346,15 +352,18 @@ def _structure_union(hint: Any, args: tuple, value: Any, where: str, text: bool)
     alone = hint in classes and [*known.values()] == [hint]
     names = ", ".join(field.name for field in dataclasses.fields(hint) if field.init) if alone else ""
     allowed += f"the fields of {hint.__name__}: {names}" if names else describe_type(hint)
-    raise UserError(where, f"got {name!r}", allowed, nearest(str(name), known))
+    hint_at = (f"{name}()" if name in known else nearest(name, known)) if isinstance(name, str) else ""
+    raise UserError(where, f"got {name!r}", allowed, hint_at)
 
 
-def _rank(hint: Any, value: Any) -> tuple[bool, bool]:
-    """Order in which the types of a union are tried: the word none is no text where None is allowed, 1.0 no whole
-    number where other numbers are."""
-    kind = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+def _tried(args: tuple, classes: list[type], value: Any) -> list[Any]:
+    """The other types of a union, in the order in which they are tried: the word none is no text where None is allowed.
+    Where other numbers are allowed, 1.0 is no whole number: it would be one step where all of them are meant."""
+    kinds = {each: typing.get_args(each)[0] if typing.get_origin(each) is Annotated else each for each in args}
     fraction = isinstance(value, float) or (isinstance(value, Text) and "." in value)
-    return kind is not type(None), fraction and kind is int
+    left_out = int if fraction and float in kinds.values() else None
+    tried = [each for each in args if each not in classes and kinds[each] is not left_out]
+    return sorted(tried, key=lambda each: kinds[each] is not type(None))
 
 
 def _structure_dataclass(kind: type, value: dict, where: str) -> Any:

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from t5x_like.arrays.trees import Tree
-from t5x_like.core.errors import refuse
-from t5x_like.core.ranges import Seed
+from t5x_like.core.errors import UserError, refuse
+from t5x_like.core.ranges import INT32_MAX, Seed
 from t5x_like.core.structure import structure
 from t5x_like.decode.state import DecodeState, prefill
 from t5x_like.models.config import ModelConfig
@@ -56,8 +56,8 @@ def generate(
       The new tokens of each row, without the prompt.
 
     Raises:
-      UserError: an encoder-only model, an empty prompt for an encoder, a length beyond learned positions, a seed of
-        more than 32 bits.
+      UserError: an encoder-only model, an empty prompt for an encoder, a length beyond learned positions or beyond
+        memory, a seed of more than 32 bits.
     """
     structure(Seed, seed, "seed", text=False)
     got = f"a model of shape {config.shape} writes no text"
@@ -74,10 +74,20 @@ def generate(
     else:
         config.check_length(max(map(len, prompts)) + strategy.max_new_tokens)
         arrays = dict(zip(("prompt", "segments"), _pad([[start_id, *p] for p in prompts], left=True), strict=True))
+    columns, new = arrays["prompt"].shape[1], strategy.max_new_tokens
+    got = f"{new} after a prompt of {columns} columns: more than can be counted"
+    refuse(columns + new > INT32_MAX, "max_new_tokens", got, f"at most {INT32_MAX - columns}")
     key = jax.random.key(seed)
     size = np.int32(config.vocab_size if vocab_size is None else vocab_size)
-    found = _generate(bind, placement, strategy, eos_id, bidirectional_prompt, params, arrays, size, key)
-    return [list(itertools.takewhile(lambda token: token != eos_id, row)) for row in np.asarray(found).tolist()]
+    try:
+        found = _generate(bind, placement, strategy, eos_id, bidirectional_prompt, params, arrays, size, key)
+        rows = np.asarray(found).tolist()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        got = f"{new} for each of {len(prompts)} prompts do not fit in memory: {str(error).splitlines()[0]}"
+        raise UserError("max_new_tokens", got, "fewer new tokens, or fewer prompts at a time") from None
+    return [list(itertools.takewhile(lambda token: token != eos_id, row)) for row in rows]
 
 
 def _pad(rows: Sequence[Sequence[int]], left: bool, limit: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -223,7 +223,7 @@ class DataConfig(Config, where="data"):
         ranges: list[tuple[int, int]] = []
         for text in self.skip:
             match = re.fullmatch(r"\s*(\d[\d_]*)\s*:\s*(\d[\d_]*)\s*", text)
-            first, end = (int(match[1]), int(match[2])) if match else (0, 0)
+            first, end = (int(match[1]), int(match[2])) if match and len(text) < 100 else (0, 0)
             if end <= first:
                 raise UserError("data.skip", repr(text), "FIRST:END with FIRST < END", "data.skip=1000:1200")
             ranges.append((first, end))

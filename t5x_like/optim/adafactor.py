@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from t5x_like.arrays.spec import ParamSpec
 from t5x_like.arrays.trees import Tree, flatten, unflatten
 from t5x_like.core.ranges import NonNegativeFloat, PositiveInt, Probability, Range
-from t5x_like.optim.config import OptimizerConfig, Schedule
+from t5x_like.optim.config import Joined, OptimizerConfig, Schedule
 
 if TYPE_CHECKING:
     import jax
@@ -37,7 +37,7 @@ class Adafactor(OptimizerConfig):
     """
 
     learning_rate: NonNegativeFloat = 0.01
-    schedule: Schedule = Schedule("rsqrt", hold=10_000)
+    schedule: Schedule | Joined = Schedule("rsqrt", hold=10_000)
     decay_exponent: Probability = 0.8
     clip_threshold: NonNegativeFloat = 1.0
     eps1: Annotated[float, Range(1e-30, 1, "from 1e-30 to 1")] = 1e-30  # a share of less is 0 in float32

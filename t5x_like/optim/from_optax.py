@@ -11,8 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from t5x_like.core.errors import UserError, nearest, require
+from t5x_like.core.spelling import Text
+from t5x_like.core.structure import structure
 from t5x_like.optim.config import OptimizerConfig
 
+_VALUE = None | bool | int | float | str
 GIVEN = ("learning_rate", "weight_decay")  # by fields of the config
 
 
@@ -26,7 +29,8 @@ class Optax(OptimizerConfig):
 
     Args:
       name: a public function of optax or, after ``contrib.``, of optax.contrib.
-      arguments: its other arguments as ``name=value``, values as JSON has them (or text).
+      arguments: its other arguments as ``name=value``, values as JSON has them, or
+        as they are written in other fields (``no``, ``.5``).
     """
 
     name: str = "adam"
@@ -56,7 +60,8 @@ class Optax(OptimizerConfig):
                 raise TypeError("it returns no GradientTransformation")
             context.try_out(found)
         except Exception as error:  # whatever optax raises for arguments that it cannot use
-            raise UserError("optimizer.name", f"{self.name!r} cannot be used so: {error}",
+            shown = f"{self.name!r}" + f" with {', '.join(self.arguments)}" * bool(self.arguments)
+            raise UserError("optimizer.name", f"{shown} cannot be used so: {error}",
                             "an optimizer of gradients and parameters alone, with arguments that fit") from error
         return context.finish(found) if whole else context.descend(found)
 
@@ -79,11 +84,13 @@ class Optax(OptimizerConfig):
         found = {}
         for argument in self.arguments:
             name, equals, text = argument.partition("=")
+            name = name.strip()
             require(bool(equals), "optimizer.arguments", repr(argument), "name=value")
+            require(name not in found, "optimizer.arguments", self.arguments, f"one value of {name}")
             try:
-                found[name.strip()] = json.loads(text)
-            except ValueError:
-                found[name.strip()] = text.strip()
+                found[name] = json.loads(text)
+            except (ValueError, RecursionError):  # False, no, .5: as in other fields, and not texts that are true
+                found[name] = structure(_VALUE, Text(text.strip()), "optimizer.arguments")
         for name, value in found.items():
             require(not isinstance(value, float) or math.isfinite(value), "optimizer.arguments", f"{name}={value}",
                     "a finite number")

@@ -69,20 +69,22 @@ def in_bytes(size: float) -> str:
     return short(size).replace("B", "G") + "B"
 
 
-def step_memory(setup: Setup, run: Run, mesh: Mapping[str, int]) -> Memory:
+def step_memory(setup: Setup, run: Run, mesh: Mapping[str, int], traced: bool = True) -> Memory:
     """An estimate of a train step's memory, within 25% of what XLA's ``memory_analysis`` says of the shipped configs.
 
     Args:
       setup: what the run is made of.
       run: its config.
       mesh: mesh axis name to size.
+      traced: whether what the layers keep counts too, for which a step is traced. That takes memory itself, masks by
+        the square of the length: a first look without it refuses what cannot fit anyway.
     """
     rules = rules_of(run.mesh)
     ways = axis_ways(rules, mesh)
     rows = -(-run.train.batch_size // (run.train.micro_batches * ways["batch"]))
     trained, _ = split(setup.specs, setup.optimizer.trained)
     gradients = bytes_per_device(map_named(lambda _, s: dataclasses.replace(s, dtype="float32"), trained), mesh, rules)
-    kept, recomputed = _activations(setup, run, ways)
+    kept, recomputed = _activations(setup, run, ways) if traced else (0.0, 0.0)
     per_row = kept + 2 * _logits(run, ways)  # exponentials and their gradient
     summed = run.mesh.reduce == "once" and mesh.get("data", 1) > 1  # a sum over devices is a second array
     update = int(gradients * (1.1 + summed))  # beside the gradients, what is added to the parameters
@@ -134,8 +136,10 @@ def _what_to_change(memory: Memory, available: int, run: Run, mesh: Mapping[str,
         more = "" if run.model.remat != "none" else ", or model.remat=dots"
         return f"{train.batch_size:,} rows;", "train.batch_size", f"train.micro_batches={fits[0]}{more}"
     unit = ways * train.micro_batches  # which divides the batch
-    rows = max(1, int(train.batch_size / unit * room / (memory.batch + memory.activations))) * unit
-    if rows >= train.batch_size:
+    units = int(train.batch_size / unit * room / (memory.batch + memory.activations))
+    if not units:
+        return f"{run.data.input_length:,} columns;", "data.input_length", "shorter rows"
+    if (rows := units * unit) >= train.batch_size:
         return f"{dict(mesh)};", "mesh", "more devices with mesh.fsdp=-1, or a smaller model"
     return f"{train.batch_size:,} rows;", "train.batch_size", f"train.batch_size={rows}"
 

@@ -86,6 +86,9 @@ class Run(Config, where=""):
     adapters: tuple[Adapter, ...] = ()
 
     def __post_init__(self):
+        parts = self.name.split("/")
+        require(self.name.isprintable() and parts[-1] != "" and not {".", ".."} & set(parts), "name", repr(self.name),
+                "the name of a folder below runs/: printable, not empty, no '.' or '..'")
         model, objective, its_name = self.model, self.objective, type(self.objective).__name__
         got = f"{its_name} cannot train a model of shape {model.shape}"
         refuse(model.shape not in objective.shapes, "objective", got, f"a model that is {' | '.join(objective.shapes)}")
@@ -103,7 +106,8 @@ class Run(Config, where=""):
         for place, name in enumerate(names):
             taken = ("train", "data", "memory", *names[:place])  # in metrics.jsonl
             require(name.isidentifier() and name not in taken, f"evaluations.{place}.name", repr(name),
-                    "a name of its own: letters, digits and _", "held_out")
+                    "a name of its own: letters, digits and _",
+                    f"evaluations.{place}.name={'held_out' if 'held_out' not in names else f'held_out_{place}'}")
         model.check_length(max(objective.capacity(self.data, model.shape)))
 
     def times(self, task: Evaluation) -> Every:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from t5x_like import __version__
-from t5x_like.core.config import diff, drop_unknown, structure, to_json, to_plain
+from t5x_like.core.config import diff, drop_unknown, read_json, structure, to_json, to_plain
 from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.own_code import accept, keep_code, own_code, require_code, run_code
 from t5x_like.core.paths import make_writable, write_atomically
@@ -89,8 +89,8 @@ def _read_plain(directory: Path) -> Any:
     except OSError:
         got = "is not the folder of a run: it has no config.json"
         problem = UserError(str(directory), got, "a folder made by train")
-    except ValueError as error:
-        problem = UserError(str(directory / CONFIG), f"is not JSON: {error}", "the config.json of a run")
+    except UserError as error:
+        problem = error
     if not _has_checkpoint(directory):
         raise problem
     from t5x_like.checkpoint.checkpoints import Checkpoints
@@ -103,9 +103,9 @@ def _read_plain(directory: Path) -> Any:
 
 
 def _config_file(directory: Path) -> Any:
-    found = json.loads((directory / CONFIG).read_bytes())
+    found = read_json((directory / CONFIG).read_bytes(), str(directory / CONFIG))
     if not isinstance(found, dict) or not found:
-        raise ValueError("it has no fields")
+        raise UserError(str(directory / CONFIG), "has no fields", "the config.json of a run")
     return found
 
 
@@ -113,7 +113,7 @@ def config_is_lost(directory: Path) -> bool:
     """Whether config.json is missing or torn."""
     try:
         _config_file(directory)
-    except (OSError, ValueError):
+    except (OSError, UserError):
         return True
     return False
 
@@ -145,7 +145,8 @@ def locked(directory: str | Path, first: bool = True, agree: Callable[[bool], bo
     """
     _refuse_address(directory)
     directory = Path(directory)
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    # os.path, because Path.exists raises for a name that is too long
+    made = [path for path in (directory, *directory.parents) if not os.path.exists(path)]
     make_writable(directory, "directory")
     descriptor, free = os.open(directory, os.O_RDONLY), False
     try:

@@ -82,6 +82,7 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
     check_batch_size(placement, run.train.batch_size, run.train.micro_batches)
     setup.abstract_state(placement)  # every parameter has a place on the mesh, or says why not
     mesh, available = dict(placement.mesh.shape), memory_bytes(jax.local_devices()[0])
+    check_memory(step_memory(setup, run, mesh, traced=False), available, run, mesh)
     tight = check_memory(step_memory(setup, run, mesh), available, run, mesh)
     console = Console(run.train.steps, process_index=index)
     if tight:

@@ -207,6 +207,27 @@ def test_run_files_that_are_none(tmp_path, capsys):
     assert "run() returned a int" in message(capsys, "train", str(tmp_path / "number.py"))
 
 
+def test_numbers_and_texts_of_inspection(config, capsys):
+    for devices in ("0", "-2"):
+        said = message(capsys, "inspect", "parameters", config, "--devices", devices)
+        assert f"--devices: got {devices}" in said and "1 or more" in said
+    assert "--step: got 9223372036854775808" in message(capsys, "inspect", "data", config, "--step", str(2**63))
+    assert "text: is not UTF-8: 'a\\udc80'" in message(capsys, "tokenizer", "show", "bytes", "a\udc80")
+
+
+def test_a_directory_of_too_long_a_name(config, capsys):
+    assert "File name too long" in message(capsys, "train", config, "--directory", "x" * 300)
+
+
+def test_rows_longer_than_any_memory(config, capsys):
+    said = message(capsys, "train", config, "data.input_length=1_000_000_000")
+    assert said.startswith("error: data.input_length: 1,000,000,000 columns; a step needs about ")
+
+
+def test_a_range_of_batches_beyond_any_number(config, capsys):
+    assert message(capsys, "inspect", "config", config, "data.skip=1:" + "9" * 5000).startswith("error: data.skip: ")
+
+
 def test_words_that_are_no_arguments(config, capsys):
     for wrong in (["train"], ["trian", config], ["train", config, "--stepps", "3"], ["generate", "run", "--top", "x"]):
         with pytest.raises(SystemExit) as exit:

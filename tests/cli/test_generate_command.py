@@ -70,6 +70,19 @@ def test_options_keep_their_values():
     assert options.code == ["x.py"] and options.prompts == ["-7"]
 
 
+def test_an_unknown_option_takes_no_option_for_its_value(capsys):
+    with pytest.raises(SystemExit):
+        _parse(["generate", "R", "--hello", "--max-new-tokens", "2"])
+    assert "unrecognized arguments: --hello" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("new, said", [(2**31 - 1, "at most 214748"), (10**9, "do not fit in memory")])
+def test_more_new_tokens_than_there_is_room_for(folder, capsys, new, said):
+    assert main(["generate", str(folder), "a", "--max-new-tokens", str(new)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: max_new_tokens: {new} ") and said in error and "Traceback" not in error
+
+
 def test_an_unknown_option_is_no_prompt(capsys):
     with pytest.raises(SystemExit) as left:
         _parse(["generate", "R", "--temprature", "2"])

@@ -41,6 +41,9 @@ MISTAKES = {
     "no such module": (
         {"top": "import numpyy"}, [", line 3: ModuleNotFoundError: No module named 'numpyy'", "pip install numpyy"]
     ),
+    "no such module of a package": (
+        {"top": "import t5x_like.optm"}, ["ModuleNotFoundError", "a module of t5x_like", "did you mean 'optim'?"]
+    ),
     "a file beside": ({"top": "import corpus"}, [", line 3: ModuleNotFoundError: ", 'corpus = code("corpus.py")']),
     "no such name to import": (
         {"top": "from t5x_like.config import AdamWW"},
@@ -119,7 +122,10 @@ def test_all_of_it_for_those_who_ask(tmp_path, capsys):
     assert "Traceback" in error and "1 / 0" in error and "error: " in error
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"x = 1\0", b"def run(a):\n    return a", b"def run(): yield 5", b""])
+HARDLY = [b"\xff\xfe", b"x = 1\0", b"def run(a):\n    return a", b"def run(): yield 5", b"run = dict", b""]
+
+
+@pytest.mark.parametrize("content", HARDLY)
 def test_files_that_are_hardly_python(content, tmp_path, capsys):
     file = tmp_path / "bad.py"
     file.write_bytes(content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import enum
 import json
 import math
 import pickle
@@ -20,6 +21,7 @@ from t5x_like.core.config import (
     flatten,
     from_json,
     override,
+    read_json,
     structure,
     to_json,
 )
@@ -194,6 +196,26 @@ def test_json_that_does_not_fit(change, parts):
 def test_text_that_is_not_json():
     with pytest.raises(UserError, match="config.json: is not JSON"):
         from_json(Run, "{", "config.json")
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [("[" * 100_000, "too deep"), ('{"steps": 1, "batch_size": 2, "steps": 3}', "'steps' is given twice, as 1 and 3")],
+)
+def test_json_that_cannot_be_meant(text, said):
+    with pytest.raises(UserError, match=f"is not JSON: .*{said}"):
+        read_json(text)
+
+
+def test_a_text_of_a_kind_of_its_own_becomes_plain():
+    class Name(enum.StrEnum):
+        BIG = "big"
+
+    class Old(str, enum.Enum):  # noqa: UP042, another one
+        BIG = "big"
+
+    for given in (Name.BIG, Old.BIG):
+        assert type(structure(str, given, text=False)) is str and f"{structure(str, given, text=False)}" == "big"
 
 
 def test_missing_fields_take_their_defaults():

@@ -31,6 +31,16 @@ def corpus(tmp_path):
     return Corpus("own", TextFiles(("x",)), Bytes(), "none", "made up", filters=kind(level=5))
 
 
+@pytest.mark.parametrize("files", [{"a.py": "b.py", "b.py": "a.py"}, {"a.py": "a.py"}])
+def test_files_that_load_each_other_are_refused(tmp_path, files):
+    for name, other in files.items():
+        (tmp_path / name).write_text(f"from t5x_like.config import code\nother = code('{other}')\n")
+    with pytest.raises(UserError, match="a.py: is loaded by a file that it loads"):
+        load_module(tmp_path / "a.py")
+    (tmp_path / "a.py").write_text("x = 1")
+    assert load_module(tmp_path / "a.py").x == 1
+
+
 def test_a_class_of_a_file_goes_to_json_and_back(corpus):
     again = from_json(Corpus, to_json(corpus))
     assert again == corpus and type(again.filters) is type(corpus.filters)

@@ -11,12 +11,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from t5x_like.core.config import Config, flatten, from_json, override, to_json
+from t5x_like.core.config import Config, flatten, from_json, override, to_json, to_plain
 from t5x_like.core.errors import UserError
-from t5x_like.core.loading import code_of
+from t5x_like.core.loading import code_of, load_run
 from t5x_like.core.spelling import Text, items, spell, unquoted
 from t5x_like.core.structure import structure
 from t5x_like.input_pipeline.config import Bytes, Corpus, TextFiles
+from t5x_like.optim.config import Duration, Joined, Schedule
+from t5x_like.train.config import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +125,8 @@ TEXTS = st.text(st.sampled_from("ab,'\"()[]{}\\ \t\nn1=é")) | st.text() | st.sa
 
 @given(st.lists(TEXTS, max_size=4).map(tuple))
 @example(("(a,b)",))
+@example(("[\r]",))  # with nothing but a blank in them, brackets are an empty JSON array
+@example(("[\n]",))
 def test_what_is_spelled_is_read_as_the_same(texts):
     assert tuple(unquoted(each) for each in items(spell(texts))) == texts
     assert structure(tuple[str, ...], Text(spell(texts))) == texts
@@ -233,9 +237,57 @@ def test_what_cannot_be(assignment, said):
 
 
 def test_every_leaf_of_a_shipped_run_can_be_spelled_and_given_again():
-    from t5x_like.core.loading import load_run
-    from t5x_like.train.config import Run
-
     run = load_run("t5_sotu", Run)
     given = [f"{name}={spell(value)}" for name, value in flatten(run).items() if not name.endswith(".code")]
     assert override(run, given) == run and override(run, given[::-1]) == run
+
+
+@pytest.mark.parametrize("value", ["1.0", "1.", "100.0", 1.0])
+def test_a_fraction_is_no_whole_number_where_both_are_allowed(value):
+    """As a share of the run 1.0 would be all of it, and not one step."""
+    with pytest.raises(UserError, match="warmup"):
+        structure(Duration, Text(value) if isinstance(value, str) else value, "warmup")
+    assert structure(Duration, Text("1e2"), "warmup") == 100 and structure(Duration, Text("0.5"), "warmup") == 0.5
+
+
+def test_a_number_that_is_whole_only_when_rounded_is_refused():
+    for value in ("7.00000000000000000001", "9007199254740991.5"):
+        with pytest.raises(UserError, match="steps"):
+            structure(int, Text(value), "steps")
+    assert structure(int, Text("1_000.0e1"), "steps") == 10_000
+
+
+def test_classes_as_a_json_array():
+    run = override(load_run("t5_sotu", Run), ['evaluations=["HeldOut","HeldOut"]', "evaluations.1.name=other"])
+    assert [task.name for task in run.evaluations] == ["held_out", "other"]
+
+
+def test_the_text_of_a_class_name_in_python_is_not_suggested_again():
+    with pytest.raises(UserError) as error:
+        dataclasses.replace(load_run("t5_sotu", Run), evaluations=("HeldOut",))
+    assert error.value.where == "evaluations.0" and error.value.suggestion == "HeldOut()"
+
+
+def test_a_name_in_use_is_not_suggested():
+    with pytest.raises(UserError, match="try: evaluations.1.name=held_out_1"):
+        override(load_run("t5_sotu", Run), ["evaluations=HeldOut,HeldOut"])
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/../b", "a/", "a\nb"])
+def test_a_name_that_is_no_folder_of_its_own(name):
+    with pytest.raises(UserError, match="name: got"):
+        override(load_run("t5_sotu", Run), [f"name={name}"])
+
+
+def test_schedules_joined_for_every_optimizer_of_a_shipped_run():
+    given = ["optimizer.schedule.schedules=Schedule,Schedule", "optimizer.schedule.until=0.5"]
+    run = override(load_run("t5_sotu", Run), ["optimizer.schedule=Joined", *given])
+    assert run.optimizer.schedule == Joined((Schedule(), Schedule()), (0.5,))
+
+
+def test_a_class_without_its_name():
+    plain = to_plain(load_run("t5_sotu", Run))
+    del plain["optimizer"]["type"]
+    with pytest.raises(UserError, match="optimizer.type: is missing") as error:
+        structure(Run, plain)
+    assert "did you mean" not in str(error.value)

@@ -88,6 +88,14 @@ def named(name, *arguments):
     return lambda: Optax(name=name, arguments=arguments)
 
 
+@pytest.mark.parametrize("word", ["false", "False", "no"])
+def test_a_word_for_false_is_no_text_that_is_true(word):
+    """optax asks ``if nesterov``."""
+    assert Optax(name="sgd", arguments=("momentum=.5", f"nesterov={word}"))._arguments() == {
+        "momentum": 0.5, "nesterov": False
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "config, words",
     [
@@ -103,7 +111,9 @@ def named(name, *arguments):
         (named("adamw", "weight_decay=0.1"), ["optimizer.arguments", "optimizer.weight_decay"]),
         (named("lbfgs"), ["optimizer.name", "'lbfgs' cannot be used"]),
         (named("cosine_decay_schedule", "init_value=1", "decay_steps=3"), ["no GradientTransformation"]),
-        (named("adam", "b1=fast"), ["optimizer.name", "cannot be used"]),
+        (named("adam", "b1=fast"), ["optimizer.name", "'adam' with b1=fast cannot be used"]),
+        (named("adam", "b1=0.5", "b1=0.6"), ["optimizer.arguments", "b1=0.6", "one value of b1"]),
+        (named("adam", "b1=" + "[" * 100_000), ["optimizer.name", "cannot be used"]),
     ],
 )
 def test_what_optax_has_not_is_refused(config, words):
