@@ -21,7 +21,7 @@ from t5x_like.evaluate.task import Values
 from t5x_like.input_pipeline.prepare.vocabulary import load_tokenizer
 from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
 from t5x_like.models.transformer import Batch
-from t5x_like.sharding.config import AXES
+from t5x_like.sharding.config import AXES, MeshConfig
 from t5x_like.sharding.mesh import Placement, make_placement, use
 from t5x_like.sharding.processes import join_processes
 from t5x_like.train.config import Run
@@ -109,8 +109,13 @@ class OpenedRun:
 
     def evaluate(self) -> dict[str, Values | None]:
         """Values of each of the run's evaluations, by its label; over the whole held-out split unless the evaluation
-        itself has a limit."""
+        itself has a limit; in larger batches where the devices cannot share those of training."""
+        rows, ways = self.run.train.batch_size, self.placement.batch_ways
         train = dataclasses.replace(self.run.train, evaluate_batches=0)
+        if self.given_data is None and rows % ways:
+            train = dataclasses.replace(train, batch_size=-(-rows // ways) * ways, micro_batches=1)
+            self.say(f"{rows} rows cannot be shared evenly among {ways} devices: evaluated in batches of "
+                     f"{train.batch_size}")
         whole = dataclasses.replace(self, run=dataclasses.replace(self.run, train=train))
         return {task.label(whole): task.run(whole) for task in whole.run.evaluations}
 
@@ -154,7 +159,7 @@ def open_run(
     accept_changed: Sequence[str] = (), say: Callable[[str], None] = _say,
 ) -> OpenedRun:  # fmt: skip
     """Reads a run's config and the parameters of a checkpoint, onto the mesh that the config asks for, or, where this
-    machine has another number of devices and no assignment names a mesh, one that fits; then that is said.
+    machine has other devices and no assignment names a mesh, one that fits; then that is said.
 
     Args:
       directory: the run's folder.
@@ -168,13 +173,35 @@ def open_run(
     """
     run = override(load_config(directory, code, accept_changed), assignments)
     join_processes()
-    mesh = run.mesh.fitted(jax.device_count())
-    if mesh != run.mesh and not any(each.lstrip("-").startswith("mesh") for each in assignments):
-        asked, found = (", ".join(f"{axis} {getattr(m, axis)}" for axis in AXES) for m in (run.mesh, mesh))
-        say(f"the run's mesh ({asked}) does not divide {jax.device_count()} devices: opened on {found}")
-        run = dataclasses.replace(run, mesh=mesh)
-    placement, setup = open_model(run)
+    assigned = any(each.lstrip("-").startswith("mesh") for each in assignments)
+    run, placement, setup = _on_a_mesh_that_fits(run, () if assigned else _other_meshes(run.mesh), say)
     with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
         state, metadata = checkpoints.restore(setup.eval_state(placement), step, partial=True)
     jax.block_until_ready(state)
     return OpenedRun(run, setup, placement, setup.eval_params(state), int(metadata["step"]), say=say)
+
+
+def _other_meshes(mesh: MeshConfig) -> tuple[MeshConfig, ...]:
+    """The nearest that divides the devices, and one that splits no parameter."""
+    count = jax.device_count()
+    return mesh.fitted(count), dataclasses.replace(mesh, data=count, fsdp=1, tensor=1)
+
+
+def _on_a_mesh_that_fits(
+    run: Run, others: Sequence[MeshConfig], say: Callable[[str], None]
+) -> tuple[Run, Placement, Setup]:
+    """The run on its own mesh, or on the first of the others that devices and parameters fit; then that is said."""
+    problems = []
+    for mesh in dict.fromkeys((run.mesh, *others)):
+        found = dataclasses.replace(run, mesh=mesh)
+        try:
+            placement, setup = open_model(found)
+            setup.abstract_state(placement)  # every parameter has a place, or says why not
+        except UserError as problem:
+            problems.append(problem)
+            continue
+        if problems:
+            asked, chosen = (", ".join(f"{axis} {getattr(m, axis)}" for axis in AXES) for m in (run.mesh, mesh))
+            say(f"the run's mesh ({asked}) does not fit {jax.device_count()} devices: opened on {chosen}")
+        return found, placement, setup
+    raise problems[-1]

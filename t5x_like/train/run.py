@@ -80,6 +80,7 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
     placement, setup = open_model(run)
     index = jax.process_index()
     check_batch_size(placement, run.train.batch_size, run.train.micro_batches)
+    local_share(placement, run.train.batch_size)  # each row has its process, or it says why not
     setup.abstract_state(placement)  # every parameter has a place on the mesh, or says why not
     mesh, available = dict(placement.mesh.shape), memory_bytes(jax.local_devices()[0])
     check_memory(step_memory(setup, run, mesh, traced=False), available, run, mesh)

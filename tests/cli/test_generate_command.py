@@ -184,10 +184,28 @@ def test_a_run_of_more_devices_is_opened_on_those_that_are_here(folder, tmp_path
     assert main(["generate", str(copy), "a quick", "--max-new-tokens", "4"]) == 0
     found = capsys.readouterr()
     assert found.out == wanted.out
-    assert "(data 2, fsdp 12, tensor 2) does not divide 8 devices: opened on data 2, fsdp 2, tensor 2" in found.err
+    assert "(data 2, fsdp 12, tensor 2) does not fit 8 devices: opened on data 2, fsdp 2, tensor 2" in found.err
     assert main(["eval", str(copy)]) == 0 and "opened on data 2" in capsys.readouterr().err
     assert main(["generate", str(copy), "a", "--set", "mesh.data=5"]) == 2  # what is asked for is not changed
     assert "does not divide 8 devices" in capsys.readouterr().err
+
+
+def test_a_run_whose_parameters_or_batches_the_devices_cannot_share_is_opened(folder, tmp_path, capsys):
+    assert main(["eval", str(folder)]) == 0
+    wanted = capsys.readouterr()
+    assert "mesh" not in wanted.err and "batches" not in wanted.err
+    (tmp_path / "checkpoints").symlink_to(folder / "checkpoints")
+    config = json.loads((folder / "config.json").read_text())
+    config["mesh"] |= {"data": 1, "fsdp": 1, "tensor": 16}  # the nearest has tensor 8, and there are 4 heads
+    config["train"] |= {"batch_size": 12, "micro_batches": 3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["eval", str(tmp_path)]) == 0
+    found = capsys.readouterr()
+    before, after = ([line.split()[-1] for line in out.splitlines()[1:]] for out in (wanted.out, found.out))
+    assert before[3] == after[3]  # the number of targets
+    assert [*map(float, before[:3])] == pytest.approx([*map(float, after[:3])], rel=1e-5)
+    assert "(data 1, fsdp 1, tensor 16) does not fit 8 devices: opened on data 8, fsdp 1, tensor 1" in found.err
+    assert "12 rows cannot be shared evenly among 8 devices: evaluated in batches of 16" in found.err
 
 
 @pytest.mark.parametrize(
