@@ -92,6 +92,15 @@ class TestCsv:
         (tmp_path / "a.csv").write_text("text\n")
         assert read_all(Csv((str(tmp_path),), sniff=True))[0].endswith("its dialect cannot be guessed")
 
+    @pytest.mark.parametrize("dialect", [
+        {"delimiter": '"'}, {"quote": ","}, {"escape": '"'}, {"escape": ","}, {"sniff": True, "escape": ","},
+        {"quote": " ", "skip_initial_space": True}, {"escape": " ", "skip_initial_space": True},
+    ])  # fmt: skip
+    def test_one_character_for_two_things(self, tmp_path, dialect):
+        (tmp_path / "a.csv").write_text("text,id\none,1\n")
+        with pytest.raises(UserError, match=r"data.corpus.source.quote: .*\n.*another character for each"):
+            read_all(Csv((str(tmp_path),), **dialect))
+
     def test_only_bad_rows_are_lost(self, tmp_path):
         file = tmp_path / "a.csv"
         file.write_bytes(b'id,text\n1,"a\nb"\n2,caf\xe9\n3\n4,a,b\n5,good\n')

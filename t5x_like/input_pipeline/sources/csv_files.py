@@ -83,7 +83,7 @@ class Csv(FileSource):
                 if self.sniff:
                     first += lines.readline()
                 dialect = self._dialect(unit.file, first)
-                rows = csv.reader(itertools.chain(io.StringIO(first, newline=""), lines), strict=True, **dialect)
+                rows = _reader(itertools.chain(io.StringIO(first, newline=""), lines), dialect)
                 head = next((row for row in rows if row), [])
                 if not head:
                     return
@@ -138,6 +138,17 @@ class Csv(FileSource):
         if not count:
             raise no_column(f"{file}, line 1", "column", self.field, names)
         return names.index(self.field)
+
+
+def _reader(lines: Iterator[str], dialect: dict[str, Any]) -> Any:
+    """The reader of ``csv``. What a dialect leaves open is known only by the file, so that it may contradict itself."""
+    try:
+        return csv.reader(lines, strict=True, **dialect)
+    except ValueError:
+        names = ("delimiter", "quotechar", "escapechar")
+        got = ", ".join(f"{name.removesuffix('char')} {dialect[name]!r}" for name in names if dialect[name])
+        allowed = "another character for each of them, and no space with skip_initial_space"
+        raise UserError(f"{_WHERE}.quote", got, allowed, "doubled_quotes, not escape, where \"\" is one \"") from None
 
 
 def _wrong_width(where: str, got: int, width: int, dialect: dict[str, Any]) -> UserError:
