@@ -81,8 +81,9 @@ def _structured(plain: Any, directory: Path, training: bool = False) -> Run:
     return run
 
 
-def _read_plain(directory: Path) -> Any:
-    """The JSON of the config: of config.json, or where that is lost or torn of the latest checkpoint."""
+def _read_plain(directory: Path, silent: bool = False) -> Any:
+    """The JSON of the config: of config.json, or where that is lost or torn of the latest checkpoint; then that is
+    said."""
     _refuse_address(directory)
     try:
         return _config_file(directory)
@@ -98,7 +99,11 @@ def _read_plain(directory: Path) -> Any:
     with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
         for step in reversed(checkpoints.steps()):
             with contextlib.suppress(UserError):  # damaged: the one before it has a config too
-                return checkpoints.metadata(step)["config"]
+                config = checkpoints.metadata(step)["config"]
+                if not silent:
+                    said = f"{problem.where}: {problem.got}; the config is that of the checkpoint of step {step:,}"
+                    print(f"note: {said}", file=sys.stderr, flush=True)
+                return config
     raise problem
 
 
@@ -187,7 +192,7 @@ def open_directory(directory: Path, run: Run, accept_changed: Sequence[str] = ()
     own = own_code(run)
     if not _has_checkpoint(directory):
         return
-    plain = _read_plain(directory)
+    plain = _read_plain(directory, silent=True)
     accept(plain, run, accept_changed)
     changed = diff(_structured(plain, directory, training=True), run)
     accepting = f", or --accept-changed {next(iter(own), '')}" if any(k.endswith(".code") for k in changed) else ""

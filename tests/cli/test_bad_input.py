@@ -176,7 +176,11 @@ def test_a_config_json_with_an_unknown_field(existing, tmp_path, config, capsys)
     assert main(["train", config, "train.steps=3", "--directory", str(folder)]) == 0
     assert "sound" not in (folder / "config.json").read_text()
     (folder / "config.json").write_text("{ not json")  # torn: the checkpoint has it too
-    assert "is 0: no text is held out" in message(capsys, "eval", str(folder))
+    capsys.readouterr()
+    assert main(["eval", str(folder)]) == 2
+    note, error = capsys.readouterr().err.split("\n", 1)
+    assert "is not JSON: " in note and note.endswith("; the config is that of the checkpoint of step 3")
+    assert error.startswith("error: ") and "is 0: no text is held out" in error
     shutil.rmtree(folder / "checkpoints")
     assert f"{folder / 'config.json'}: is not JSON" in message(capsys, "eval", str(folder))
 
