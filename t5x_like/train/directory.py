@@ -201,10 +201,16 @@ def open_directory(directory: Path, run: Run, accept_changed: Sequence[str] = ()
 
 def refuse_changes(directory: Path, changed: Mapping[str, tuple[Any, Any]], accepting: str = "") -> None:
     """Raises UserError if one of the fields (to values before and now) is one that a resumed run may not change."""
-    lines = [f"\n    {name}: {old} -> {new}" for name, (old, new) in changed.items() if not why_free(name)]
+    lines = [f"\n    {name}: {old} -> {new}" for name, (old, new) in changed.items()
+             if not why_free(name) or _is_of_one_file(name, old, new)]  # fmt: skip
     got = f"holds a run that this config cannot continue; it differs in{''.join(lines)}"
     refuse(bool(lines), str(directory), got, "the same values, or another folder",
            f"--directory {directory}-2{accepting}")
+
+
+def _is_of_one_file(field: str, old: Any, new: Any) -> bool:
+    """Whether two values of a field are digests of a file of the user's own that has changed."""
+    return field.endswith(".code") and str(old).split(" ")[0] == str(new).split(" ")[0]
 
 
 def versions() -> dict[str, str]:

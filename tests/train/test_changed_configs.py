@@ -11,9 +11,10 @@ from tiny_runs import ROOT, checkpoint, digests, losses, run_file, tiny_run
 
 from t5x_like.cli.main import main
 from t5x_like.core.config import to_plain
+from t5x_like.core.errors import UserError
 from t5x_like.report.metrics import changes, read_metrics
 from t5x_like.train.config import FREE_TO_CHANGE
-from t5x_like.train.directory import read_config, read_starts
+from t5x_like.train.directory import read_config, read_starts, refuse_changes
 
 RATE = "optimizer.learning_rate"
 
@@ -166,3 +167,9 @@ def test_the_page_on_resuming_names_every_field_that_may_change():
     text = (ROOT / "docs" / "resuming.md").read_text()
     for field in FREE_TO_CHANGE:
         assert f"`{field.replace('*', '')}`" in text or field.rsplit(".", 1)[1].strip("*") in text, field
+
+
+def test_a_file_of_an_optimizer_of_ones_own_may_change_only_if_accepted(tmp_path):
+    with pytest.raises(UserError, match="optimizer.code: own.py 1 -> own.py 2"):
+        refuse_changes(tmp_path, {"optimizer.code": ("own.py 1", "own.py 2")})
+    refuse_changes(tmp_path, {"optimizer.code": (None, "own.py 2"), "optimizer.kind": ("AdamW", "Own")})
