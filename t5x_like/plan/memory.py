@@ -138,7 +138,7 @@ def _what_to_change(memory: Memory, available: int, run: Run, mesh: Mapping[str,
     unit = ways * train.micro_batches  # which divides the batch
     units = int(train.batch_size / unit * room / (memory.batch + memory.activations))
     if not units:
-        return f"{run.data.input_length:,} columns;", "data.input_length", "shorter rows"
+        return f"{run.data.input_length:,} columns;", "data.input_length", "shorter rows, or a smaller model"
     if (rows := units * unit) >= train.batch_size:
         return f"{dict(mesh)};", "mesh", "more devices with mesh.fsdp=-1, or a smaller model"
     return f"{train.batch_size:,} rows;", "train.batch_size", f"train.batch_size={rows}"

@@ -83,7 +83,9 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
     local_share(placement, run.train.batch_size)  # each row has its process, or it says why not
     setup.abstract_state(placement)  # every parameter has a place on the mesh, or says why not
     mesh, available = dict(placement.mesh.shape), memory_bytes(jax.local_devices()[0])
-    check_memory(step_memory(setup, run, mesh, traced=False), available, run, mesh)
+    least = dataclasses.replace(run.train, batch_size=placement.batch_ways, micro_batches=1)
+    row = dataclasses.replace(run, train=least)  # a trace takes memory by the square of its length
+    check_memory(step_memory(setup, row, mesh, traced=False), available, row, mesh)
     tight = check_memory(step_memory(setup, run, mesh), available, run, mesh)
     console = Console(run.train.steps, process_index=index)
     if tight:
