@@ -26,8 +26,8 @@ VOCABULARY = 1024
 SHRUNK = (
     f"data.corpus.tokenizer.vocab_size={VOCABULARY}", f"model.vocab_size={VOCABULARY}", "data.input_length=64",
     "model.d_model=64", "model.*.width=128", "model.*.heads=2", "model.*.kv_heads=0", "model.*.times=1",
-    "train.batch_size=32", "train.evaluate_every.steps=0", "train.evaluate_batches=0", "optimizer.learning_rate=0.01",
-    "checkpoint.every.steps=0", "report.plots=false", "report.tensorboard=false",
+    "train.batch_size=32", "train.evaluate_every=0", "train.evaluate_batches=0", "optimizer.learning_rate=0.01",
+    "checkpoint.every=0", "report.plots=false", "report.tensorboard=false",
 )  # fmt: skip
 MORE = {
     "t5_sotu": ("train.steps=240", "optimizer.schedule.warmup=20"),
