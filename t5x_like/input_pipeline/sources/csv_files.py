@@ -142,13 +142,13 @@ class Csv(FileSource):
 
 def _reader(lines: Iterator[str], dialect: dict[str, Any]) -> Any:
     """The reader of ``csv``. What a dialect leaves open is known only by the file, so that it may contradict itself."""
-    try:
-        return csv.reader(lines, strict=True, **dialect)
-    except ValueError:
-        names = ("delimiter", "quotechar", "escapechar")
+    names = ("delimiter", "quotechar", "escapechar")
+    given = [dialect[name] for name in names if dialect[name]]
+    if len(set(given)) < len(given) or (dialect["skipinitialspace"] and " " in given):  # older csv reads it somehow
         got = ", ".join(f"{name.removesuffix('char')} {dialect[name]!r}" for name in names if dialect[name])
         allowed = "another character for each of them, and no space with skip_initial_space"
-        raise UserError(f"{_WHERE}.quote", got, allowed, "doubled_quotes, not escape, where \"\" is one \"") from None
+        raise UserError(f"{_WHERE}.quote", got, allowed, "doubled_quotes, not escape, where \"\" is one \"")
+    return csv.reader(lines, strict=True, **dialect)
 
 
 def _wrong_width(where: str, got: int, width: int, dialect: dict[str, Any]) -> UserError:
