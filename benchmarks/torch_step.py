@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import sizes
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 
-class TorchStep:
+class TorchStep(abc.ABC):
     """A model and its optimizer. ``loss`` and ``put`` are for those who derive from it.
 
     Args:
@@ -26,13 +27,13 @@ class TorchStep:
             weight_decay=sizes.WEIGHT_DECAY, fused=True,
         )  # fmt: skip
 
+    @abc.abstractmethod
     def loss(self, rows: Any) -> torch.Tensor:
         """The mean loss of one batch."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def put(self, parameters: dict[str, Any]) -> None:
         """Gives the model parameters that another contender has saved."""
-        raise NotImplementedError
 
     def step(self, rows: Any) -> torch.Tensor:
         """One update; its loss."""

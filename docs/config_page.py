@@ -68,7 +68,7 @@ def section(kind: type, places: list[str]) -> str:
 
 
 def page() -> str:
-    """The page. Raises SystemExit for a field of which no docstring says what it means."""
+    """The page. Raises SystemExit for a field that no docstring explains."""
     places: dict[type, list[str]] = {}
     for kind, where in classes(Run):
         if where not in places.setdefault(kind, []):

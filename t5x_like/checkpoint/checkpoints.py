@@ -332,7 +332,7 @@ def _reading(what: str = "") -> Iterator[None]:
         yield
     except (Damaged, jax.errors.JaxRuntimeError, MemoryError):
         raise  # out of memory, for one, is no fault of the checkpoint
-    except Exception as error:
+    except Exception as error:  # see the docstring
         raise Damaged(f"{what}cannot be read: {_reason(error)}") from error
 
 

@@ -55,11 +55,12 @@ def slices_of(devices: Sequence[Any]) -> list[list[Any]]:
 
 
 def _within_slice(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
-    """The devices of one slice: each mesh axis along axes of the torus, as far as these divide."""
+    """The devices of one slice, each mesh axis along axes of the torus where the sizes allow it."""
     try:
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     except (AssertionError, NotImplementedError, ValueError, KeyError):
-        return _by_process(shape, devices)  # two devices a chip, or chips that are no whole torus
+        # What jax raises for devices that it cannot arrange: two a chip, or chips that form no whole torus.
+        return _by_process(shape, devices)
     return grid if rows_are_shared_evenly(grid) else _by_process(shape, devices)
 
 

@@ -101,7 +101,7 @@ def _read_plain(directory: Path, silent: bool = False) -> Any:
             with contextlib.suppress(UserError):  # damaged: the one before it has a config too
                 config = checkpoints.metadata(step)["config"]
                 if not silent:
-                    said = f"{problem.where}: {problem.got}; the config is that of the checkpoint of step {step:,}"
+                    said = f"{problem.where}: {problem.got}; using the config in checkpoint {step:,}"
                     print(f"note: {said}", file=sys.stderr, flush=True)
                 return config
     raise problem
@@ -128,7 +128,7 @@ def _has_checkpoint(directory: Path) -> bool:
 
 
 def _refuse_address(directory: str | Path) -> None:
-    """Raises UserError for gs://bucket/run and the like, of which a folder named ``gs:`` would be made."""
+    """Raises UserError for an address such as gs://bucket/run; as a path it would make a folder named ``gs:``."""
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]+(?=:/)", str(directory))
     refuse(scheme is not None, "directory", f"{directory} is an address, and run folders lie on disks",
            "a folder on a disk that all processes share", "a bucket mounted as a folder: --directory /mnt/bucket/run")

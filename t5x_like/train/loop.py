@@ -71,8 +71,8 @@ class Loop:
       metadata: function from step to checkpoint metadata.
       data_metrics: function from step to metrics of the first ``step`` batches.
       costs: costs of one step.
-      totals: name to [sum, weight] of the metrics of all steps since the last row of them; checkpoints keep it, so that
-        a row of a resumed run is that of one never stopped.
+      totals: name to [sum, weight] of the metrics of all steps since the last row of them; checkpoints keep it, so
+        that a resumed run writes the same rows as an uninterrupted one.
     """
 
     run: Run

@@ -179,7 +179,7 @@ def test_a_config_json_with_an_unknown_field(existing, tmp_path, config, capsys)
     capsys.readouterr()
     assert main(["eval", str(folder)]) == 2
     note, error = capsys.readouterr().err.split("\n", 1)
-    assert "is not JSON: " in note and note.endswith("; the config is that of the checkpoint of step 3")
+    assert "is not JSON: " in note and note.endswith("; using the config in checkpoint 3")
     assert error.startswith("error: ") and "is 0: no text is held out" in error
     shutil.rmtree(folder / "checkpoints")
     assert f"{folder / 'config.json'}: is not JSON" in message(capsys, "eval", str(folder))

@@ -22,7 +22,7 @@ def missing_package(what: str, error: Exception, extra: str) -> UserError:
 
 
 class Unreadable(UserError):
-    """Content of a file of which nothing more can be read; the last that ``Source.read`` gives, or raises."""
+    """The rest of a file cannot be read. The last error that ``Source.read`` gives, or raises."""
 
 
 def broken_file(file: str, error: object, place: str) -> Unreadable:
