@@ -7,15 +7,42 @@ are fetched and added on the host: without waiting, because they are read some b
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["pairs"], meta_fields=["names"])
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pairs(Mapping[str, Any]):
+    """{name: [2], (sum, weight)} as one array, since each array that leaves a device costs the host.
+
+    Attributes:
+      names: name of each row.
+      pairs: [names, 2] float32.
+    """
+
+    names: tuple[str, ...]
+    pairs: Any
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.pairs[self.names.index(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
 class Totals:
-    """float64 sums of {name: [2] array on a device, (sum, weight)} of one batch after the other.
+    """float64 sums of ``Pairs``, or other {name: [2], (sum, weight)}, of one batch after the other.
 
     Relative error under 1e-9 of the sum of magnitudes after 1e6 batches; weights that are whole numbers are exact up to
     2^53. Holds arrays of the last two blocks of batches at most.
@@ -32,7 +59,7 @@ class Totals:
 
     def add(self, sums: Mapping[str, Any]) -> None:
         """Adds one batch. Waits for none of the last ``block`` batches."""
-        for array in sums.values():
+        for array in jax.tree.leaves(sums):
             if isinstance(array, jax.Array):
                 array.copy_to_host_async()
         self._unread.append(sums)

@@ -31,6 +31,7 @@ from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.paths import make_writable
 
 T = TypeVar("T")
+UNKNOWN = -1  # as the last step: look it up
 BLOCK = "t5x_like"  # our part of the metadata that Orbax keeps with each checkpoint
 WAITS = (0.2, 1.0)  # seconds before a checkpoint that was not read well is read again: storage errs at times
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not committed
@@ -65,6 +66,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._config = config or CheckpointConfig()
         self._read_only = read_only
         self._say: Callable[[str], None] = say if jax.process_index() == 0 else lambda message: None
+        self._last: int | None = UNKNOWN
         self._pending: tuple[int, Any] | None = None  # the step being saved and Orbax's future
         self._own: set[int] = set()  # steps saved or restored here: this run's past
         if read_only:
@@ -141,7 +143,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         """
         if self._pending is None:
             return
-        (step, response), self._pending = self._pending, None
+        (step, response), self._pending, self._last = self._pending, None, UNKNOWN
         try:
             response.result()
         except Exception as error:  # of Orbax, TensorStore or the file system: there is no list of them
@@ -173,8 +175,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints if checkpoint.step != pending]
 
     def latest(self) -> int | None:
-        """The last of `steps`, or None. Only `restore` checks whether it is good."""
-        return max(self.steps(), default=None)
+        """The last of `steps`, or None. Only `restore` checks whether it is good. Costs nothing, so ask each step."""
+        if self._last == UNKNOWN:
+            self._last = max(self.steps(), default=None)
+        return self._last
 
     def metadata(self, step: int | None = None) -> dict[str, Any]:
         """Metadata given to `save`, with ``"step"``; reads no array.
@@ -308,6 +312,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("t5x_like checkpoints set aside")
         self._checkpointer.reload()
+        self._last = UNKNOWN
 
     def _remove_temporary(self, step: int | str) -> None:
         """Removes files of a failed save of a step (or ``"*"``: of any): on a full disk nothing else could be saved."""

@@ -12,6 +12,7 @@ from t5x_like.core.config import Config
 if TYPE_CHECKING:
     import jax
 
+    from t5x_like.arrays.sums import Pairs
     from t5x_like.layers.context import Out
     from t5x_like.models.transformer import Batch, Transformer
 
@@ -59,9 +60,12 @@ def with_layers(sums: Sums, out: Out) -> Sums:
     return sums | {"loss": (loss, weight)} | out.losses | out.metrics | statistics
 
 
-def stacked(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, jax.Array]:
-    """Each (sum, weight) as one float32 array [2], so that fewer arrays leave the device; without statistics."""
+def stacked(sums: Mapping[str, tuple[Any, Any]]) -> Pairs:
+    """All (sum, weight) as one float32 array, so that one array leaves the device; without statistics."""
     import jax.numpy as jnp
 
+    from t5x_like.arrays.sums import Pairs
+
     shown = {name: pair for name, pair in sums.items() if not name.startswith(STATE)}
-    return {name: jnp.stack([jnp.asarray(a, jnp.float32) for a in pair]) for name, pair in shown.items()}
+    numbers = jnp.stack([jnp.asarray(number, jnp.float32) for pair in shown.values() for number in pair])
+    return Pairs(tuple(shown), numbers.reshape(-1, 2))

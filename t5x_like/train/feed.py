@@ -52,24 +52,28 @@ def to_devices(placement: Placement, local: Mapping[str, np.ndarray], share: tup
     """The global batch as sharded arrays; this process contributes its ``local`` rows. Does not wait for copies."""
     arrays = {}
     for name, rows in local.items():
-        shape = (rows.shape[0] * share[1], *rows.shape[1:])
-        sharding = _sharding(placement, name, shape)
-        spans = {w[0].indices(shape[0])[:2] for w in sharding.addressable_devices_indices_map(shape).values() if w}
-        ends = dict(zip(sorted(spans), itertools.accumulate(end - first for first, end in sorted(spans)), strict=True))
+        count = rows.shape[0] * share[1]
+        shape = (count, *rows.shape[1:])
+        sharding, starts = _places(placement, name, shape)
 
-        def take(where, rows=rows, ends=ends, count=shape[0]):
-            first, end = where[0].indices(count)[:2]
-            own = ends[first, end]  # where the rows end among those of this process
-            return rows[(slice(own - (end - first), own), *where[1:])]
+        def take(where, rows=rows, starts=starts, count=count):
+            first, end, _ = where[0].indices(count)
+            return rows[(slice(starts[first], starts[first] + end - first), *where[1:])]
 
-        arrays[name] = jax.make_array_from_callback(shape, sharding, take)
+        arrays[name] = jax.make_array_from_callback(shape, sharding, take if share[1] > 1 else rows.__getitem__)
     return arrays
 
 
 @functools.lru_cache(maxsize=64)
-def _sharding(placement: Placement, name: str, shape: tuple[int, ...]) -> NamedSharding:
+def _places(placement: Placement, name: str, shape: tuple[int, ...]) -> tuple[NamedSharding, dict[int, int]]:
+    """The sharding of an array of the batch; first row of each of this process's devices in the whole batch, to that
+    row's place among those of this process."""
     declared = _DECLARED.get(name)  # what is not, has its rows first
-    return placement.sharding(declared.axes, shape, name) if declared else placement.batch
+    sharding = placement.sharding(declared.axes, shape, name) if declared else placement.batch
+    where = sharding.addressable_devices_indices_map(shape).values()
+    spans = sorted({rows[0].indices(shape[0])[:2] for rows in where if rows})
+    before = itertools.accumulate((end - first for first, end in spans), initial=0)
+    return sharding, {first: place for (first, _), place in zip(spans, before, strict=False)}
 
 
 class Feed:

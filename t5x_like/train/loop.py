@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from t5x_like.arrays.sums import Pairs
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.errors import UserError
 from t5x_like.models.transformer import Batch
@@ -22,7 +23,6 @@ from t5x_like.report.writers import Reporter
 from t5x_like.train.config import Run
 from t5x_like.train.hooks import Hook
 from t5x_like.train.setup import State
-from t5x_like.train.step import Metrics
 from t5x_like.train.stopping import Stop
 
 # Metrics that the line of progress shows in any case, or leaves to metrics.jsonl; it shows all others.
@@ -76,7 +76,7 @@ class Loop:
     """
 
     run: Run
-    step: Callable[[State, Batch], tuple[State, Metrics]]
+    step: Callable[[State, Batch], tuple[State, Pairs]]
     hooks: Sequence[Hook]
     checkpoints: Checkpoints
     reporter: Reporter
@@ -87,7 +87,7 @@ class Loop:
     data_metrics: Callable[[int], Mapping[str, float]]
     costs: Costs
     totals: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-    _unread: tuple[int, Metrics] | None = None
+    _unread: tuple[int, Pairs] | None = None
 
     def __call__(self, state: State, first: int, batches: Iterator[Batch]) -> tuple[State, int]:
         """(state, number of updates made) after all steps from ``first`` on, or after those before a stop.
@@ -124,7 +124,7 @@ class Loop:
             self.checkpoints.wait()
         return state, done
 
-    def _dispatch(self, state: State, batch: Batch, compiles: bool) -> tuple[State, Metrics]:
+    def _dispatch(self, state: State, batch: Batch, compiles: bool) -> tuple[State, Pairs]:
         if not compiles:
             with self.clock.doing("step"):
                 return self.step(state, batch)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from t5x_like.arrays.keys import named
+from t5x_like.arrays.sums import Pairs
 from t5x_like.arrays.trees import Tree, flatten, join, split, unflatten
 from t5x_like.losses import STATE, Sums, stacked
 from t5x_like.models.transformer import Batch
@@ -19,14 +20,12 @@ from t5x_like.sharding.mesh import Placement, current_placement, use
 from t5x_like.sharding.reduction import data_parallel_gradient
 from t5x_like.train.setup import Setup, State
 
-Metrics = dict[str, jax.Array]  # name: [2] float32, (sum, weight); scalars have the weight 1
 
-
-def train_step(setup: Setup, state: State, batch: Batch) -> tuple[State, Metrics]:
+def train_step(setup: Setup, state: State, batch: Batch) -> tuple[State, Pairs]:
     """One update with the gradient of the loss's sum / weight over the whole batch.
 
     An update that is not finite is not made, nor any after it: the state stays as it was, ``finite`` is 0, and the loop
-    stops. The metrics are the loss's sums and the optimizer's scalars.
+    stops. The metrics are the loss's sums and the optimizer's scalars, of weight 1.
     """
     step, params = state["step"], state["params"]
     key = jax.random.fold_in(named(jax.random.key(setup.seed), "dropout"), step)
@@ -87,10 +86,10 @@ def split_rows(batch: Batch, count: int) -> dict[str, jax.Array]:
     return {k: jnp.swapaxes(a.reshape(a.shape[0] // count, count, *a.shape[1:]), 0, 1) for k, a in batch.items()}
 
 
-def compile_step(setup: Setup, placement: Placement) -> Callable[[State, Batch], tuple[State, Metrics]]:
+def compile_step(setup: Setup, placement: Placement) -> Callable[[State, Batch], tuple[State, Pairs]]:
     """``train_step`` for one placement, compiled at its first call; the state is donated."""
 
-    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    def step(state: State, batch: Batch) -> tuple[State, Pairs]:
         with use(placement):  # read while tracing, by ``constrain``
             return train_step(setup, state, batch)
 

@@ -173,6 +173,25 @@ def test_shards_of_which_some_are_compressed_belong_together(tmp_path):
     assert line.startswith("1 of 3 shards") and line.endswith("which are not there: 0")
 
 
+def test_a_text_that_also_lies_there_compressed_is_read_once_and_that_is_told(tmp_path, memory):
+    line = b'{"text": "X"}\n'
+    files = {"a.jsonl": line, "a.jsonl.gz": gzip.compress(line), "A.jsonl.bz2": bz2.compress(line),
+             "b.jsonl.xz": lzma.compress(line), "b.JSONL": line, "b.jsonl.gz": gzip.compress(line)}  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        memory.pipe_file(f"/m/{name}", content)
+    for place in (str(tmp_path), "memory://m"):
+        for paths in ((place,), (f"{place}/*",), (place, f"{place}/a.jsonl")):
+            source = JsonLines(paths)
+            assert [file.name for file in source.files()] == ["A.jsonl.bz2", "a.jsonl", "b.JSONL", "b.jsonl.gz"]
+            (told,) = source.left_out()
+            assert told.startswith("2 files which are read from a file packed otherwise: ")
+            assert "a.jsonl.gz, " in told and told.endswith("b.jsonl.xz")
+        chosen = JsonLines((f"{place}/a.jsonl.gz", place))
+        assert [file.name for file in chosen.files()] == ["A.jsonl.bz2", "a.jsonl.gz", "b.JSONL", "b.jsonl.gz"]
+        assert len(JsonLines((f"{place}/a.jsonl.gz", f"{place}/a.jsonl")).files()) == 2, "both were asked for"
+
+
 def zstandard_of(data: bytes) -> bytes:
     return pytest.importorskip("zstandard").ZstdCompressor(write_checksum=True).compress(data)  # as the program zstd
 

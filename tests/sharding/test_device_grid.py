@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -146,7 +148,6 @@ def test_each_process_reads_a_stretch_that_fills_its_places_in_order(monkeypatch
     """Rows of a process that lie apart, as on a torus of 4 x 4 chips, were refused."""
     chips = pod(4, 4, 1, kind="TPU v5 lite")
     split = Split(device_grid(MeshConfig(*sizes), chips))
-    monkeypatch.setattr(feed, "_sharding", lambda placement, name, shape: split)
     taken: dict[int, np.ndarray] = {}
 
     def make(shape, sharding, take):
@@ -157,9 +158,10 @@ def test_each_process_reads_a_stretch_that_fills_its_places_in_order(monkeypatch
         return shape
 
     monkeypatch.setattr(jax, "make_array_from_callback", make)
-    batch, placement = np.arange(32), SimpleNamespace(batch=split)
+    batch = np.arange(32)
     for process in sorted({chip.process_index for chip in chips}):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        placement: Any = Mock(batch=split)
         index, count = feed.local_share(placement, 32)
         local = batch[index * (32 // count) : (index + 1) * (32 // count)]
         assert feed.to_devices(placement, {"rows": local}, (index, count)) == {"rows": (32,)}

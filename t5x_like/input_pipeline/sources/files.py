@@ -92,19 +92,23 @@ def list_files(
 
     Names that begin with a dot are passed over below a folder or glob, unless the glob itself has the dot. Linked files
     are read like others. Linked folders are not: a walk through a folder passes over them; but a local glob goes where
-    it matches them, also with ``**``.
+    it matches them, also with ``**``. Of a file that also lies there compressed (``a.jsonl`` and ``a.jsonl.gz``) one is
+    read: what is named itself, else the first of plain and ``COMPRESSIONS``.
 
     Args:
       paths: files, folders or glob patterns; local, or addresses of fsspec.
       patterns: name patterns of files that are read from folders, such as ``*.txt``; capitals count as small letters.
       exclude: names of folders and files that are skipped below a folder or glob.
-      left_out: list to which what lies in a folder under another name, and linked folders, are added.
+      left_out: list to which what lies in a folder under another name, linked folders, and what is there twice are
+        added.
 
     Raises:
       UserError: a path that does not exist or matches nothing, a link that leads nowhere, a remote one for which a
         package is missing, or whose file system does not tell when a file has changed.
     """
     found: dict[str | tuple[int, ...], File] = {}
+    named: set[str] = set()
+    twins: list[File] = []
     left_out = [] if left_out is None else left_out
     for given in paths:
         if is_remote(given):
@@ -115,10 +119,17 @@ def list_files(
         if not files:
             wanted = f"a file, a folder with {' or '.join(patterns)}, or a glob"
             raise UserError("data.corpus.source.paths", f"nothing at {given!r}", wanted)
+        if len(files) == 1 and given.endswith(files[0].name):
+            named.add(files[0].address)
         for file in files:
             key = file.key or file.address
             found[key] = min(file, found.get(key, file), key=_path_order)
-    return sorted(found.values(), key=_path_order)
+    chosen: dict[str, list[File]] = {}
+    for file in sorted(found.values(), key=lambda file: (file.address not in named, _packing(file.address))):
+        alike = chosen.setdefault(unpacked(file.address), [])
+        (alike if file.address in named or not alike else twins).append(file)
+    left_out += [file.address for file in twins]
+    return sorted(itertools.chain(*chosen.values()), key=_path_order)
 
 
 def _path_order(file: File) -> list[str]:
@@ -167,6 +178,18 @@ def format_suffix(address: str) -> str:
 def is_compressed(address: str) -> bool:
     """Whether ``open_file`` unpacks the file at ``address``."""
     return own_part(address).lower().endswith(COMPRESSIONS)
+
+
+def unpacked(address: str) -> str:
+    """The address without the end of a compression."""
+    own = own_part(address)
+    return address.replace(own, own[: -len(COMPRESSIONS[place - 1])], 1) if (place := _packing(address)) else address
+
+
+def _packing(address: str) -> int:
+    """0 for a file that is not compressed, else the place of its compression among ``COMPRESSIONS``, from 1 on."""
+    name = own_part(address).lower()
+    return next((place for place, end in enumerate(COMPRESSIONS, 1) if name.endswith(end)), 0)
 
 
 def packed_too(*patterns: str) -> tuple[str, ...]:

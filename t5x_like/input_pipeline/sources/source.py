@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
-from t5x_like.input_pipeline.sources.files import File, Unit, digest_files, list_files, missing_shards
+from t5x_like.input_pipeline.sources.files import File, Unit, digest_files, list_files, missing_shards, unpacked
 from t5x_like.input_pipeline.sources.messages import (
     Unreadable,
     cannot_be_read,
@@ -199,10 +199,14 @@ class FileSource(Source, abc.ABC):
 
     def left_out(self) -> list[str]:
         others: list[str] = []
-        lines = missing_shards(self._list(others))
-        if others:
-            shown = ", ".join(sorted(others)[:3]) + (", ..." if len(others) > 3 else "")
-            lines.append(f"{len(others):,} files of other names than {', '.join(self.patterns)}: {shown}")
+        files = self._list(others)
+        lines, read = missing_shards(files), {unpacked(file.address) for file in files}
+        kinds = {"which are read from a file packed otherwise": [each for each in others if unpacked(each) in read],
+                 f"of other names than {', '.join(self.patterns)}": [e for e in others if unpacked(e) not in read]}
+        for kind, found in kinds.items():
+            if found:
+                shown = ", ".join(sorted(found)[:3]) + (", ..." if len(found) > 3 else "")
+                lines.append(f"{len(found):,} files {kind}: {shown}")
         return lines
 
     def _list(self, left_out: list[str]) -> list[File]:
