@@ -5,6 +5,7 @@ and what is read back from a run's folder. Everything lies in one temporary fold
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -101,10 +102,9 @@ COMPILE_ONCE = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persiste
 COMPILE_FAST = {"jax_disable_most_optimizations": True}  # a quarter of the time; the program of each device is the same
 
 
-@pytest.fixture(scope="session")
-def quick_compiling():
-    """Programs are compiled once for the session, and without LLVM's optimizations."""
-    wanted = {"jax_compilation_cache_dir": str(scratch() / "compiled"), **COMPILE_ONCE, **COMPILE_FAST}
+@contextlib.contextmanager
+def compiling(**wanted: object):
+    """Settings of jax while programs are compiled inside, read from no cache but the one that they name."""
     before = {name: jax.config.values[name] for name in wanted}
     for name, value in wanted.items():
         jax.config.update(name, value)
@@ -113,6 +113,13 @@ def quick_compiling():
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def quick_compiling():
+    """Programs are compiled once for the session, and without LLVM's optimizations."""
+    with compiling(jax_compilation_cache_dir=str(scratch() / "compiled"), **COMPILE_ONCE, **COMPILE_FAST):
+        yield
 
 
 # What a run left

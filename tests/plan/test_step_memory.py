@@ -6,8 +6,7 @@ import dataclasses
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
-from tiny_runs import tiny_run
+from tiny_runs import compiling, tiny_run
 
 from t5x_like.arrays.trees import flatten
 from t5x_like.config import AdamW, MeshConfig, Run
@@ -29,15 +28,8 @@ GB = 2**30
 @pytest.fixture
 def optimized():
     """Programs as a run compiles them, whatever other tests of this session do."""
-    wanted = {"jax_disable_most_optimizations": False, "jax_compilation_cache_dir": None}
-    before = {name: jax.config.values[name] for name in wanted}
-    for name, value in wanted.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    with compiling(jax_disable_most_optimizations=False, jax_compilation_cache_dir=None):
+        yield
 
 
 def compiled(run: Run, mesh: MeshConfig):
