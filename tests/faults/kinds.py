@@ -1,0 +1,245 @@
+"""The kinds of faults, each with its right end, stated before it is tried.
+
+``goes_on``: the job ends with 0 by itself, through the launcher's restarts, bit-identical to one left alone.
+``again``: the same command a second time does so: what was hit is the launcher, or a job that had ended.
+``refused``: exit code 1 or 2 and one message that names the cause; nothing is damaged, and the same command once the
+cause is gone ends bit-identical.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from faults.jobs import EVERY, STEPS, Job, damageable
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """One kind.
+
+    Attributes:
+      name: what happens.
+      end: ``goes_on``, ``again`` or ``refused``.
+      inject: function of a job and a random source: starts the job, and lets it happen; gives the time when it
+        happened, or None where that means nothing.
+      says: words of the message of ``refused``.
+      mend: function of the job: takes the cause away.
+    """
+
+    name: str
+    end: str
+    inject: Callable[[Job, random.Random], float | None]
+    says: str = ""
+    mend: Callable[[Job], None] = lambda job: None
+
+
+def hit(job: Job, pid: int, number: int) -> float:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+    return time.time()
+
+
+def some_step(draw: random.Random) -> int:
+    return draw.randrange(1, STEPS - 2)
+
+
+def signalled(number: int, which: Callable[[Job, random.Random], int]) -> Callable[[Job, random.Random], float]:
+    """A signal to a rank at a random moment: before the first step or after some."""
+
+    def inject(job: Job, draw: random.Random) -> float:
+        job.start()
+        if draw.random() < 0.25:
+            job.wait_until(lambda: len(job.working()) >= job.processes, "its processes")
+            time.sleep(draw.uniform(0.0, 6.0))
+            pids = sorted(job.working())
+            return hit(job, draw.choice(pids), number) if pids else time.time()
+        job.wait_for_steps(some_step(draw))
+        return hit(job, which(job, draw), number)
+
+    return inject
+
+
+def worker(job: Job, draw: random.Random) -> int:
+    return draw.choice([pid for rank, pid in job.ranks().items() if rank])
+
+
+def first(job: Job, draw: random.Random) -> int:
+    return job.ranks()[0]
+
+
+def any_rank(job: Job, draw: random.Random) -> int:
+    return draw.choice(list(job.ranks().values()))
+
+
+def by_itself(do: str) -> Callable[[Job, random.Random], float]:
+    def inject(job: Job, draw: random.Random) -> float:
+        job.order(draw.randrange(job.processes), some_step(draw), do)
+        job.start()
+        job.wait_until(lambda: (job.folder / "fault.done").exists(), "the fault")
+        return next((line["time"] for line in job.record() if "fault" in line), time.time())
+
+    return inject
+
+
+def killed_in_a_save(job: Job, draw: random.Random) -> float:
+    job.start()
+    saves = draw.randrange(1, STEPS // EVERY)
+    folder = job.directory / "checkpoints"
+    job.wait_until(lambda: any(p.name.startswith(f"{saves * EVERY}.") for p in folder.glob("*tmp*"))
+                   or (folder / str(saves * EVERY)).exists(), "a save")  # fmt: skip
+    time.sleep(draw.uniform(0.0, 0.05))
+    return hit(job, any_rank(job, draw), signal.SIGKILL)
+
+
+def launcher_killed(job: Job, draw: random.Random) -> float:
+    job.start()
+    job.wait_for_steps(some_step(draw))
+    assert job.launcher is not None
+    return hit(job, job.launcher.pid, signal.SIGKILL)
+
+
+def stopped_then_damaged(damage: Callable[[Path, random.Random], None]) -> Callable[[Job, random.Random], None]:
+    """The job is told to stop, and while it rests its latest checkpoint is damaged; an older one is good."""
+
+    def inject(job: Job, draw: random.Random) -> None:
+        job.start()
+        job.wait_for_steps(draw.randrange(EVERY + 2, STEPS - 2))
+        assert job.launcher is not None
+        hit(job, job.launcher.pid, signal.SIGTERM)
+        assert job.wait() == 75, job.said
+        path = draw.choice(damageable(job.directory))
+        damage(path, draw)
+
+    return inject
+
+
+def truncate(path: Path, draw: random.Random) -> None:
+    os.truncate(path, draw.randrange(path.stat().st_size))
+
+
+def delete(path: Path, draw: random.Random) -> None:
+    path.unlink()
+
+
+def flip(path: Path, draw: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+
+
+def flip_array(path: Path, draw: random.Random) -> None:
+    """A bit of the file that arrays are read from: the largest of those that all processes' files were merged into."""
+    step = next(parent for parent in path.parents if parent.name.isdigit())
+    files = list((step / "state" / "d").iterdir()) or [p for p in step.rglob("*") if p.is_file()]
+    flip(max(files, key=lambda p: p.stat().st_size), draw)
+
+
+def every_checkpoint_damaged(job: Job, draw: random.Random) -> None:
+    stopped_then_damaged(lambda path, draw: None)(job, draw)
+    folder = job.directory / "checkpoints"
+    shutil.copytree(folder, job.folder / "kept")
+    for step in (path for path in folder.iterdir() if path.name.isdigit()):
+        flip_array(step / "x", draw)
+    job.start()
+
+
+def whole_again(job: Job) -> None:
+    folder = job.directory / "checkpoints"
+    shutil.rmtree(folder)
+    shutil.copytree(job.folder / "kept", folder)
+
+
+def failed_read(job: Job, draw: random.Random) -> None:
+    stopped_then_damaged(lambda path, draw: None)(job, draw)
+    job.order(draw.randrange(job.processes), 0, "failed read")
+
+
+def port_in_use(job: Job, draw: random.Random) -> None:
+    job.order(0, 0, "port in use")
+    job.start()
+
+
+def second_trainer(job: Job, draw: random.Random) -> None:
+    """While the job runs, the same command a second time: that one is refused, the first goes on."""
+    job.start(pause=0.3)
+    job.wait_for_steps(1)
+    second = Job(job.folder / "second", job.processes, job.devices, job.directory)
+    second.config = job.config
+    second.start()
+    code = second.wait()
+    second.end()
+    assert code == 2 and "another training" in second.said and second.said.count("error: ") == 1, second.said
+    assert "Traceback" not in second.said
+
+
+def unshared(job: Job, draw: random.Random) -> None:
+    job.start(UNSHARED="1")
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """A file system of its own, which only root can have."""
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def filled_by_others(job: Job, draw: random.Random) -> None:
+    job.start(pause=0.2)
+    job.wait_for_steps(draw.randrange(1, STEPS - EVERY))
+    with contextlib.suppress(OSError), (job.directory.parent / "others").open("wb") as file:
+        while True:
+            file.write(bytes(2**16))
+
+
+def others_removed(job: Job) -> None:
+    (job.directory.parent / "others").unlink()
+
+
+def filled_by_leftovers(job: Job, draw: random.Random) -> None:
+    """What killed saves left behind has filled the disk."""
+    stopped_then_damaged(lambda path, draw: None)(job, draw)
+    folder = job.directory / "checkpoints"
+    left = folder / f"{STEPS}.orbax-checkpoint-tmp-1"
+    left.mkdir()
+    with contextlib.suppress(OSError), (left / "part").open("wb") as file:
+        while True:
+            file.write(bytes(2**16))
+
+
+SMALL_DISK = ("disk full of others' files", "disk full of own leftovers")
+
+KINDS = (
+    Fault("SIGTERM to a rank", "goes_on", signalled(signal.SIGTERM, any_rank)),
+    Fault("SIGKILL of a worker", "goes_on", signalled(signal.SIGKILL, worker)),
+    Fault("SIGKILL of process 0", "goes_on", signalled(signal.SIGKILL, first)),
+    Fault("SIGSTOP of a rank", "goes_on", signalled(signal.SIGSTOP, any_rank)),
+    Fault("an exception on one rank", "goes_on", by_itself("exception")),
+    Fault("a rank stuck in the data", "goes_on", by_itself("stuck")),
+    Fault("a rank stuck in C", "goes_on", by_itself("stuck in C")),
+    Fault("kill in a save", "goes_on", killed_in_a_save),
+    Fault("port in use", "goes_on", port_in_use),
+    Fault("launcher killed", "again", launcher_killed),
+    Fault("a truncated file", "again", stopped_then_damaged(truncate)),
+    Fault("a deleted file", "again", stopped_then_damaged(delete)),
+    Fault("a flipped bit in array data", "again", stopped_then_damaged(flip_array)),
+    Fault("a flipped bit anywhere", "again", stopped_then_damaged(flip)),
+    Fault("one failed read", "again", failed_read),
+    Fault("disk full of own leftovers", "again", filled_by_leftovers),
+    Fault("disk full of others' files", "refused", filled_by_others, "could not be written", others_removed),
+    Fault("a directory that is not shared", "refused", unshared, "is not the same folder"),
+    Fault("a second trainer", "goes_on", second_trainer),
+    Fault("every checkpoint damaged", "refused", every_checkpoint_damaged, "damaged", whole_again),
+)  # fmt: skip

@@ -1,0 +1,144 @@
+"""Faults injected into real jobs at random moments from a fixed seed: each ends as ``kinds`` says it must.
+
+Eight in the default tests, a hundred in ``make faults``, which writes the table in docs/faults.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faults.jobs import EVERY, ROOT, STEPS, Job
+from faults.kinds import KINDS, SMALL_DISK, Fault, small_disk
+from tiny_runs import assert_same_bits, scratch
+
+FAST = (
+    "SIGTERM to a rank", "SIGKILL of a worker", "SIGKILL of process 0", "an exception on one rank", "kill in a save",
+    "a flipped bit in array data", "a second trainer", "every checkpoint damaged",
+)  # fmt: skip
+BY_NAME = {fault.name: fault for fault in KINDS}
+NUMBER = 100
+TABLE = ROOT / "docs" / "faults.md"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What became of one fault: seconds until all processes of that attempt were down, updates made twice, the end."""
+
+    fault: str
+    noticed: float | None
+    lost: int
+    end: str
+
+
+@functools.lru_cache(maxsize=4)
+def undisturbed(processes: int, devices: int) -> tuple[dict[str, np.ndarray], dict[tuple[int, int], set[str]]]:
+    """State and stream of batches of a job that is left alone."""
+    job = Job(scratch() / f"undisturbed_{processes}_{devices}", processes, devices)
+    job.start(pause=0.0)
+    assert job.wait() == 0, job.said
+    assert job.lost() == 0 and len(job.stream()) == STEPS * processes
+    return job.arrays(), job.stream()
+
+
+def must_be_as_undisturbed(job: Job) -> None:
+    state, stream = undisturbed(job.processes, job.devices)
+    assert_same_bits(job.arrays(), state)
+    assert job.stream() == stream, "another stream of batches"
+    assert job.lost() <= EVERY + 1, f"{job.lost()} steps lost"  # one step is on its way when the checkpoint is saved
+    assert not job.leftovers(), job.leftovers()
+
+
+def tried(fault: Fault, seed: int, folder: Path) -> Result:
+    draw, before = random.Random(f"{fault.name} {seed}"), {*Path("/tmp").iterdir()}
+    with contextlib.ExitStack() as exits:
+        directory = None
+        if fault.name in SMALL_DISK:
+            directory = exits.enter_context(small_disk(folder / "disk", 12)) / "run"
+        job = Job(folder, draw.choice((2, 2, 3)), draw.choice((1, 2)), directory)
+        exits.callback(job.end)
+        happened = fault.inject(job, draw)
+        pids, began = set(job.working()), happened or time.time()
+        noticed = None
+        if happened:  # until all processes of that attempt are down
+            while pids & set(job.living()):
+                assert time.time() < happened + 120, f"not noticed:\n{job.text()[-6000:]}"
+                time.sleep(0.02)
+            noticed = time.time() - happened
+        if fault.end == "refused":
+            code = job.wait()
+            noticed = time.time() - began
+            assert code in (1, 2) and fault.says in job.said, f"exit code {code}\n{job.said[-6000:]}"
+            assert "Traceback" not in job.said and "*** Check failure" not in job.said, job.said[-6000:]
+            fault.mend(job)
+        if fault.end != "goes_on":
+            job.start()
+        assert job.wait() == 0, job.said[-6000:]
+        must_be_as_undisturbed(job)
+        lost = job.lost()
+    new = {path.name for path in {*Path("/tmp").iterdir()} - before if "jax" in path.name or "orbax" in path.name}
+    assert not new, f"left in /tmp: {new}"
+    return Result(fault.name, noticed, lost, "as it must")
+
+
+def skip_without_root(fault: Fault) -> None:
+    if fault.name in SMALL_DISK and (os.geteuid() or shutil.which("mount") is None):
+        pytest.skip("only root can make a small disk")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAST)
+def test_a_fault_ends_as_it_must(name, tmp_path):
+    tried(BY_NAME[name], 0, tmp_path / "job")
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("number", range(NUMBER))
+def test_a_hundred_faults(number, tmp_path, results):
+    fault = KINDS[number % len(KINDS)]
+    skip_without_root(fault)
+    try:
+        results.append(tried(fault, number, tmp_path / "job"))
+    except AssertionError:
+        results.append(Result(fault.name, None, 0, "NOT as it must"))
+        raise
+
+
+@pytest.fixture(scope="module")
+def results():
+    found: list[Result] = []
+    yield found
+    if found:
+        (scratch() / "faults.json").write_text(json.dumps([dataclasses.asdict(each) for each in found]))
+        write_table(found)
+
+
+def write_table(found: list[Result]) -> None:
+    """One row per kind: how often, noticed after, steps lost, how many ended as they must."""
+    heading = "| fault | its end | tried | noticed after: median, longest | steps lost, most | as it must |"
+    lines = [heading, "|---" * 6 + "|"]
+    for fault in KINDS:
+        of = [each for each in found if each.fault == fault.name]
+        if of:
+            seconds = sorted(each.noticed for each in of if each.noticed is not None)
+            noticed = f"{seconds[len(seconds) // 2]:.1f} s, {seconds[-1]:.1f} s" if seconds else ""
+            lost = max(each.lost for each in of)
+            lines.append(f"| {fault.name} | {fault.end} | {len(of)} | {noticed} | {lost} | {good(of)} |")
+    lost = max(each.lost for each in found)
+    lines += ["", f"{good(found)} of {len(found)} as they must; at most {lost} steps lost, a save every {EVERY}."]
+    mark = "<!-- table -->"
+    page = TABLE.read_text() if TABLE.is_file() else f"# Faults\n\n{mark}\n"
+    TABLE.write_text("\n".join([page.partition(mark)[0] + mark, "", *lines, ""]))
+
+
+def good(results: list[Result]) -> int:
+    return sum(each.end == "as it must" for each in results)
