@@ -18,16 +18,16 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from t5x_like.report.appended import Appended
+
 LEDGER = "ledger"  # folder in that of the run
 SHORTEST, LONGEST, SHARE = 1.0, 60.0, 0.01  # seconds between two ``steps``: this share of the attempt, within these
 OTHERS = 10  # times as long between those of processes that are not the first
-KEPT = 1 << 20  # bytes of lines that are written later, once a full disk has room again
 
 
 class Ledger:
@@ -46,44 +46,25 @@ class Ledger:
         lap: Callable[[], Mapping[str, float]] = dict, now: Callable[[], float] = time.time,
     ):  # fmt: skip
         self.attempt, self.process = attempt, process
-        self.path = directory / LEDGER / f"{attempt}-{process}.jsonl" if directory else None
-        self._lap, self._now, self._left, self._said = lap, now, b"", False
-        self._torn = True  # whether the last line in the file may be
+        self._lines = Appended(directory / LEDGER / f"{attempt}-{process}.jsonl") if directory else None
+        self._lap, self._now = lap, now
         self._opened = self._written = time.monotonic()
         self._step: int | None = None  # the last that was told
 
     def add(self, event: str, step: int | None = None, **values: Any) -> None:
-        """Adds one line; it is with the operating system when this returns, so that a kill of the process loses none.
-
-        Never raises where it cannot be written: a full disk does not end a run. That is said once, and the lines are
-        written with a later one.
+        """Adds one line, as ``report.appended`` does: never raises, and a kill of the process loses none.
 
         Args:
           event: what has happened.
           step: number of updates made.
           values: further values, of JSON; what is not, is written as text.
         """
-        if self.path is None:
+        if self._lines is None:
             return
         line = {"time": round(self._now(), 3), "event": event, "step": step, "spent": self._lap(), **values}
         self._step = step if step is not None else self._step
-        self._left += json.dumps(_plain(line), default=str).encode() + b"\n"
         self._written = time.monotonic()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab", buffering=0) as file:
-                if self._torn and file.tell():
-                    self._left = b"\n" + self._left
-                self._torn = file.write(self._left) != len(self._left)
-            if self._torn:
-                raise OSError("no room is left")
-            self._left = b""
-        except OSError as error:
-            self._torn, self._left = True, self._left.lstrip() if len(self._left) < KEPT else b""
-            if not self._said:
-                self._said = True
-                print(f"WARNING: {self.path} cannot be written: {error.strerror or error}; the run goes on, and the "
-                      "lines are written once they can be", file=sys.stderr, flush=True)
+        self._lines.add(json.dumps(_plain(line), default=str).encode() + b"\n")
 
     def stepped(self, step: int) -> None:
         """Called after each step: adds ``steps`` if it is time for it."""

@@ -137,6 +137,7 @@ def _go_on(
     )  # fmt: skip
     if first and config_is_lost(directory):
         console.note("WARNING: config.json was lost or torn; it is written again, compared with the checkpoint's")
+    _say_what_is_lost(directory, first, reporter, ledger, console)
     record_start(directory, run, ledger, first, devices(), start.changes, costs.peak_flops)
     if start.changes:
         console.note(start.described)
@@ -168,6 +169,17 @@ def _go_on(
     written = next((hook.last for hook in hooks if isinstance(hook, Sample)), {})
     code = 0 if complete else stop.exit_code
     return Outcome(done, complete, code, directory, evaluations, written, _commands(opened))
+
+
+def _say_what_is_lost(directory: Path, step: int, reporter: Reporter, ledger: Ledger, console: Console) -> None:
+    """Rows of metrics.jsonl of steps before this start that are not there, since nothing writes them again."""
+    if ledger.process or not step:
+        return
+    for first, last in reporter.mark_lost(read_starts(directory), step):
+        of = f"steps {first:,} to {last:,}" if last > first else f"step {first:,}"
+        message = f"{METRICS} has lost its rows of {of}; curves have a gap there"
+        console.note(f"WARNING: {message}")
+        ledger.add("fault", step, kind="rows lost", message=message, first=first, last=last)
 
 
 def _nothing_to_do(opened: OpenedRun, tasks: dict[Evaluation, bool], directory: Path) -> str:

@@ -74,7 +74,7 @@ def test_a_full_disk_is_said_once_and_its_lines_are_written_later(tmp_path, caps
     made.add("start", 0)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (made.path.stat().st_size + 7, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "ledger" / "1-0.jsonl").stat().st_size + 7, before[1]))
     try:
         made.add("save", 1)
         made.add("save", 2)
