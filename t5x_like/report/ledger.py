@@ -121,7 +121,7 @@ def _read(line: bytes) -> dict[str, Any] | None:
         found = json.loads(line)
         if isinstance(found, dict) and isinstance(found.get("event"), str):
             if isinstance(found.get("time"), int | float) and isinstance(found.get("step"), int | None):
-                return found | {"spent": _seconds(found.get("spent"))}
+                return {"step": None} | found | {"spent": _seconds(found.get("spent"))}
     return None
 
 

@@ -67,6 +67,7 @@ def lost_rows(rows: Sequence[dict[str, Any]], starts: Sequence[Mapping[str, Any]
       until: number of updates made.
     """
     wanted: dict[int, None] = {}
+    starts = [start for start in starts if isinstance(start["step"], int)]
     ends = [*(start["step"] for start in starts[1:]), until]
     for start, end in zip(starts, ends, strict=False):
         try:
