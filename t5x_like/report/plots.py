@@ -8,12 +8,13 @@ Names say what a value is: ``train/loss``; any other ``.../loss`` is held out; a
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t5x_like.core.errors import UserError, refuse
-from t5x_like.report.metrics import changes, curves, read_metrics
+from t5x_like.report.metrics import changes, curves, gaps, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,18 +64,23 @@ def plot_runs(run_dirs: Sequence[str | Path], picture: str | Path) -> Path:
 
 
 def smooth(values: Sequence[float], reach: float) -> list[float]:
-    """A running mean that forgets over ``reach`` values, unbiased at its beginning."""
+    """A running mean that forgets over ``reach`` values, unbiased at its beginning; NaN where a value is missing."""
     keep = 1 - 1 / max(1.0, reach)
     total, weight, smoothed = 0.0, 0.0, []
     for value in values:
-        total, weight = keep * total + value, keep * weight + 1
-        smoothed.append(total / weight)
+        if math.isfinite(value):
+            total, weight = keep * total + value, keep * weight + 1
+        smoothed.append(total / weight if math.isfinite(value) else math.nan)
     return smoothed
 
 
 def _points(rows: list[dict[str, Any]], last: str) -> dict[str, Points]:
     """Name to (steps, values) of every metric whose last part is ``last``."""
     found = {name: curve for name, curve in curves(rows).items() if name.rsplit("/", 1)[-1] == last}
+    for name in found:
+        if name.startswith("train/"):
+            found[name] |= {first: math.nan for first, _ in gaps(rows)}  # a line is broken there
+            found[name] = dict(sorted(found[name].items()))
     return {name: ([*curve], [*curve.values()]) for name, curve in found.items()}
 
 
@@ -156,7 +162,7 @@ def _draw_loss(axes: Axes, prefix: str, rows: list[dict[str, Any]], colour: str,
             smoothed = smooth(values, SMOOTHED_OVER * len(values))
             axes.plot(steps, values, color=colour, alpha=0.3, linewidth=1)
             axes.plot(steps, smoothed, color=colour, linewidth=2, label=f"{prefix}training")
-            shown += smoothed
+            shown += [value for value in smoothed if math.isfinite(value)]
         else:
             label = prefix + name.rsplit("/", 1)[0].replace("_", "-")
             axes.plot(steps, values, color=held_out_colour, marker="o", markersize=5, linewidth=1.2, linestyle="--",
@@ -174,7 +180,12 @@ def _draw_loss(axes: Axes, prefix: str, rows: list[dict[str, Any]], colour: str,
 
 
 def _draw_changes(loss: Axes, others: list[Axes], rows: list[dict[str, Any]], colour: str) -> None:
-    """A line where the config changed, with the names of the fields beside that in ``loss``."""
+    """A line where the config changed, with the names of the fields beside that in ``loss``; lost rows in grey."""
+    for first, last in gaps(rows):
+        for axes in (loss, *others):
+            axes.axvspan(first, last, color="#eeeeee", zorder=0)
+        loss.annotate("rows lost", ((first + last) / 2, 0), xycoords=("data", "axes fraction"), xytext=(0, 4),
+                      fontsize=8, textcoords="offset points", ha="center", color=INK)  # fmt: skip
     for step, fields in changes(rows).items():
         for axes in (loss, *others):
             axes.axvline(step, color=colour, linewidth=1, linestyle=":")

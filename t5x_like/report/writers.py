@@ -9,15 +9,20 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
+import struct
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.paths import write_atomically
+from t5x_like.report.appended import Appended
 from t5x_like.report.config import ReportConfig
-from t5x_like.report.metrics import CHANGED, METRICS, read_metrics
+from t5x_like.report.ledger import LEDGER
+from t5x_like.report.metrics import CHANGED, LOST, METRICS, lost_rows, read_metrics
 
 
 class Jsonl:
@@ -25,37 +30,50 @@ class Jsonl:
 
     def __init__(self, path: Path, first_step: int, now: Callable[[], float]):
         self._now = now
-        if path.exists():
-            # Rows after the checkpoint will be logged again, and changes made since it.
-            kept = [row for row in read_metrics(path) if row["step"] < first_step - (CHANGED in row)]
-            write_atomically(path, "".join(_line(row) for row in kept))
-        self._file = path.open("a", encoding="utf-8")
+        # Rows after the checkpoint will be logged again, and changes made since it.
+        before = read_metrics(path) if path.exists() else []
+        self.kept = [row for row in before if row["step"] < first_step - (CHANGED in row)]
+        write_atomically(path, b"".join(map(_line, self.kept)))
+        self._lines = Appended(path)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self.line(step, {name: value if math.isfinite(value) else None for name, value in values.items()})
 
     def line(self, step: int, values: Mapping[str, Any]) -> None:
-        self._file.write(_line({"step": step, "time": round(self._now(), 3), **values}))
-        self._file.flush()  # so that a kill loses nothing, and a plot of a running run is up to date
+        self._lines.add(_line({"step": step, "time": round(self._now(), 3), **values}))
 
     def close(self) -> None:
-        self._file.close()
+        return
 
 
 class TensorBoard:
-    """TensorBoard event files, by tensorboardX: no TensorFlow."""
+    """TensorBoard event files with the messages of tensorboardX: no TensorFlow. Not by its writer, whose thread ends on
+    a full disk, and whose queue, once full, then holds the run up."""
 
     def __init__(self, folder: Path, first_step: int):
-        from tensorboardX import SummaryWriter  # heavy: only when asked for
+        from tensorboardX.proto import event_pb2  # heavy: only when asked for
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step, flush_secs=30)
+        self._messages: Any = event_pb2  # their names are made when it is imported
+        name = f"events.out.tfevents.{time.time_ns() // 1000}.{platform.node()}.{os.getpid()}"
+        self._file = Appended(folder / name, ends=b"")
+        self._add(file_version="brain.Event:2")
+        began = {"status": self._messages.SessionLog.START}  # hides what an earlier start wrote
+        self._add(step=first_step, session_log=began)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        scalars = [{"tag": name, "simple_value": value} for name, value in values.items()]
+        self._add(step=step, summary={"value": scalars})
+
+    def _add(self, **event: Any) -> None:
+        from tensorboardX.record_writer import masked_crc32c
+
+        data = self._messages.Event(wall_time=time.time(), **event).SerializeToString()
+        size = struct.pack("<Q", len(data))
+        self._file.add(b"".join((size, struct.pack("<I", masked_crc32c(size)), data,
+                                 struct.pack("<I", masked_crc32c(data)))))  # fmt: skip
 
     def close(self) -> None:
-        self._writer.close()
+        return
 
 
 class Wandb:
@@ -93,7 +111,7 @@ def check_outputs(directory: Path, config: ReportConfig) -> None:
     """
     if config.wandb:
         _wandb(config.wandb)
-    for name in (METRICS, "starts.jsonl", "code", "wandb_id", "curves.png", "tensorboard", "profile"):
+    for name in (METRICS, LEDGER, "code", "wandb_id", "curves.png", "tensorboard", "profile"):
         path, is_folder = directory / name, "." not in name and "_" not in name
         if path.exists():
             kind = "folder" if is_folder else "file"
@@ -160,6 +178,20 @@ class Reporter:
                 shown = {field: [_plain(value) for value in pair] for field, pair in changes.items()}
                 writer.line(step, {CHANGED: shown})
 
+    def mark_lost(self, starts: Sequence[Mapping[str, Any]], step: int) -> list[tuple[int, int]]:
+        """Marks rows up to ``step`` that a run with these starts has written and that are not in metrics.jsonl.
+
+        Returns:
+          The first and last step of each stretch of them.
+        """
+        found: list[tuple[int, int]] = []
+        for writer in self._writers:
+            if isinstance(writer, Jsonl):
+                found = lost_rows(writer.kept, starts, step)
+                for pair in found:
+                    writer.line(pair[1], {LOST: pair})
+        return found
+
     def close(self) -> Path | None:
         """Closes the files and draws the curves if the config asks for it; a second call does nothing.
 
@@ -173,7 +205,11 @@ class Reporter:
             return None
         from t5x_like.report.plots import plot_curves  # matplotlib is heavy: only at the end
 
-        return plot_curves(self._directory)
+        try:
+            return plot_curves(self._directory)
+        except UserError as error:  # a full disk: the run itself is saved
+            print(f"WARNING: {error}", file=sys.stderr, flush=True)
+            return None
 
 
 def _plain(value: Any) -> Any:
@@ -181,5 +217,5 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, allow_nan=False) + "\n"
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, allow_nan=False).encode() + b"\n"
