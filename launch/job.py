@@ -31,6 +31,7 @@ COMMANDS = (
     "train", "prepare", "eval", "convert", "check", "generate", "inspect", "diff", "tokenizer", "checkpoint", "report",
     "explain",
 )  # fmt: skip
+ACTIONS = ("follow", "status", "cancel")  # in place of a command: what to do with a run's submitted jobs
 RESUMING = ("train", "prepare")  # commands that go on where they were, so that starting them again loses nothing
 BOTH = ("--directory", "--processes", "--devices", "--step", "--help")  # options that t5x-like may have too
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -121,6 +122,17 @@ def parse(parser: argparse.ArgumentParser, options: argparse.Namespace, program:
     if not words:
         parser.error("no command: end with train RUN [field=value ...]")
     return job_of(words, options.directory or "", program)
+
+
+def action_of(options: argparse.Namespace) -> tuple[str, str]:
+    """What to do with jobs already submitted, if the command is one of ``ACTIONS`` and a run: the action, and the
+    local folder (``Job.folder``) of that run; two empty strings otherwise."""
+    words = list(options.command)
+    if not words or words[0] not in ACTIONS:
+        return "", ""
+    if len(words) != 2:
+        raise LaunchError(f"{words[0]}: a run comes behind it, by its file, its name or its directory")
+    return words[0], job_of(["train", words[1]], options.directory or "").folder
 
 
 def job_of(words: list[str], directory: str = "", program: str = "t5x-like") -> Job:
