@@ -100,9 +100,10 @@ def assignments(words: list[str]) -> dict[str, str]:
 
 
 def add_options(parser: argparse.ArgumentParser, go: str = "submit it; without, it is only shown") -> None:
-    """Adds what all launchers take: ``--directory``, ``--go`` and the command."""
+    """Adds what all launchers take: ``--directory``, the command, and ``--go`` unless its meaning ``go`` is empty."""
     parser.add_argument("--directory", metavar="DIR", help="the run's directory (default: runs/ and the run's name)")
-    parser.add_argument("--go", action="store_true", help=go)
+    if go:
+        parser.add_argument("--go", action="store_true", help=go)
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="[--] COMMAND RUN [field=value ...]",
                         help="a command of t5x-like, such as: train t5_sotu train.steps=1_000")  # fmt: skip
 
