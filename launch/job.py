@@ -88,6 +88,12 @@ class Job:
         """The local folder that the launcher's own files lie in: the run's directory if that is one."""
         return self.directory if self.directory and "://" not in self.directory else os.path.join("runs", self.name)
 
+    def at(self, directory: str, *extra: str) -> Job:
+        """The same with another directory and further assignments."""
+        text = "\0".join(self.words)
+        words = re.sub(r"\0--directory[=\0][^\0]*", "", text).split("\0")
+        return job_of([*words, *extra], directory)
+
     @property
     def assignments(self) -> dict[str, str]:
         return assignments(self.arguments)
@@ -297,7 +303,7 @@ class Restarts:
         return min(self.longest, self.first * 2 ** (self.failures - 1)) if self.failures <= self.limit else None
 
 
-QUOTA = re.compile(r"quota|exceed|exhausted|(QOS|Assoc)\w*Limit|limit (reached|violat)|no capacity|stockout", re.I)
+QUOTA = re.compile(r"quota|exceed|exhausted|(QOS|Assoc)\w*Limit|limit reached|violates|no capacity|stockout", re.I)
 GONE = re.compile(r"not[ _]?found|does not exist|invalid job id|no such (job|resource)|unknown job", re.I)
 
 
