@@ -3,7 +3,6 @@ on. No JAX in these processes; what two training processes do is in tests/train.
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import signal
@@ -50,16 +49,6 @@ def test_without_devices_the_platform_is_left_alone():
 def test_no_command_is_a_usage_error():
     done = subprocess.run([sys.executable, str(LOCAL), "--processes", "2"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "no command" in done.stderr
-
-
-def test_it_needs_the_standard_library_only():
-    imported = set()
-    for node in ast.walk(ast.parse(LOCAL.read_text())):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            imported.add(node.module)
-    assert {name.split(".")[0] for name in imported} <= sys.stdlib_module_names
 
 
 @pytest.mark.slow
@@ -191,4 +180,5 @@ if os.environ["JAX_PROCESS_ID"] == "1":
     done = launched(program)
     assert done.returncode == 137
     lines = done.stderr.splitlines()
-    assert [line for line in lines if "stays" not in line] == ["process 1 has ended with 137"] and len(lines) == 3
+    (told,) = (line for line in lines if "stays" not in line)
+    assert told.startswith("process 1 has ended with 137 (SIGKILL: ") and len(lines) == 3
