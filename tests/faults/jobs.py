@@ -18,7 +18,7 @@ from tiny_runs import ROOT, checkpoint, run_file, tiny_run
 
 HERE = Path(__file__).parent
 STEPS, EVERY = 24, 6  # updates of a run, and between two checkpoints
-FIELDS = (f"train.steps={STEPS}", f"checkpoint.every.steps={EVERY}")
+FIELDS = (f"train.steps={STEPS}", f"checkpoint.every.steps={EVERY}", "train.batch_size=12")
 LAUNCHER = (sys.executable, str(ROOT / "launch/local.py"))
 PATIENCE = 240.0  # seconds after which a job that has not ended has failed its test
 

@@ -61,7 +61,7 @@ def must_be_as_undisturbed(job: Job) -> None:
 def tried(fault: Fault, seed: int, folder: Path) -> Result:
     draw, before = random.Random(f"{fault.name} {seed}"), {*Path("/tmp").iterdir()}
     with contextlib.ExitStack() as exits:
-        directory = None
+        directory = Path()
         if fault.name in SMALL_DISK:
             directory = exits.enter_context(small_disk(folder / "disk", 12)) / "run"
         job = Job(folder, draw.choice((2, 2, 3)), draw.choice((1, 2)), directory)
