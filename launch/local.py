@@ -110,7 +110,8 @@ class Log:
             if self.lines and code not in (job.COMPLETE, job.MISTAKE, job.SAVED, job.INTERRUPTED):
                 self.write()
             if self.file is not None:
-                self.file.close()
+                with contextlib.suppress(OSError):  # a full disk
+                    self.file.close()
 
 
 def next_start(directory: str) -> int:

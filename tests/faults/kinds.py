@@ -111,8 +111,8 @@ def stopped_then_damaged(damage: Callable[[Path, random.Random], None]) -> Calla
     """The job is told to stop, and while it rests its latest checkpoint is damaged; an older one is good."""
 
     def inject(job: Job, draw: random.Random) -> None:
-        job.start()
-        job.wait_for_steps(draw.randrange(EVERY + 2, STEPS - 2))
+        job.start(pause=0.3)
+        job.wait_for_steps(draw.randrange(EVERY + 2, STEPS - 4))
         assert job.launcher is not None
         hit(job, job.launcher.pid, signal.SIGTERM)
         assert job.wait() == 75, job.said
