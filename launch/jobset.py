@@ -9,7 +9,7 @@ Without ``--go`` it writes the manifest and says what it would do. A pod is a pr
 a slice; it learns its number from JobSet and Kubernetes. Exit code 75 (saved) and a node taken away restart all pods,
 uncounted; exit code 2 (a user's mistake) ends the job; other failures restart them ``--restarts`` times. The manifest
 is checked by ``jobset_rules.py`` before it is applied. JobSet 0.10 or newer. Standard library only; copy it with
-job.py, jobset_rules.py, manifest.py and slices.py.
+elsewhere.py, job.py, jobset_rules.py, manifest.py and slices.py.
 """
 
 from __future__ import annotations
@@ -27,18 +27,12 @@ from typing import Any
 
 import job as jobs
 import jobset_rules as rules
+from elsewhere import ENDS, State, folder_here, pairs, plan_of, script_of, states
 from manifest import to_yaml
 from slices import CHIPS, Slice, slice_of
 
 MOUNT, PORT, MAIN, REPLICATED = "/mnt", 8476, "train", "slice"
-# What a pod's shell does before the program takes its place, so that SIGTERM reaches it. The check is the first
-# process's alone; a shell that is process 1 ignores SIGTERM unless it is told otherwise.
-NUMBER = "JAX_PROCESS_ID=$(($JOB_INDEX * $HOSTS + $JOB_COMPLETION_INDEX))"
-CHECK = """\
-trap 'exit 75' TERM
-if [ $JAX_PROCESS_ID = 0 ] && {program} check --help >/dev/null 2>&1; then
-JAX_PLATFORMS=cpu JAX_NUM_PROCESSES=1 env -u JAX_COORDINATOR_ADDRESS -u JAX_PROCESS_ID {check} || exit
-fi"""
+NUMBER = "$(($JOB_INDEX * $HOSTS + $JOB_COMPLETION_INDEX))"  # of a process
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,13 +62,6 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def pairs(words: list[str], option: str) -> dict[str, str]:
-    for word in words:
-        if "=" not in word.strip("="):
-            raise jobs.LaunchError(f"{option} {word}: NAME=VALUE")
-    return dict(word.split("=", 1) for word in words)
-
-
 def on_claim(job: jobs.Job, mount: str) -> jobs.Job:
     """The job of ``train`` with its run's directory on the claim; any other would be lost with the pod."""
     if job.command != "train" or "://" in job.directory:
@@ -91,15 +78,6 @@ def on_claim(job: jobs.Job, mount: str) -> jobs.Job:
 def escaped(word: str) -> str:
     """A word of a command, of which Kubernetes makes this word: it replaces $(NAME), and $$ by $."""
     return re.sub(r"\$(?=[$(])", "$$", word)
-
-
-def script(job: jobs.Job) -> str:
-    """The pod's shell script, to which the job's command line is given as arguments."""
-    lines = [NUMBER]
-    if job.command == "train":
-        check = shlex.join([*job.program, "check", *job.arguments])
-        lines.append(CHECK.format(program=shlex.join(job.program), check=check))
-    return "\n".join([*lines, "export JAX_PROCESS_ID", 'exec "$@"'])
 
 
 def manifest(options: argparse.Namespace, job: jobs.Job, name: str) -> dict[str, Any]:
@@ -177,7 +155,7 @@ def pod(
     container = {
         "name": MAIN,
         "image": options.image,
-        "command": ["sh", "-c", escaped(script(job)), MAIN],
+        "command": ["sh", "-c", escaped(script_of(job, NUMBER)), MAIN],
         "args": [escaped(word) for word in job.words],
         "env": env,
         **({"envFrom": [{"secretRef": {"name": secret}} for secret in options.secret]} if options.secret else {}),
@@ -205,15 +183,6 @@ def claim_of(options: argparse.Namespace) -> tuple[str, str]:
 def kubectl(options: Any, *words: str) -> list[str]:
     flags = [f"--{key}={value}" for key in ("context", "namespace") if (value := getattr(options, key))]
     return ["kubectl", *flags, *words]
-
-
-@dataclasses.dataclass(frozen=True)
-class State:
-    """Of a JobSet: ``kind`` is gone, queued, pending, running, complete, failed or mistake; ``restarts`` so far."""
-
-    kind: str
-    said: str
-    restarts: int = 0
 
 
 def state_of(options: Any, name: str) -> State:
@@ -259,26 +228,18 @@ def _why_queued(options: Any, found: dict[str, Any]) -> str:
     return f": {said[-1]}" if said else ""
 
 
-ENDS = {"complete": jobs.COMPLETE, "failed": jobs.FAILED, "mistake": jobs.MISTAKE, "gone": jobs.MISTAKE}
-
-
 def follow(options: Any, name: str, poll: float) -> int:
     """Prints the first process's log and every change of the JobSet's state until it ends; the job's exit code."""
-    before, since, seen = None, "", -1
-    while True:
-        state = state_of(options, name)
-        if state != before:
-            print(state.said, file=sys.stderr, flush=True)
-        before = state
-        if state.kind in ENDS:
-            return ENDS[state.kind]
+    labels = {"jobset.sigs.k8s.io/jobset-name": name, "jobset.sigs.k8s.io/job-index": 0,
+              "batch.kubernetes.io/job-completion-index": 0}  # fmt: skip
+    selector, state = "--selector=" + ",".join(f"{key}={value}" for key, value in labels.items()), None
+    since, seen = "", -1
+    for state in states(lambda: state_of(options, name), poll):
         if state.kind == "running":
-            selector = f"jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/job-index=0," \
-                       "batch.kubernetes.io/job-completion-index=0"  # fmt: skip
-            new = [f"--since-time={since}"] if state.restarts == seen and since else ["--tail=-1"]
-            subprocess.run(kubectl(options, "logs", "--follow", "--selector=" + selector, f"--container={MAIN}", *new))
+            new = f"--since-time={since}" if state.restarts == seen else "--tail=-1"
+            subprocess.run(kubectl(options, "logs", "--follow", selector, f"--container={MAIN}", new))
             seen, since = state.restarts, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        time.sleep(poll)
+    return ENDS[state.kind] if state else jobs.FAILED
 
 
 def act(action: str, options: argparse.Namespace, folder: str) -> int:
@@ -314,10 +275,10 @@ def main() -> int:
     options = top.parse_args()
     action, folder = jobs.action_of(options)
     if action:
-        return act(action, options, folder)
+        return act(action, options, folder_here(folder))
     job = jobs.parse(top, options)
     jobs.require_run(job)
-    here = job.folder if os.path.isdir(job.folder) else os.path.join("runs", job.name)
+    here = folder_here(job.folder)
     if not options.image:
         top.error("--image: missing; build one with the Dockerfile of the repository")
     if options.topology and options.gpus:
@@ -330,9 +291,7 @@ def main() -> int:
         raise jobs.LaunchError(f"--topology: {error}") from None
     if found := rules.problems(made):
         raise jobs.LaunchError("\n  ".join(["the manifest would not run as it should:", *found]))
-    plan = jobs.decide(job)
-    if plan.action == "start" and not os.path.isdir(job.directory):
-        plan = jobs.Plan("run", f"start or resume, as {job.directory} is found by the job")
+    plan = plan_of(job)
     print(plan.said)
     if plan.action == "complete":
         return 0

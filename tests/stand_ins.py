@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,10 +56,11 @@ class StandIns:
         (self.folder / "play.json").write_text(json.dumps(self.play))
 
     @property
-    def calls(self) -> list[list[str]]:
-        """The command lines, in order."""
+    def calls(self) -> list[str]:
+        """The command lines, in order, as a shell would take them."""
         path = self.folder / "calls.jsonl"
-        return [json.loads(line)[0] for line in path.read_text().splitlines()] if path.exists() else []
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [shlex.join(json.loads(line)[0]) for line in lines]
 
     @property
     def texts(self) -> list[str]:
@@ -65,7 +68,18 @@ class StandIns:
         path = self.folder / "calls.jsonl"
         return [text for text in (json.loads(line)[1] for line in path.read_text().splitlines()) if text]
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """An environment in which they are found, and no real program of a cluster."""
-        return {**os.environ, "PATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    def run(self, script: Path, *words: str, cwd: Path) -> subprocess.CompletedProcess:
+        """A launcher, run where these programs are found and no real program of a cluster is."""
+        environment = {**os.environ, "PATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, str(script), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=cwd, env=environment)
+
+
+def assert_golden(path: Path, calls: list[str]) -> None:
+    """Compares command lines with those in a file; ``GOLDEN=write pytest ...`` writes the file anew, to be read before
+    it is committed."""
+    text = "".join(call + "\n" for call in calls)
+    if os.environ.get("GOLDEN") == "write":
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text(), f"{path.name}: other command lines; GOLDEN=write pytest ... writes them anew"

@@ -1,5 +1,5 @@
 """launch/jobset.py and launch/jobset_rules.py: manifests for TPU slices and GPU nodes are right by the schemas of
-Kubernetes and by our rules, and each mistake is named. No cluster: that these manifests run on GKE is not shown here."""
+Kubernetes and by our rules, and each mistake is named. No cluster: that they run on GKE is not shown here."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_what_is_no_manifest_is_refused_without_a_traceback(value):
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.text()
-JSONS = st.recursive(LEAVES, lambda inside: st.lists(inside) | st.dictionaries(st.text(), inside))
+JSONS = st.recursive(LEAVES, lambda each: st.lists(each) | st.dictionaries(st.text(max_size=80), each))
 
 
 @given(JSONS)
@@ -271,7 +271,7 @@ def test_dollars_reach_the_program_as_they_were():
         return re.sub(r"\$(\$|\(([^)]*)\))", lambda m: "$" if m[1] == "$" else m[0] if m[2] != "HOSTS" else "4", text)
 
     assert expanded("$$(HOSTS) $(HOSTS) $(X) $x $") == "$(HOSTS) 4 $(X) $x $"
-    script = jobset.script(jobset.jobs.job_of(COMMAND))
+    script = jobset.script_of(jobset.jobs.job_of(COMMAND), jobset.NUMBER)
     for word in ("$(HOSTS)", "$$", "a$$$b", "$", "$$(HOSTS)", "100$", "$((1 + 2))", script):
         assert expanded(jobset.escaped(word)) == word
 
@@ -291,7 +291,7 @@ def test_the_pods_script_numbers_the_processes_and_leaves_its_place_to_the_progr
     job = jobset.jobs.job_of(["--", sys.executable, "-c", "x"][1:])
     program = "import os; print(os.environ['JAX_PROCESS_ID'], os.getpid())"
     variables = {"JOB_INDEX": "2", "HOSTS": "4", "JOB_COMPLETION_INDEX": "3", "PATH": "/usr/bin:/bin"}
-    with subprocess.Popen(["sh", "-c", jobset.script(job), "train", sys.executable, "-c", program], env=variables,
+    with subprocess.Popen(["sh", "-c", jobset.script_of(job, jobset.NUMBER), "train", sys.executable, "-c", program], env=variables,
                           stdout=subprocess.PIPE, text=True) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.read().split() == ["11", str(process.pid)]
