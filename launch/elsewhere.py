@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import job as jobs
@@ -59,7 +59,7 @@ class State:
     """Of a submitted job.
 
     Attributes:
-      kind: gone, queued, pending, running, complete, failed or mistake.
+      kind: one of ``ENDS``, or how far it is: queued, pending, running, ...
       said: a line for people.
       restarts: of all its processes.
     """
@@ -72,9 +72,9 @@ class State:
 ENDS = {"complete": jobs.COMPLETE, "failed": jobs.FAILED, "mistake": jobs.MISTAKE, "gone": jobs.MISTAKE}  # exit codes
 
 
-def states(ask: Callable[[], State], poll: float) -> Iterator[State]:
-    """A job's state every ``poll`` seconds until it ends; each that is new is printed. A cluster that does not answer
-    is asked again, ``TRIES`` times.
+def states(ask: Callable[[], State], poll: float, ends: Collection[str] = tuple(ENDS)) -> Iterator[State]:
+    """A job's state every ``poll`` seconds until it is one of ``ends``; each that is new is printed. A cluster that
+    does not answer is asked again, ``TRIES`` times.
 
     Raises:
       job.OutsideError: it refuses to answer.
@@ -94,6 +94,6 @@ def states(ask: Callable[[], State], poll: float) -> Iterator[State]:
                 print(state.said, file=sys.stderr, flush=True)
             before, failures = state, 0
             yield state
-            if state.kind in ENDS:
+            if state.kind in ends:
                 return
         time.sleep(poll)

@@ -291,7 +291,7 @@ def test_the_pods_script_numbers_the_processes_and_leaves_its_place_to_the_progr
     job = jobset.jobs.job_of(["--", sys.executable, "-c", "x"][1:])
     program = "import os; print(os.environ['JAX_PROCESS_ID'], os.getpid())"
     variables = {"JOB_INDEX": "2", "HOSTS": "4", "JOB_COMPLETION_INDEX": "3", "PATH": "/usr/bin:/bin"}
-    with subprocess.Popen(["sh", "-c", jobset.script_of(job, jobset.NUMBER), "train", sys.executable, "-c", program], env=variables,
-                          stdout=subprocess.PIPE, text=True) as process:  # fmt: skip
+    words = ["sh", "-c", jobset.script_of(job, jobset.NUMBER), "train", sys.executable, "-c", program]
+    with subprocess.Popen(words, env=variables, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.read().split() == ["11", str(process.pid)]
