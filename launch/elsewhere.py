@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import job as jobs
 
@@ -41,6 +41,17 @@ def pairs(words: list[str], option: str) -> dict[str, str]:
         if "=" not in word[1:]:
             raise jobs.LaunchError(f"{option} {word}: NAME=VALUE")
     return dict(word.split("=", 1) for word in words)
+
+
+def in_source(job: jobs.Job, source: str) -> jobs.Job:
+    """The job with its run file's path as it is on the hosts, below ``source``."""
+    if not os.path.isfile(job.run):
+        return job
+    path = os.path.relpath(os.path.realpath(job.run), os.path.realpath(source))
+    if path.startswith(os.pardir):
+        raise jobs.LaunchError(f"{job.run}: not in {source}, which the hosts get; --source FOLDER names another")
+    words = [path if word == job.run else word for word in job.arguments]
+    return replace(job, run=path, arguments=words)
 
 
 def script_of(job: jobs.Job, number: str) -> str:

@@ -16,7 +16,6 @@ slices.py.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import io
 import os
 import shlex
@@ -28,7 +27,7 @@ import time
 from typing import Any
 
 import job as jobs
-from elsewhere import ENDS, State, folder_here, pairs, plan_of, script_of, states
+from elsewhere import ENDS, State, folder_here, in_source, pairs, plan_of, script_of, states
 from slices import CHIPS, Slice, slice_of
 
 PORT = 8476
@@ -196,17 +195,6 @@ def archive(path: str, source: str, more: dict[str, str]) -> None:
             entry = tarfile.TarInfo(name)
             entry.size = len(text.encode())
             tar.addfile(entry, io.BytesIO(text.encode()))
-
-
-def in_source(job: jobs.Job, source: str) -> jobs.Job:
-    """The job with its run file's path as it is on the hosts, below ``source``."""
-    if not os.path.isfile(job.run):
-        return job
-    path = os.path.relpath(os.path.realpath(job.run), os.path.realpath(source))
-    if path.startswith(os.pardir):
-        raise jobs.LaunchError(f"{job.run}: not in {source}, which the hosts get; --source FOLDER names another")
-    words = [path if word == job.run else word for word in job.arguments]
-    return dataclasses.replace(job, run=path, arguments=words)
 
 
 def say(text: str) -> None:

@@ -194,6 +194,7 @@ def test_what_the_hosts_get(tmp_path, gcloud):
     assert (tmp_path / "out/start.sh").read_text() == "é\n"
 
 
+@pytest.mark.slow
 def test_the_scripts_of_the_hosts_start_answer_and_cancel(tmp_path):
     """start.sh, ask.sh and cancel.sh as a host runs them, with its metadata server played by a curl of ours."""
     program = "; ".join((
