@@ -8,11 +8,13 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AbstractMesh
 
+from t5x_like.check.said import Said, shared
+from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Corpus, corpora
 from t5x_like.input_pipeline.prepare.prepare import cache_path
@@ -22,31 +24,19 @@ from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 from t5x_like.input_pipeline.tokenizers.tokenizer import open_tokenizer
 from t5x_like.plan.chips import memory_bytes
 from t5x_like.plan.compile import missing_compiler, topology_devices, topology_size
+from t5x_like.report.writers import check_outputs
 from t5x_like.sharding.config import AXES
 from t5x_like.sharding.mesh import Placement, make_placement
 from t5x_like.sharding.processes import check_devices, process_arguments
 from t5x_like.sharding.rules import rules_of
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
-from t5x_like.train.setup import Setup, make_setup
+from t5x_like.train.directory import CHECKPOINTS, locked
+from t5x_like.train.setup import Setup, State, make_setup
 
 T = TypeVar("T")
-State = Literal["ok", "warning", "FAILED", "unknown"]
 CLUSTERS = ("", "slurm", "jobset", "tpu-vm")
 _COUNTED = re.compile(r"([a-z]\w*):(\d+)")  # devices that are only counted, such as gpu:16
-
-
-@dataclasses.dataclass(frozen=True)
-class Said:
-    """What a check found.
-
-    Attributes:
-      text: what there is, or what is wrong, in one line.
-      state: ``unknown`` where it cannot be known here.
-    """
-
-    text: str
-    state: State = "ok"
 
 
 class NotKnown(Exception):
@@ -55,8 +45,9 @@ class NotKnown(Exception):
 
 # Properties of ``Case`` to the check that tells what is wrong with them.
 TOLD_BY = {
-    "setup": "config", "devices": "mesh", "placement": "mesh", "sources": "corpus", "tokenizer": "tokenizer",
-    "caches": "tokenizer", "data": "cache",
+    "setup": "config", "processes": "environment", "devices": "mesh", "placement": "mesh", "state": "mesh",
+    "sources": "corpus", "tokenizer": "tokenizer", "caches": "tokenizer", "data": "cache", "folder": "storage",
+    "latest": "checkpoint",
 }  # fmt: skip
 
 
@@ -104,6 +95,11 @@ class Case:
         return make_setup(self.run)
 
     @once
+    def processes(self) -> int:
+        """How many processes the environment says that the job has; 1 where it says nothing."""
+        return int((process_arguments(self.environment) or {}).get("num_processes", 1))
+
+    @once
     def devices(self) -> Sequence[Any] | int:
         """The devices of the run, or their number where there are none of that kind to be asked."""
         if found := _COUNTED.fullmatch(self.topology):
@@ -113,13 +109,12 @@ class Case:
         if self.topology:
             return topology_devices(self.topology)
         check_devices()
-        processes = (process_arguments(self.environment) or {}).get("num_processes", 1)
-        return jax.local_device_count() * processes if processes > jax.process_count() else jax.devices()
+        return jax.devices() if self.processes <= jax.process_count() else jax.local_device_count() * self.processes
 
     @property
     def devices_are_known(self) -> bool:
         """Whether this machine is, or has been told, what the run is for."""
-        return bool(self.topology or not self.cluster or process_arguments(self.environment))
+        return bool(self.topology or not self.cluster or self.processes > 1)
 
     @once
     def placement(self) -> Placement:
@@ -130,13 +125,36 @@ class Case:
             return Placement(abstract, rules_of(mesh), mesh.replicated_limit_mb, mesh.reduce)
         return make_placement(mesh, devices)
 
-    @property
-    def layout(self) -> Placement:
-        """``placement``, or where the devices are not known one that splits nothing."""
-        if self.devices_are_known:
-            return self.placement
-        alone: Any = AbstractMesh((1,) * len(AXES), AXES)
-        return Placement(alone, rules_of(self.run.mesh))
+    @once
+    def state(self) -> State:
+        """The state of training as it lies on the mesh, which model and kernels fit; on no mesh where the devices are
+        not known."""
+        if not self.devices_are_known:
+            alone: Any = AbstractMesh((1,) * len(AXES), AXES)
+            return self.setup.abstract_state(Placement(alone, rules_of(self.run.mesh)))
+        model, placement = self.run.model, self.placement
+        model.check_sizes(placement.axis_ways)
+        if placement.device is not None:
+            model.check_attention(placement.device.platform)
+        return self.setup.abstract_state(placement)
+
+    @once
+    def folder(self) -> Said:
+        """What is known of the run's folder, which can be written and in which no other training runs."""
+        report = dataclasses.replace(self.run.report, wandb="")  # its package is among the extras
+        with locked(self.directory) as directory:
+            check_outputs(directory, report)
+            return shared(directory, self.cluster)
+
+    @once
+    def latest(self) -> tuple[Mapping[str, Any], dict[str, Any]] | None:
+        """(metadata, arrays) of the latest checkpoint; None where there is none."""
+        there = Path(self.directory) / CHECKPOINTS
+        if not any(path.name.isdigit() for path in there.glob("*")):
+            return None
+        with Checkpoints(there, read_only=True) as checkpoints:
+            metadata = checkpoints.metadata()
+            return metadata, checkpoints.arrays(metadata["step"])
 
     @property
     def available(self) -> int | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from t5x_like.check import data, environment, model, storage
-from t5x_like.check.case import Case, NotKnown, Said
+from t5x_like.check.case import Case, NotKnown
+from t5x_like.check.said import Said
 from t5x_like.core.errors import UserError
 
 CHECKS: dict[str, Callable[[Case], Said]] = {
-    "config": model.config, "mesh": model.mesh, "batch": model.batch, "memory": model.memory,
-    "extras": environment.extras, "environment": environment.environment,
+    "config": model.config, "environment": environment.environment, "extras": environment.extras,
+    "mesh": model.mesh, "batch": model.batch, "memory": model.memory,
     "corpus": data.corpus, "tokenizer": data.tokenizer, "cache": data.cache,
     "storage": storage.storage, "room": storage.room, "checkpoint": storage.checkpoint, "versions": storage.packages,
     "program": model.program,

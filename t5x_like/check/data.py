@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from t5x_like.check.case import Case, Said
+from t5x_like.check.case import Case
+from t5x_like.check.said import Said
 from t5x_like.check.storage import free_bytes
 from t5x_like.core.errors import refuse
 from t5x_like.core.paths import make_writable

@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from t5x_like.check.case import Case, Said
+from t5x_like.check.case import Case
+from t5x_like.check.said import Said
 from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.own_code import list_of_digests, own_code, trusted
 from t5x_like.core.structure import parts
 from t5x_like.input_pipeline.sources.remote import is_remote
-from t5x_like.sharding.processes import process_arguments
 
 # Class of a config, to the package that it needs and the extra that installs it.
 CLASSES = {
@@ -68,9 +68,8 @@ def _protocol(address: str) -> str:
 def environment(case: Case) -> Said:
     """Variables and secrets that the run needs are there, and none contradicts another."""
     told, variables = [], case.environment
-    joined = process_arguments(variables)
-    if joined:
-        told.append(f"process {joined['process_id']} of {joined['num_processes']}")
+    if case.processes > 1:
+        told.append(f"one of {case.processes} processes")
     if case.run.report.wandb:
         told.append(_wandb(case))
     protocols = {_protocol(address) for address in _addresses(case) if is_remote(address)}

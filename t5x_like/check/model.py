@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import jax
 
-from t5x_like.check.case import Case, Said
+from t5x_like.check.case import Case
+from t5x_like.check.said import Said
 from t5x_like.core.errors import UserError
 from t5x_like.core.own_code import own_code
 from t5x_like.core.text import short
@@ -31,11 +32,7 @@ def mesh(case: Case) -> Said:
     if not case.devices_are_known:
         return Said(f"the devices of {case.cluster} are not known here; name them: --topology v5e:4x4, or gpu:16",
                     "unknown")  # fmt: skip
-    placement, run = case.placement, case.run
-    run.model.check_sizes(placement.axis_ways)
-    if placement.device is not None:
-        run.model.check_attention(placement.device.platform)
-    case.setup.abstract_state(placement)
+    placement, _ = case.placement, case.state  # every parameter has a place, or it is said why not
     sizes = ", ".join(f"{name} {size}" for name, size in placement.mesh.shape.items())
     kind = placement.device.device_kind if placement.device is not None else "devices"
     return Said(f"{sizes} on {placement.mesh.size} x {kind}")
@@ -46,7 +43,7 @@ def batch(case: Case) -> Said:
     train = case.run.train
     if not case.devices_are_known:
         return Said("as the mesh", "unknown")
-    placement = case.placement
+    placement, _ = case.placement, case.state
     check_batch_size(placement, train.batch_size, train.micro_batches)
     if placement.device is not None:
         local_share(placement, train.batch_size)
@@ -58,7 +55,7 @@ def memory(case: Case) -> Said:
     """An estimate of a step's memory fits, as ``train`` asks for."""
     if not case.devices_are_known:
         return Said("as the mesh", "unknown")
-    run, placement, setup = case.run, case.placement, case.setup
+    run, placement, setup, _ = case.run, case.placement, case.setup, case.state
     sizes = dict(placement.mesh.shape)
     if tight := check_step(setup, run, sizes, axis_ways(placement.rules, sizes)["batch"], case.available):
         return Said(tight, "warning")
@@ -77,7 +74,7 @@ def program(case: Case) -> Said:
         return Said(f"not compiled: {why}", "unknown")
     if device.platform == "cpu":
         return Said("not compiled: no topology is given, and a CPU's memory is the machine's", "unknown")
-    arguments = case.setup.abstract_state(placement), abstract_batch(placement, case.run)
+    arguments = case.state, abstract_batch(placement, case.run)
     try:
         found = compile_ahead(compile_step(case.setup, placement), arguments, device)
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
