@@ -207,8 +207,8 @@ def a_vocabulary_file_larger_than_the_model(kit):
 
     texts = [path.read_text() for path in tiny_runs.text_folder().glob("*.txt")]
     train_sentencepiece(iter(texts * 20), kit.folder / "own.model", 400, "bpe", 20, ())
-    run = override(kit.run(tokenizer=SentencePiece(0, sentinels=20, path=str(kit.folder / "own.model"))), ["model.vocab_size=264"])
-    return [run_file(run)]
+    own = SentencePiece(0, sentinels=20, path=str(kit.folder / "own.model"))
+    return [run_file(override(kit.run(tokenizer=own), ["model.vocab_size=264"]))]
 
 
 @mistake("cache", "used up")
