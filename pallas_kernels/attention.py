@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.biases import Alibi, Bias, Dense, T5Relative
-from pallas_kernels.blocks import BlockSizes
+from pallas_kernels.blocks import BlockSizes, blocks_for
 from pallas_kernels.dropout import Dropout
 from pallas_kernels.masks import Causal, Mask
 
@@ -51,6 +51,7 @@ def attention(
     blocks: BlockSizes | None = None,
     return_lse: bool = False,
     interpret: bool = False,
+    device: Any = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """dropout(softmax(soft_cap(scale * q k^T) + bias, over the keys that the mask allows, and the sink)) v.
 
@@ -73,6 +74,7 @@ def attention(
       blocks: sizes of blocks, instead of those of the table.
       return_lse: whether to return the log-sum-exp too.
       interpret: runs a Pallas backend in the interpreter, and what cuDNN would do in XLA, on any device.
+      device: a device of those that the call is compiled for, which need not be here; None: JAX's default device.
 
     Returns:
       [B, L, H, V] in the dtype of q; with ``return_lse`` also [B, H, L] float32, the natural logarithm of each query's
@@ -87,7 +89,7 @@ def attention(
         raise ValueError(f"attention: backend: got {backend!r}; allowed: {', '.join(BACKENDS)}")
     asked: dict[str, Any] = dict(
         mask=mask, bias=bias, soft_cap=soft_cap, sinks=sinks, dropout=dropout, q_offset=q_offset, blocks=blocks,
-        return_lse=return_lse,
+        return_lse=return_lse, device=device,
     )  # fmt: skip
     if backend == "auto":
         picked = choose(q_BLHN, k_BSKN, v_BSKV, **asked).backend
@@ -106,6 +108,7 @@ def attention(
         mask=mask, bias=bias, scale=float(scale), soft_cap=float(soft_cap or 0.0), sinks=sinks, dropout=dropout,
         q_offset=q_offset,
     )  # fmt: skip
+    blocks = blocks_for(blocks, device)
     if picked == "xla":
         from pallas_kernels import xla
 
@@ -140,6 +143,7 @@ def choose(
     blocks: BlockSizes | None = None,
     return_lse: bool = False,
     platform: str | None = None,
+    device: Any = None,
 ) -> Choice:
     """What ``attention`` computes with under ``backend="auto"``, and why.
 
@@ -147,9 +151,10 @@ def choose(
 
     Args:
       q_BLHN, k_BSKN, v_BSKV and so on: as for ``attention``; shapes and dtypes are enough.
-      platform: ``tpu``, ``gpu``, ``cuda``, ``cpu``...; None: of JAX's default device.
+      platform: ``tpu``, ``gpu``, ``cuda``, ``cpu``...; None: of ``device``.
+      device: as for ``attention``.
     """
-    platform = platform or _platform()
+    platform = platform or (_platform() if device is None else str(device.platform))
     wanted = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}.get(platform)
     if wanted is None:
         return Choice("xla", f"there are no kernels for {platform}")
@@ -157,7 +162,7 @@ def choose(
         return Choice("xla", f"{q_BLHN.shape[1]} queries, as in decoding, would leave a block of the kernels empty")
     asked: dict[str, Any] = dict(
         mask=mask, bias=bias, soft_cap=soft_cap, sinks=sinks, dropout=dropout, q_offset=q_offset, blocks=blocks,
-        return_lse=return_lse,
+        return_lse=return_lse, device=device,
     )  # fmt: skip
     refused = _refusal(wanted, q_BLHN, k_BSKN, v_BSKV, **asked)
     if wanted == "gpu":
@@ -191,7 +196,9 @@ def _does_not_lower() -> str:
     return ""
 
 
-def _refusal(backend: str, q, k, v, *, mask: Mask, bias: Bias | None, blocks: BlockSizes | None, **others: Any) -> str:
+def _refusal(
+    backend: str, q, k, v, *, mask: Mask, bias: Bias | None, blocks: BlockSizes | None, device: Any, **others: Any
+) -> str:  # fmt: skip
     """Why a backend cannot do this: the argument and who can; empty if it can."""
     if backend == "xla":
         return ""
@@ -210,7 +217,7 @@ def _refusal(backend: str, q, k, v, *, mask: Mask, bias: Bias | None, blocks: Bl
         return gpu.refusal(q, k, v)
     from pallas_kernels import tpu
 
-    return tpu.refusal(q, k, v, bias, blocks)
+    return tpu.refusal(q, k, v, bias, blocks_for(blocks, device))
 
 
 def _check(q, k, v, mask, bias, scale, soft_cap, sinks, dropout, q_offset) -> None:

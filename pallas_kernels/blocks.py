@@ -11,7 +11,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -117,10 +117,18 @@ _KINDS = {
 }  # fmt: skip
 
 
-def chip_name() -> str:
-    """Name of the default device: a key of ``TPU``, or its own ``device_kind``."""
-    kind = jax.devices()[0].device_kind
+def chip_name(device: Any = None) -> str:
+    """Name of a device, by default of JAX's first: a key of ``TPU``, or its own ``device_kind``."""
+    kind = (jax.devices()[0] if device is None else device).device_kind
     return str(_KINDS.get(kind, kind))
+
+
+def blocks_for(asked: BlockSizes | None, device: Any) -> BlockSizes | None:
+    """The sizes asked for, of the generation of a TPU or GPU that need not be here; as they are for other devices."""
+    if device is None or device.platform == "cpu" or (asked and asked.chip):
+        return asked
+    chip = chip_name(device)
+    return (asked or BlockSizes())._replace(chip=chip if device.platform != "tpu" or chip in TPU else "v4")
 
 
 class Measured(NamedTuple):

@@ -63,10 +63,7 @@ def facts(mesh: MeshConfig, devices=None, micro_batches: int = 1, **model: Any) 
 def main() -> None:
     from jax.experimental import topologies
 
-    import pallas_kernels.blocks
-
     topology = sys.argv[1]
-    pallas_kernels.blocks.chip_name = lambda: topology.split(":")[0]  # it asks the default device, a CPU here
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     wide = dict(d_model=256, heads=2, kv_heads=2, head_dim=128, d_ff=512, dtype="bfloat16", attention_backend="tpu")
     for mesh in sys.argv[2:]:

@@ -53,6 +53,12 @@ def train(options: argparse.Namespace) -> int:
     return outcome.exit_code
 
 
+def check(options: argparse.Namespace) -> int:
+    from t5x_like.cli.check import check
+
+    return check(lambda: _run_of(options.config, options, partial=False), options)
+
+
 def _print_next(run, outcome) -> None:
     """Prints a sample of the model, and commands to try next."""
     if outcome.sample:

@@ -52,6 +52,13 @@ def parser() -> argparse.ArgumentParser:
     train = add("train", "pretrain a model, or resume the run in its directory", own, config, fields)
     train.add_argument("--directory", metavar="DIR", help="the run's folder (default: runs/NAME)")
 
+    text = "find what would stop a run, before it is submitted: nothing is trained or written"
+    check = add("check", text, own, config, fields)
+    check.add_argument("--directory", metavar="DIR", help="the run's folder (default: runs/NAME)")
+    check.add_argument("--cluster", choices=("slurm", "jobset", "tpu-vm"), default="", help="where it will run")
+    text = "devices that it is for, such as v5e:4x4 or gpu:16 (default: those of this machine)"
+    check.add_argument("--topology", default="", metavar="DEVICES", help=text)
+
     add("eval", "measure a run's held-out loss", own, run, fields)
 
     generate = add("generate", "write text with a run's model", own, run)

@@ -57,17 +57,16 @@ def attention(
     Raises:
       ValueError: as ``pallas_kernels.attention``.
     """
-    dropout = None
+    placement, dropout = current_placement(), None
     if dropout_rate and dropout_key is not None:
         dropout = dataclasses.replace(Dropout.from_key(dropout_rate, dropout_key), first_row=first_row(q_BLHN.shape[0]))
 
     def local(q, k, v, mask, bias, dropout, query_offset) -> Any:
         return pallas_kernels.attention(  # not return_lse: one array
             q, k, v, mask=mask, bias=bias, scale=scale, soft_cap=soft_cap, dropout=dropout, q_offset=query_offset,
-            backend=backend, interpret=interpret,
+            backend=backend, interpret=interpret, device=placement and placement.device,
         )  # fmt: skip
 
-    placement = current_placement()
     if placement is None or placement.alone:
         return local(q_BLHN, k_BSKN, v_BSKN, mask, bias, dropout, query_offset)
     return _on_mesh(placement, local, q_BLHN, k_BSKN, v_BSKN, mask, bias, dropout, query_offset)

@@ -22,6 +22,14 @@ PEAK_TFLOPS = (
 )  # fmt: skip
 
 
+# GiB of memory of one jax device that programs may use, by the start of its ``device_kind``: as libtpu says when a
+# program does not fit.
+MEMORY_GIB = (
+    ("TPU v4", 32.0), ("TPU v5 lite", 15.75), ("TPU v5e", 15.75), ("TPU v5p", 95.74), ("TPU v5", 95.74),
+    ("TPU v6 lite", 31.25), ("TPU v6e", 31.25), ("TPU7x", 94.75),
+)  # fmt: skip
+
+
 def peak_flops(device: jax.Device) -> float | None:  # pyright: ignore[reportInvalidTypeForm]
     """Floating-point operations a second of one device, or None where it is not known.
 
@@ -38,9 +46,12 @@ def peak_flops(device: jax.Device) -> float | None:  # pyright: ignore[reportInv
 
 def memory_bytes(device: jax.Device) -> int | None:  # pyright: ignore[reportInvalidTypeForm]
     """Bytes of memory that a device has, or None where it does not say. The devices of a CPU share the machine's, or
-    what a container may use of it."""
+    what a container may use of it. Of a TPU that is not here, what its kind has."""
     if device.platform != "cpu":
-        return (device.memory_stats() or {}).get("bytes_limit")
+        try:
+            return (device.memory_stats() or {}).get("bytes_limit")
+        except jax.errors.JaxRuntimeError:  # it is not here
+            return next((int(size * 2**30) for kind, size in MEMORY_GIB if device.device_kind.startswith(kind)), None)
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in map(Path, CGROUP_LIMITS):
         if path.is_file() and (text := path.read_text().strip()).isdigit():

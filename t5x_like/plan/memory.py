@@ -123,6 +123,21 @@ def check_memory(memory: Memory, available: int | None, run: Run, mesh: Mapping[
     return f"memory may be short: a step needs about {memory}; there are {in_bytes(available)}. Try {suggestion}"
 
 
+def check_step(setup: Setup, run: Run, mesh: Mapping[str, int], ways: int, available: int | None) -> str:
+    """``check_memory`` of a train step: first of one row a device, because a trace takes memory by the square of the
+    length of a row.
+
+    Args:
+      setup, run, mesh: as of ``step_memory``.
+      ways: number of parts that the rows of a batch are split into.
+      available: bytes of memory of one device; None if unknown.
+    """
+    least = dataclasses.replace(run.train, batch_size=ways, micro_batches=1)
+    row = dataclasses.replace(run, train=least)
+    check_memory(step_memory(setup, row, mesh, traced=False), available, row, mesh)
+    return check_memory(step_memory(setup, run, mesh), available, run, mesh)
+
+
 def _what_to_change(memory: Memory, available: int, run: Run, mesh: Mapping[str, int]) -> tuple[str, str, str]:
     """(got, field, suggestion) for a step that is too large."""
     ways, train = axis_ways(rules_of(run.mesh), mesh)["batch"], run.train

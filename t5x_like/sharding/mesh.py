@@ -48,6 +48,11 @@ class Placement:
         return {name: size for name, size in self.mesh.shape.items() if name not in self.manual}
 
     @property
+    def device(self) -> Any:
+        """One of its devices, which tells their kind; they need not be here. None where only the sizes are known."""
+        return self.mesh.devices.flat[0] if isinstance(self.mesh, Mesh) else None
+
+    @property
     def alone(self) -> bool:
         """Whether there is nothing to split."""
         return math.prod(self.sizes.values()) == 1

@@ -14,7 +14,9 @@ from t5x_like.core.batch import text_arrays
 from t5x_like.core.errors import refuse
 from t5x_like.input_pipeline.batches.features import Batch as HostBatch
 from t5x_like.input_pipeline.batches.features import TokenCount, tokens_in
+from t5x_like.plan.memory import batch_arrays
 from t5x_like.sharding.mesh import Placement
+from t5x_like.train.config import Run
 
 _DECLARED = text_arrays(encoder=True, decoder=True)
 
@@ -62,6 +64,15 @@ def to_devices(placement: Placement, local: Mapping[str, np.ndarray], share: tup
 
         arrays[name] = jax.make_array_from_callback(shape, sharding, take if share[1] > 1 else rows.__getitem__)
     return arrays
+
+
+def abstract_batch(placement: Placement, run: Run) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of a whole batch as ``to_devices`` makes them, without content; the devices need not be here."""
+    found = {}
+    for name, array in batch_arrays(run, run.train.batch_size).items():
+        sharding, _ = _places(placement, name, tuple(array.shape))
+        found[name] = jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+    return found
 
 
 @functools.lru_cache(maxsize=64)

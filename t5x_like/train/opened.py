@@ -153,7 +153,7 @@ def open_model(run: Run) -> tuple[Placement, Setup]:
     join_processes()
     placement = make_placement(run.mesh)
     run.model.check_sizes(placement.axis_ways)
-    run.model.check_attention(jax.default_backend())
+    run.model.check_attention(placement.device.platform)
     return placement, make_setup(run)
 
 

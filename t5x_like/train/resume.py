@@ -59,13 +59,13 @@ def first_state(
         return Start(setup.initial_state(placement, run.train.seed))
     state, metadata = checkpoints.restore(setup.abstract_state(placement))
     check(run, data, metadata)
-    changes, step = _changes(metadata["config"], run), int(metadata["step"])
+    changes, step = changes_since(metadata["config"], run), int(metadata["step"])
     refuse_changes(directory, {name: pair for name, pair in changes.items() if not name.endswith(".code")})
     described = _describe(changes, step) + _rate(metadata["config"], run, step)
     return Start(state, step, changes, described, metadata.get("totals", {}))
 
 
-def _changes(before: Any, run: Run) -> Changes:
+def changes_since(before: Any, run: Run) -> Changes:
     """What differs from the JSON of a checkpoint's config; fields that its version did not have are left out. Files of
     the user's own that differ have been accepted, now or at an earlier start."""
     accepted = copy.deepcopy(before)

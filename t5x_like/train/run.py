@@ -23,7 +23,7 @@ from t5x_like.core.places import with_absolute_paths
 from t5x_like.evaluate.task import Evaluation, Values
 from t5x_like.models.counts import train_flops
 from t5x_like.plan.chips import memory_bytes, peak_bytes, peak_flops
-from t5x_like.plan.memory import check_memory, in_bytes, step_memory
+from t5x_like.plan.memory import check_step, in_bytes
 from t5x_like.report.clock import Clock
 from t5x_like.report.console import Console
 from t5x_like.report.ledger import Ledger, next_attempt, read_starts
@@ -87,10 +87,7 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
     local_share(placement, run.train.batch_size)  # each row has its process, or it says why not
     setup.abstract_state(placement)  # every parameter has a place on the mesh, or says why not
     mesh, available = dict(placement.mesh.shape), memory_bytes(jax.local_devices()[0])
-    least = dataclasses.replace(run.train, batch_size=placement.batch_ways, micro_batches=1)
-    row = dataclasses.replace(run, train=least)  # a trace takes memory by the square of its length
-    check_memory(step_memory(setup, row, mesh, traced=False), available, row, mesh)
-    tight = check_memory(step_memory(setup, run, mesh), available, run, mesh)
+    tight = check_step(setup, run, mesh, placement.batch_ways, available)
     console = Console(run.train.steps, process_index=index)
     if tight:
         console.note(tight)

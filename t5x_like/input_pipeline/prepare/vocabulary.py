@@ -51,6 +51,14 @@ def tokenizer_config(corpus: Corpus | Mixture, cache: str = "", progress: Say | 
     return config
 
 
+def tokenizer_place(corpus: Corpus | Mixture, cache: str = "") -> TokenizerConfig:
+    """``tokenizer_config`` without training: the path may be one of no file yet. Raises as the sources do."""
+    config = corpus.tokenizer
+    if isinstance(config, SentencePiece) and not config.path:
+        return replace(config, path=str(_model_path(_read_of(corpus), config, cache)))
+    return config
+
+
 def trained_model_path(corpus: Corpus | Mixture, cache: str = "", progress: Say | None = None) -> Path:
     """The model file trained for ``corpus`` in the cache folder; trains it on the training split if it is missing.
 
@@ -68,20 +76,28 @@ def trained_model_path(corpus: Corpus | Mixture, cache: str = "", progress: Say 
     config = corpus.tokenizer
     if not isinstance(config, SentencePiece):
         raise TypeError("only SentencePiece models are trained")
-    if isinstance(corpus, Corpus) and corpus.window:
-        corpus = corpus.window_of(0)
+    corpus = _read_of(corpus)
+    path = _model_path(corpus, config, cache)
+    if not path.is_file():
+        with held_lock(path.with_suffix(".lock")):
+            if not path.is_file():
+                _train(corpus, config, path, progress or (lambda line: None))
+    return path
+
+
+def _read_of(corpus: Corpus | Mixture) -> Corpus | Mixture:
+    """What of a corpus its tokenizer is trained on."""
+    return corpus.window_of(0) if isinstance(corpus, Corpus) and corpus.window else corpus
+
+
+def _model_path(corpus: Corpus | Mixture, config: SentencePiece, cache: str) -> Path:
     texts_of = []
     for each in corpora(corpus):
         source = each.source
         texts_of.append((source.digest(), source.reading(), repr(each.filters), each.bad_documents, each.heldout))
     key = (texts_of, repr(replace(config, path="")), TRAINER_VERSION)
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
-    path = cache_folder(cache) / "tokenizers" / f"{corpus.name}-{digest}.model"
-    if not path.is_file():
-        with held_lock(path.with_suffix(".lock")):
-            if not path.is_file():
-                _train(corpus, config, path, progress or (lambda line: None))
-    return path
+    return cache_folder(cache) / "tokenizers" / f"{corpus.name}-{digest}.model"
 
 
 def source_by_suffix(paths: Sequence[str], field: str = "text") -> FileSource:

@@ -1,0 +1,1 @@
+"""What can be known of a run before it is submitted: one function per check, by the functions that ``train`` calls."""
