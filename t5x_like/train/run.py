@@ -21,6 +21,8 @@ from t5x_like.core.config import to_plain
 from t5x_like.core.own_code import own_code, trust
 from t5x_like.core.places import with_absolute_paths
 from t5x_like.evaluate.task import Evaluation, Values
+from t5x_like.input_pipeline.batches.features import Batch as HostBatch
+from t5x_like.input_pipeline.batches.show import show_row
 from t5x_like.models.counts import train_flops
 from t5x_like.plan.chips import memory_bytes, peak_bytes, peak_flops
 from t5x_like.plan.memory import check_memory, in_bytes, step_memory
@@ -129,7 +131,8 @@ def _go_on(
     costs = _costs(run, setup, directory)
     hooks = _hooks(opened, tasks, directory, reporter, console, clock)
     share = local_share(placement, run.train.batch_size)
-    feed = Feed(placement, data.train.reader(first, *share, stop_step=total), share)
+    reader = data.train.reader(first, *share, stop_step=total)
+    feed = Feed(placement, reader, share, functools.partial(_record_rows, opened))
     loop = Loop(
         run, compile_step(setup, placement), hooks, checkpoints, reporter, console, clock, stop,
         functools.partial(metadata, run, data), functools.partial(_data_metrics, data, feed), costs, start.totals,
@@ -137,8 +140,8 @@ def _go_on(
     )  # fmt: skip
     if first and config_is_lost(directory):
         console.note("WARNING: config.json was lost or torn; it is written again, compared with the checkpoint's")
-    _say_what_is_lost(directory, first, reporter, ledger, console)
     record_start(directory, run, ledger, first, devices(), start.changes, costs.peak_flops)
+    _say_what_is_lost(directory, first, reporter, ledger, console)
     if start.changes:
         console.note(start.described)
         reporter.mark(first, start.changes)
@@ -180,6 +183,14 @@ def _say_what_is_lost(directory: Path, step: int, reporter: Reporter, ledger: Le
         message = f"{METRICS} has lost its rows of {of}; curves have a gap there"
         console.note(f"WARNING: {message}")
         ledger.add("fault", step, kind="rows lost", message=message, first=first, last=last)
+
+
+def _record_rows(opened: OpenedRun, batch: HostBatch) -> None:
+    """Writes the first rows of an attempt's first batch as text into the ledger."""
+    if opened.ledger.process == 0:
+        rows = [show_row(batch, row, opened.data.tokenizer) for row in range(min(3, len(batch["targets"])))]
+        shown = ["\n".join(f"{field.name}: {field.text}"[:300] for field in row[:6]) for row in rows]
+        opened.ledger.add("data", opened.step, rows=shown)
 
 
 def _nothing_to_do(opened: OpenedRun, tasks: dict[Evaluation, bool], directory: Path) -> str:
