@@ -36,9 +36,10 @@ from t5x_like.train.config import Run
 from t5x_like.train.data import Data
 from t5x_like.train.directory import CHECKPOINTS, config_is_lost, locked, open_directory, record_start
 from t5x_like.train.feed import Feed, check_batch_size, local_share
-from t5x_like.train.hooks import Hook, Measure, Profile, Sample
+from t5x_like.train.hooks import Hook, Measure, Sample
 from t5x_like.train.loop import Costs, Loop
 from t5x_like.train.opened import OpenedRun, open_model
+from t5x_like.train.profile import Asked, Profile
 from t5x_like.train.resume import Start, first_state, metadata
 from t5x_like.train.setup import Setup
 from t5x_like.train.step import compile_step
@@ -101,6 +102,7 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         open_directory(directory, run, accept_changed)
         check_outputs(directory, run.report)
         checkpoints = exits.enter_context(Checkpoints(directory / CHECKPOINTS, run.checkpoint))
+        asked_profile = exits.enter_context(Asked())
         with Preparing(silent=index > 0) as preparing:
             data = Data.open(run, preparing, console.note)
         data.train.check(run.train.steps)
@@ -117,19 +119,21 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         if nothing := _nothing_to_do(opened, tasks, directory):
             console.note(nothing)
             return Outcome(start.step, True, 0, directory, commands=_commands(opened))
-        return _go_on(opened, start, tasks, checkpoints, directory, stop, console, clock)
+        profile = Profile(run.report.profile, run.report.profile_steps, directory / "profile", asked_profile, console,
+                          ledger)  # fmt: skip
+        return _go_on(opened, start, tasks, profile, checkpoints, directory, stop, console, clock)
 
 
 def _go_on(
-    opened: OpenedRun, start: Start, tasks: dict[Evaluation, bool], checkpoints: Checkpoints, directory: Path,
-    stop: Stop, console: Console, clock: Clock,
+    opened: OpenedRun, start: Start, tasks: dict[Evaluation, bool], profile: Profile, checkpoints: Checkpoints,
+    directory: Path, stop: Stop, console: Console, clock: Clock,
 ) -> Outcome:  # fmt: skip
     """Runs the loop from ``start`` on. From here on nothing is refused, and the folder is written."""
     run, setup, placement, data, ledger = opened.run, opened.setup, opened.placement, opened.data, opened.ledger
     first, total, index = start.step, run.train.steps, jax.process_index()
     reporter = Reporter(directory, run.report, first_step=first + 1, process_index=index, run_config=to_plain(run))
     costs = _costs(run, setup, directory)
-    hooks = _hooks(opened, tasks, directory, reporter, console, clock)
+    hooks = [*_hooks(opened, tasks, reporter, console, clock), profile]
     share = local_share(placement, run.train.batch_size)
     reader = data.train.reader(first, *share, stop_step=total)
     feed = Feed(placement, reader, share, functools.partial(_record_rows, opened))
@@ -225,18 +229,17 @@ def _tasks(opened: OpenedRun, directory: Path) -> dict[Evaluation, bool]:
 
 
 def _hooks(
-    opened: OpenedRun, tasks: dict[Evaluation, bool], directory: Path, reporter: Reporter, console: Console,
-    clock: Clock,
-) -> list[Hook]:  # fmt: skip
+    opened: OpenedRun, tasks: dict[Evaluation, bool], reporter: Reporter, console: Console, clock: Clock
+) -> list[Hook]:
     """Actions between steps, in order."""
-    run, report = opened.run, opened.run.report
+    run = opened.run
     hooks: list[Hook] = [
         Measure(task, run.times(task), opened, reporter, console, clock, opened.step if made else None)
         for task, made in tasks.items()
     ]
     if opened.data.held_out_split is not None and jax.process_count() == 1:
         hooks.append(Sample(opened, console, clock))
-    return [*hooks, Profile(report.profile, report.profile_steps, directory / "profile")]
+    return hooks
 
 
 def _costs(run: Run, setup: Setup, directory: Path) -> Costs:
