@@ -30,7 +30,7 @@ _NAMES = {"step": KEPT, "data": "waiting for data", "compile": "compiling", "che
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class Lap:
     """A stretch of an attempt between two lines of its ledger.
 
     Attributes:
@@ -52,31 +52,31 @@ class Attempt:
 
     Attributes:
       number: from 1.
-      pieces: its stretches, one after another.
+      laps: its stretches, one after another.
       start: the line ``start``; empty if it was lost.
       ending: how it ended, in words; empty: without a word, as of a process that is killed.
     """
 
     number: int
-    pieces: tuple[Piece, ...]
+    laps: tuple[Lap, ...]
     start: dict[str, Any]
     ending: str
 
     @property
     def began(self) -> float:
-        return self.pieces[0].began
+        return self.laps[0].began
 
     @property
     def ended(self) -> float:
-        return self.pieces[-1].ended
+        return self.laps[-1].ended
 
     @property
     def first(self) -> int:
-        return self.pieces[0].first
+        return self.laps[0].first
 
     @property
     def last(self) -> int:
-        return self.pieces[-1].last
+        return self.laps[-1].last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,12 +116,12 @@ def account_of(events: Sequence[dict[str, Any]]) -> Account:
     attempts, newest = [], max(lines, default=0)
     for number in sorted(lines):
         kept = min((step for later, step in starts.items() if later > number), default=None)
-        attempts.append(Attempt(number, _pieces(lines[number], starts[number], kept), _start(lines[number]),
+        attempts.append(Attempt(number, _laps(lines[number], starts[number], kept), _start(lines[number]),
                                 _ending(lines[number], number == newest)))  # fmt: skip
     seconds = dict.fromkeys(MEANING, 0.0)
     for attempt in attempts:
-        for piece in attempt.pieces:
-            for name, value in piece.seconds.items():
+        for lap in attempt.laps:
+            for name, value in lap.seconds.items():
                 seconds[name] += value
     for before, after in itertools.pairwise(attempts):
         seconds[BETWEEN] += max(0.0, after.began - before.ended)
@@ -137,22 +137,22 @@ def _first_step(lines: Sequence[dict[str, Any]]) -> int:
     return next((step for step in steps if step is not None), 0)
 
 
-def _pieces(lines: Sequence[dict[str, Any]], first: int, kept: int | None) -> tuple[Piece, ...]:
+def _laps(lines: Sequence[dict[str, Any]], first: int, kept: int | None) -> tuple[Lap, ...]:
     """Args: ``lines`` of one attempt, its ``first`` step, the last step that later attempts have kept (None: all)."""
-    pieces, step, time = [], first, lines[0]["time"] - sum(lines[0]["spent"].values())
+    laps, step, time = [], first, lines[0]["time"] - sum(lines[0]["spent"].values())
     for line in lines:
         reached = step if line["step"] is None else max(step, line["step"])
         seconds = dict[str, float]()
         for activity, value in line["spent"].items():
-            name = "restoring" if activity == "checkpoint" and not pieces else _NAMES.get(activity, "everything else")
+            name = "restoring" if activity == "checkpoint" and not laps else _NAMES.get(activity, "everything else")
             seconds[name] = seconds.get(name, 0.0) + value
         if kept is not None and reached > kept and KEPT in seconds:
             share = max(0, kept - step) / (reached - step) if reached > step else 0.0
             seconds[LOST], seconds[KEPT] = seconds[KEPT] * (1 - share), seconds[KEPT] * share
-        pieces.append(Piece(time, max(time, line["time"]), step, reached, seconds))
+        laps.append(Lap(time, max(time, line["time"]), step, reached, seconds))
         # By the clock of the machine, which may be set meanwhile, lines can lie closer than what was spent.
         step, time = reached, max(time, line["time"])
-    return tuple(pieces)
+    return tuple(laps)
 
 
 def _ending(lines: Sequence[dict[str, Any]], newest: bool) -> str:

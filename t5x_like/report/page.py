@@ -45,7 +45,7 @@ polyline.dashed { stroke-dasharray: 5 4; stroke-width: 1.4; }
 .bar { position: relative; display: flex; height: 26px; border-radius: 4px; overflow: hidden; background: #f4f6f8;
   margin: 8px 0; }
 .part { display: block; height: 100%; }
-.piece { position: absolute; top: 0; height: 100%; min-width: 1px; }
+.lap { position: absolute; top: 0; height: 100%; min-width: 1px; }
 .row { display: flex; align-items: center; gap: 10px; }
 .row .name { flex: 0 0 82px; font-size: 13px; }
 .row .bar { flex: 1; height: 18px; margin: 3px 0; }

@@ -107,8 +107,8 @@ def times(run: Told) -> Text:
     lost = f" {account.lost_steps:,} updates were made twice." if account.lost_steps else ""
     goodput = (f"Goodput {account.goodput:.1%}: of {duration(account.total)} since the first start, "
                f"{duration(account.seconds[KEPT])} went into training steps that were kept.{lost}")  # fmt: skip
-    steps = [(piece.last, (piece.seconds.get(KEPT, 0.0) + piece.seconds.get(LOST, 0.0)) / (piece.last - piece.first))
-             for attempt in account.attempts for piece in attempt.pieces[1:] if piece.last > piece.first]  # fmt: skip
+    steps = [(lap.last, (lap.seconds.get(KEPT, 0.0) + lap.seconds.get(LOST, 0.0)) / (lap.last - lap.first))
+             for attempt in account.attempts for lap in attempt.laps[1:] if lap.last > lap.first]  # fmt: skip
     milli = [(x, 1000 * y) for x, y in sorted(steps)]
     drawn = chart([Line("", milli, COLOURS[0])], "step", "time of a step", (0, run.last), from_zero=True)
     note = "Mean over stretches of a second to a minute; waiting for data, saves and evaluations left out."
@@ -127,23 +127,23 @@ def _bar(parts: Iterable[tuple[str, float]], total: float) -> Text:
 
 
 def _timeline(attempt: Attempt, run: Told) -> Text:
-    """The attempt's pieces in their places between the first start and the last line."""
+    """The attempt's laps in their places between the first start and the last line."""
     begun, ended = run.account.attempts[0].began, max(each.ended for each in run.account.attempts)
     total = max(ended - begun, 1e-9)
     spans, gathered, since = [], dict[str, float](), attempt.began
-    for number, piece in enumerate(attempt.pieces):
-        for name, seconds in piece.seconds.items():
+    for number, lap in enumerate(attempt.laps):
+        for name, seconds in lap.seconds.items():
             gathered[name] = gathered.get(name, 0.0) + seconds
-        if piece.ended - since < total / 150 and number + 1 < len(attempt.pieces):
+        if lap.ended - since < total / 150 and number + 1 < len(attempt.laps):
             continue  # too short to be seen
         width = sum(gathered.values())
-        left, scale = since, (piece.ended - since) / width if width else 0.0
+        left, scale = since, (lap.ended - since) / width if width else 0.0
         for name, seconds in gathered.items():
             style = (f"left:{100 * (left - begun) / total:.3f}%;width:{100 * seconds * scale / total:.3f}%;"
                      f"background:{TIME_COLOURS[name]}")  # fmt: skip
-            spans.append(markup("span", kind="piece", style=style, title=f"{name}: {duration(seconds)}"))
+            spans.append(markup("span", kind="lap", style=style, title=f"{name}: {duration(seconds)}"))
             left += seconds * scale
-        gathered, since = {}, piece.ended
+        gathered, since = {}, lap.ended
     return markup("div", *spans, kind="bar")
 
 
