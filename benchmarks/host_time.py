@@ -82,6 +82,23 @@ def measure(steps: int) -> dict[str, float]:
     return {name: 1e3 * seconds for name, seconds in found.items()}
 
 
+def ledger_share(step: float) -> float:
+    """Percent of a step of ``step`` milliseconds that the ledger takes: its call of each step, and lines at their most
+    frequent."""
+    from t5x_like.report.clock import Clock
+    from t5x_like.report.ledger import SHORTEST, Ledger
+
+    with tempfile.TemporaryDirectory() as folder:
+        ledger, took = Ledger(Path(folder), lap=Clock().lap), {}
+        for name, call, count in (("step", ledger.stepped, 100_000), ("line", lambda n: ledger.add("steps", n), 2_000)):
+            call(0)
+            start = time.thread_time()
+            for number in range(count):
+                call(number)
+            took[name] = 1e3 * (time.thread_time() - start) / count
+    return 100 * (took["step"] + took["line"] * step / (1e3 * SHORTEST)) / step
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=500)
@@ -111,6 +128,7 @@ def main() -> int:
     ours = middle[HERE]
     points = [at_most("host ms a step", ours["all"], 1.0)]
     points += [Point(f"of these {text}", ours[name]) for name, text in PARTS.items()]
+    points.append(at_most("the ledger, % of such a step", ledger_share(ours["all"]), 0.1))
     if options.against:
         points.append(at_most("host time, ours / the other checkout's", ours["all"] / middle[trees[1]]["all"], 1.05))
     show_points(points)

@@ -202,6 +202,14 @@ def diff(options: argparse.Namespace) -> int:
     return 0
 
 
+def report(options: argparse.Namespace) -> int:
+    from t5x_like.report.page import write_report
+
+    other, out = (Path(path) if path else None for path in (options.other, options.out))
+    print(write_report(Path(options.run), other, out))
+    return 0
+
+
 def prepare(options: argparse.Namespace) -> int:
     from t5x_like.cli.prepare_data import prepare_data
 

@@ -79,6 +79,11 @@ def parser() -> argparse.ArgumentParser:
     diff.add_argument("other", metavar="RUN|CONFIG")
     diff.add_argument("--plot", metavar="FILE", help="draw both runs' curves to this picture")
 
+    report = add("report", "write what happened in a run, or in two, as one HTML page")
+    report.add_argument("run", metavar="RUN", help="a run's folder")
+    report.add_argument("other", nargs="?", metavar="RUN2", help="a run to compare it with")
+    report.add_argument("--out", metavar="FILE", help="the page (default: RUN/report.html)")
+
     prepare = add("prepare", "tokenize a run's corpora into the cache, ahead of training", own, config, fields)
     prepare.add_argument("--processes", type=int, default=0, help="processes (default: data.prepare_processes)")
     prepare.add_argument("--beam", action="store_true", help="with Apache Beam; its own options follow after --")

@@ -19,7 +19,8 @@ class ReportConfig(Config, where="report"):
       wandb: name of the Weights & Biases project to report to; empty is none. Needs the package ``wandb``.
       plots: whether to draw curves.png when the run ends.
       sample: times at which the model writes a sample, where text is held out.
-      profile: times after which ``jax.profiler`` traces steps into the folder ``profile`` of the run.
+      profile: times after which ``jax.profiler`` traces steps into the folder ``profile`` of the run, besides
+        those at which the process is sent SIGUSR1.
       profile_steps: number of steps in each trace.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -94,10 +94,14 @@ class Feed:
       placement: mesh and rules of the arrays.
       reader: iterator of (step, this process's rows).
       share: this process's share of each batch.
+      first: function that is given this process's rows of the first batch.
     """
 
-    def __init__(self, placement: Placement, reader: Iterator[tuple[int, HostBatch]], share: tuple[int, int]):
-        self._placement, self._reader, self._share = placement, reader, share
+    def __init__(
+        self, placement: Placement, reader: Iterator[tuple[int, HostBatch]], share: tuple[int, int],
+        first: Callable[[HostBatch], object] = lambda rows: None,
+    ):  # fmt: skip
+        self._placement, self._reader, self._share = placement, _told(reader, first), share
         self._tokens = self._slots = 0
 
     @property
@@ -111,3 +115,12 @@ class Feed:
         for (batch, count), _ in itertools.pairwise(itertools.chain(placed, [end])):  # the second is one ahead
             self._tokens, self._slots = self._tokens + count.tokens, self._slots + count.slots
             yield batch
+
+
+def _told(
+    reader: Iterator[tuple[int, HostBatch]], first: Callable[[HostBatch], object]
+) -> Iterator[tuple[int, HostBatch]]:
+    for number, (step, rows) in enumerate(reader):
+        if not number:
+            first(rows)
+        yield step, rows

@@ -1,13 +1,10 @@
-"""What the loop does between steps: evaluations, samples of text, profiles; each at its own times."""
+"""What the loop does between steps: evaluations and samples of text, each at its own times (profiles: ``profile``)."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
-
-import jax
 
 from t5x_like.core.every import Every
 from t5x_like.evaluate.task import Evaluation, Values
@@ -107,30 +104,3 @@ class Sample(Hook):
             return
         for name, text in written.items():
             self.console.note(f"  {name:<6} {' '.join(text.split())}")
-
-
-@dataclasses.dataclass(eq=False)
-class Profile(Hook):
-    """Traces ``steps`` steps after each of its times with ``jax.profiler`` into ``folder``."""
-
-    when: Every
-    steps: int
-    folder: Path
-    _end: int = 0  # last step of the trace that is on; 0: none is
-
-    def due(self, step: int, total: int) -> bool:
-        return step == self._end if self._end else step < total and self.when.due(step, total)
-
-    def __call__(self, step: int, state: State) -> None:
-        jax.block_until_ready(state)  # so that the trace has its steps whole, and no other
-        if self._end:
-            self.close()
-        else:
-            jax.profiler.start_trace(str(self.folder))
-            self._end = step + self.steps
-
-    def close(self) -> None:
-        """Ends a trace that is on."""
-        if self._end:
-            jax.profiler.stop_trace()
-            self._end = 0

@@ -105,7 +105,7 @@ class Loop:
             while done < total and not self.stop.wanted(done):
                 with self.clock.doing("data"):
                     batch = next(batches)
-                state, metrics = self._dispatch(state, batch, compiles=done == first)
+                state, metrics = self._dispatch(state, batch, done + 1, compiles=done == first)
                 if done == first:
                     self.ledger.add("compile", first)
                 done += 1
@@ -129,9 +129,9 @@ class Loop:
             self.checkpoints.wait()
         return state, done
 
-    def _dispatch(self, state: State, batch: Batch, compiles: bool) -> tuple[State, Pairs]:
+    def _dispatch(self, state: State, batch: Batch, step: int, compiles: bool) -> tuple[State, Pairs]:
         if not compiles:
-            with self.clock.doing("step"):
+            with self.clock.doing("step"), jax.profiler.StepTraceAnnotation("train", step_num=step):
                 return self.step(state, batch)
         with self.clock.doing("compile"), self.console.doing("compiling the train step"):
             return self.step(state, batch)

@@ -21,6 +21,8 @@ from t5x_like.core.config import to_plain
 from t5x_like.core.own_code import own_code, trust
 from t5x_like.core.places import with_absolute_paths
 from t5x_like.evaluate.task import Evaluation, Values
+from t5x_like.input_pipeline.batches.features import Batch as HostBatch
+from t5x_like.input_pipeline.batches.show import show_row
 from t5x_like.models.counts import train_flops
 from t5x_like.plan.chips import memory_bytes, peak_bytes, peak_flops
 from t5x_like.plan.memory import check_step, in_bytes
@@ -34,9 +36,10 @@ from t5x_like.train.config import Run
 from t5x_like.train.data import Data
 from t5x_like.train.directory import CHECKPOINTS, config_is_lost, locked, open_directory, record_start
 from t5x_like.train.feed import Feed, check_batch_size, local_share
-from t5x_like.train.hooks import Hook, Measure, Profile, Sample
+from t5x_like.train.hooks import Hook, Measure, Sample
 from t5x_like.train.loop import Costs, Loop
 from t5x_like.train.opened import OpenedRun, open_model
+from t5x_like.train.profile import Asked, Profile
 from t5x_like.train.resume import Start, first_state, metadata
 from t5x_like.train.setup import Setup
 from t5x_like.train.step import compile_step
@@ -96,6 +99,7 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         open_directory(directory, run, accept_changed)
         check_outputs(directory, run.report)
         checkpoints = exits.enter_context(Checkpoints(directory / CHECKPOINTS, run.checkpoint))
+        asked_profile = exits.enter_context(Asked())
         with Preparing(silent=index > 0) as preparing:
             data = Data.open(run, preparing, console.note)
         data.train.check(run.train.steps)
@@ -112,21 +116,24 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         if nothing := _nothing_to_do(opened, tasks, directory):
             console.note(nothing)
             return Outcome(start.step, True, 0, directory, commands=_commands(opened))
-        return _go_on(opened, start, tasks, checkpoints, directory, stop, console, clock)
+        profile = Profile(run.report.profile, run.report.profile_steps, directory / "profile", asked_profile, console,
+                          ledger)  # fmt: skip
+        return _go_on(opened, start, tasks, profile, checkpoints, directory, stop, console, clock)
 
 
 def _go_on(
-    opened: OpenedRun, start: Start, tasks: dict[Evaluation, bool], checkpoints: Checkpoints, directory: Path,
-    stop: Stop, console: Console, clock: Clock,
+    opened: OpenedRun, start: Start, tasks: dict[Evaluation, bool], profile: Profile, checkpoints: Checkpoints,
+    directory: Path, stop: Stop, console: Console, clock: Clock,
 ) -> Outcome:  # fmt: skip
     """Runs the loop from ``start`` on. From here on nothing is refused, and the folder is written."""
     run, setup, placement, data, ledger = opened.run, opened.setup, opened.placement, opened.data, opened.ledger
     first, total, index = start.step, run.train.steps, jax.process_index()
     reporter = Reporter(directory, run.report, first_step=first + 1, process_index=index, run_config=to_plain(run))
     costs = _costs(run, setup, directory)
-    hooks = _hooks(opened, tasks, directory, reporter, console, clock)
+    hooks = [*_hooks(opened, tasks, reporter, console, clock), profile]
     share = local_share(placement, run.train.batch_size)
-    feed = Feed(placement, data.train.reader(first, *share, stop_step=total), share)
+    reader = data.train.reader(first, *share, stop_step=total)
+    feed = Feed(placement, reader, share, functools.partial(_record_rows, opened))
     loop = Loop(
         run, compile_step(setup, placement), hooks, checkpoints, reporter, console, clock, stop,
         functools.partial(metadata, run, data), functools.partial(_data_metrics, data, feed), costs, start.totals,
@@ -134,8 +141,8 @@ def _go_on(
     )  # fmt: skip
     if first and config_is_lost(directory):
         console.note("WARNING: config.json was lost or torn; it is written again, compared with the checkpoint's")
-    _say_what_is_lost(directory, first, reporter, ledger, console)
     record_start(directory, run, ledger, first, devices(), start.changes, costs.peak_flops)
+    _say_what_is_lost(directory, first, reporter, ledger, console)
     if start.changes:
         console.note(start.described)
         reporter.mark(first, start.changes)
@@ -179,6 +186,16 @@ def _say_what_is_lost(directory: Path, step: int, reporter: Reporter, ledger: Le
         ledger.add("fault", step, kind="rows lost", message=message, first=first, last=last)
 
 
+def _record_rows(opened: OpenedRun, batch: HostBatch) -> None:
+    """Writes the first rows of an attempt's first batch as text into the ledger."""
+    if opened.ledger.process:
+        return
+    with contextlib.suppress(Exception):  # for the eye: whatever rows hold, they end no run
+        rows = [show_row(batch, row, opened.data.tokenizer) for row in range(min(3, len(batch["targets"])))]
+        shown = ["\n".join(f"{field.name}: {field.text}"[:300] for field in row[:6]) for row in rows]
+        opened.ledger.add("data", opened.step, rows=shown)
+
+
 def _nothing_to_do(opened: OpenedRun, tasks: dict[Evaluation, bool], directory: Path) -> str:
     """Why no step and no evaluation is left, in words; empty if one is."""
     run, step, total = opened.run, opened.step, opened.run.train.steps
@@ -211,18 +228,17 @@ def _tasks(opened: OpenedRun, directory: Path) -> dict[Evaluation, bool]:
 
 
 def _hooks(
-    opened: OpenedRun, tasks: dict[Evaluation, bool], directory: Path, reporter: Reporter, console: Console,
-    clock: Clock,
-) -> list[Hook]:  # fmt: skip
+    opened: OpenedRun, tasks: dict[Evaluation, bool], reporter: Reporter, console: Console, clock: Clock
+) -> list[Hook]:
     """Actions between steps, in order."""
-    run, report = opened.run, opened.run.report
+    run = opened.run
     hooks: list[Hook] = [
         Measure(task, run.times(task), opened, reporter, console, clock, opened.step if made else None)
         for task, made in tasks.items()
     ]
     if opened.data.held_out_split is not None and jax.process_count() == 1:
         hooks.append(Sample(opened, console, clock))
-    return [*hooks, Profile(report.profile, report.profile_steps, directory / "profile")]
+    return hooks
 
 
 def _costs(run: Run, setup: Setup, directory: Path) -> Costs:

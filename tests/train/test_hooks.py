@@ -23,21 +23,12 @@ from t5x_like.train.run import train
 from t5x_like.train.setup import make_setup
 
 
-def test_samples_and_a_profile_when_the_config_says(tmp_path, capsys):
-    run = tiny_run("llama", "train.steps=6", "data.corpus.heldout=0.3", "report.sample.steps=4",
-                   "report.profile.steps=2", "report.profile_steps=1")  # fmt: skip
+def test_samples_when_the_config_says(tmp_path, capsys):
+    run = tiny_run("llama", "train.steps=6", "data.corpus.heldout=0.3", "report.sample.steps=4")
     outcome = train(run, tmp_path / "run")
     out = capsys.readouterr().out
     assert out.count("  given ") == 1 and set(outcome.sample) == {"given", "model", "truth"}  # at 4; at the end kept
     assert out.index("  given ") < out.index("6/6")
-    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
-
-
-def test_a_profile_ends_with_the_run(tmp_path):
-    train(tiny_run("llama", "train.steps=3", "report.profile.steps=1", "report.profile_steps=9"), tmp_path / "run")
-    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
-    jax.profiler.start_trace(str(tmp_path / "other"))  # refused while one is on
-    jax.profiler.stop_trace()
 
 
 def test_mistakes():
