@@ -163,7 +163,7 @@ def job_of(words: list[str], directory: str = "", program: str = "t5x-like") -> 
     if command == "train" and (not rest or rest[0].startswith("-") or "=" in rest[0]):
         raise LaunchError("train: the run comes right behind it: train RUN [field=value ...]")
     if command != "train":
-        run = next((word for word in rest if os.path.isdir(word) or find_run(word)), "")
+        run = next((word for word in rest if os.path.isdir(word) or find_run(word)), (rest or [""])[0])
         return Job(words[:count], command, rest, run, directory or (run if os.path.isdir(run) else ""))
     run, name = rest[0], os.path.splitext(os.path.basename(rest[0]))[0]
     directory = directory or (run if os.path.isdir(run) else os.path.join("runs", assignments(rest).get("name", name)))

@@ -69,7 +69,7 @@ def test_every_command_of_the_program_is_known():
     ("python -m t5x_like train x --directory d/e", "python -m t5x_like train x --directory d/e", "d/e", "e"),
     ("bin/t5x-like train x --directory=gs://b/c", "bin/t5x-like train x --directory=gs://b/c", "gs://b/c", "c"),
     ("prepare t5_sotu --processes 2", "t5x-like prepare t5_sotu --processes 2", "", "prepare-t5-sotu"),
-    ("convert hub/model", "t5x-like convert hub/model", "", "convert"),
+    ("convert hub/model", "t5x-like convert hub/model", "", "convert-model"),
     ("python own.py --directory d", "python own.py --directory d", "d", "d"),
 ])  # fmt: skip
 def test_a_command_line_becomes_a_job(given, words, directory, name):
