@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -192,6 +193,22 @@ def require_run(job: Job) -> None:
         folder = os.path.join(os.path.dirname(HERE), "configs")
         names = sorted(n[:-3] for n in os.listdir(folder) if n.endswith(".py")) if os.path.isdir(folder) else []
         raise LaunchError(f"no run file {job.run!r}; a path to one, or one of {', '.join(names)}")
+
+
+def preflight(work: Job, *options: str) -> None:
+    """Runs the program's ``check`` of a run to be trained, if it is installed here and has one; ``options`` name the
+    cluster.
+
+    Raises:
+      LaunchError: it has found something that would stop the run, and has said what.
+    """
+    if work.command != "train" or not shutil.which(work.program[0]):
+        return
+    with contextlib.suppress(OutsideError):  # an older program, or one that does not start here
+        outside([*work.program, "check", "--help"])
+        sys.stdout.flush()
+        if subprocess.call([*work.program, "check", *work.arguments, *options]) == MISTAKE:
+            raise LaunchError("not submitted: the check has found what would stop the run; --no-check submits it")
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,13 @@ def until(seen: Callable[[], object], seconds: float = 120.0):
     return found
 
 
+def slurm(environment: dict[str, str], *words: str) -> str:
+    command = [sys.executable, str(ROOT / "launch" / "slurm.py"), *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 class Submitted:
     """A run of two processes on two nodes, and its job."""
 
@@ -61,13 +68,11 @@ class Submitted:
         program.write_text(PACED)
         program.chmod(0o755)
         self.words = [str(program), "train", config, "--directory", str(folder)]
-        self.slurm("--nodes", "2", "--sbatch=--exclusive", "--sbatch=--partition=low", "--go", "--", *self.words)
+        options = ["--no-check", "--nodes", "2", "--partition", "low", "--sbatch=--exclusive"]
+        self.slurm(*options, "--go", "--", *self.words)
 
     def slurm(self, *words: str) -> str:
-        command = [sys.executable, str(ROOT / "launch" / "slurm.py"), *words]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return slurm(self.environment, *words)
 
     def step(self) -> int:
         return max(losses(self.folder), default=0) if (self.folder / "metrics.jsonl").exists() else 0
@@ -128,3 +133,33 @@ def test_cancelled_it_saves_first_and_is_not_requeued(tmp_path, cluster):
     until(lambda: "RUNNING" not in job.slurm("status", str(tmp_path / "run")))
     assert saved_steps(tmp_path / "run")[-1] > 3
     assert "has left the queue" in job.slurm("cancel", str(tmp_path / "run"))
+
+
+STUB = """#!/bin/bash
+folder=${@: -1}
+mkdir -p "$folder"
+echo "$JAX_PROCESS_ID" >>"$folder/starts"
+case $(grep -c "^$JAX_PROCESS_ID$" "$folder/starts") in
+1) [ "$JAX_PROCESS_ID" = 0 ] && sleep 3 && touch "$folder/saved"; exit 75 ;;  # one of them is still saving
+2) [ "$JAX_PROCESS_ID" = 0 ] && sleep 60; exit 1 ;;
+3) exit 0 ;;
+esac
+"""
+
+
+def test_an_array_saves_fails_and_ends_each_job_for_itself(tmp_path, cluster):
+    """No JAX: what srun and requeue do with the exit codes of two processes, in folders with difficult names."""
+    program, folder = tmp_path / "t5x-like", tmp_path / "it's a run"
+    program.write_text(STUB)
+    program.chmod(0o755)
+    options = ["--no-check", "--nodes", "2", "--partition", "high", "--sweep", "train.seed=0,1", "--at-once", "1"]
+    words = [str(program), "train", "t5_sotu", "--directory", str(folder)]
+    slurm(cluster, *options, "--go", "--", *words)
+    until(lambda: "RUNNING" not in (said := slurm(cluster, "status", str(folder))) and "PENDING" not in said)
+    for seed in (0, 1):
+        assert sorted((folder / f"seed={seed}" / "starts").read_text().split()) == ["0"] * 3 + ["1"] * 3
+        assert (folder / f"seed={seed}" / "saved").exists()  # it was not ended by the end of the other one
+        (log,) = (folder / "launch").glob(f"slurm-*_{seed}.log")
+        assert log.read_text().count(": saved") == 1
+        assert log.read_text().count("ended with 1, failure 1 of at most 3") == 1
+    assert "COMPLETED (0), COMPLETED (0)" in slurm(cluster, "status", str(folder))

@@ -26,7 +26,8 @@ with (folder / "calls").open("a") as file:
 if name == "srun":
     words = words[words.index("bash"):]
     count = int(os.environ["SLURM_NTASKS"])
-    tasks = [subprocess.Popen(words, env={{**os.environ, "SLURM_PROCID": str(n)}}) for n in range(count)]
+    told = [dict.fromkeys(("SLURM_PROCID", "SLURM_LOCALID"), str(n)) for n in range(count)]
+    tasks = [subprocess.Popen(words, env={{**os.environ, **each}}) for each in told]
     sys.exit(max(task.wait() for task in tasks))
 if name == "t5x-like" and words[0] != "check":
     (folder / ("told-" + os.environ["JAX_PROCESS_ID"])).write_text(
@@ -112,7 +113,8 @@ def test_it_submits_follows_and_tells_how_it_ended(cluster):
     log.parent.mkdir(parents=True)
     log.write_text("step 1\nstep 2\n")
     said = cluster.slurm("--follow", "train", "t5_sotu", "--go")
-    assert "start runs/t5_sotu\nsubmitted job 4242; its log: runs/t5_sotu/launch/slurm-4242.log\n" in said
+    assert said.startswith("start runs/t5_sotu\n")
+    assert "\nsubmitted job 4242; its log: runs/t5_sotu/launch/slurm-4242.log\n" in said
     assert said.endswith("step 1\nstep 2\njob 4242: COMPLETED (0)\n")
     assert cluster.calls("sbatch") == ["--parsable runs/t5_sotu/launch/slurm.sh"]
     assert len(cluster.calls("squeue")) == 3
@@ -210,6 +212,16 @@ def test_the_job_tells_each_process_who_it_is_on_a_port_of_its_own(cluster, scri
     assert not requeues(cluster)
 
 
+def test_processes_of_one_node_share_its_gpus(cluster):
+    cluster.slurm("--gpus", "8", "--tasks-per-node", "2", "train", "t5_sotu", "--go")
+    script = cluster.folder / "runs" / "t5_sotu" / "launch" / "slurm.sh"
+    script.write_text(script.read_text().replace('"$@" & child', 'echo "ids: $JAX_LOCAL_DEVICE_IDS"; "$@" & child'))
+    _, log = cluster.job(script)
+    assert sorted(line for line in log.splitlines() if "ids: " in line) == ["ids: 0,1,2,3", "ids: 4,5,6,7"]
+    assert "a multiple of --tasks-per-node 3" in cluster.slurm(
+        "--gpus", "8", "--tasks-per-node", "3", "train", "t5_sotu", code=2)  # fmt: skip
+
+
 def test_saved_is_requeued_without_an_end_and_failures_up_to_a_limit(cluster, script):
     for turn in range(4):  # more often than it may fail
         plan(cluster, [75, ""], [75, ""])
@@ -238,7 +250,13 @@ def test_a_mistake_is_not_tried_again(cluster, script, code):
 
 
 def test_the_check_is_the_first_step_of_the_first_start(cluster):
+    cluster.play(t5x_like=[[0, "usage"], [2, "no: the corpus is not there"]])
+    said = cluster.slurm("--gpus", "4", "train", "t5_sotu", "--go", code=2)
+    assert "the corpus is not there" in said and "error: not submitted" in said and not cluster.calls("sbatch")
+    assert cluster.calls("t5x-like")[1].endswith(" --cluster slurm --topology gpu:4")
+    cluster.play(t5x_like=[[0, ""]])
     cluster.slurm("train", "t5_sotu", "train.steps=100", "--go")
+    (cluster.folder / "calls").unlink()
     script = cluster.folder / "runs" / "t5_sotu" / "launch" / "slurm.sh"
     cluster.play(scontrol=[[0, "n1"]], t5x_like=[[0, "usage"], [2, "no: the corpus is not there"]])
     code, log = cluster.job(script)
@@ -273,7 +291,7 @@ def test_told_to_stop_before_there_is_anything_to_save_is_no_failure(cluster, sc
     """SIGTERM to the shell of a task reaches its program, whose end by it counts as saved."""
     text = script.read_text()
     task = text[text.index("bash -c '\n") + len("bash -c '\n") : text.index("\n' bash")]
-    told = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "CODES": str(cluster.folder / "codes")}
+    told = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "DEVICES_EACH": "0", "CODES": str(cluster.folder / "codes")}
     shell = ["bash", "-c", task, "bash", "sleep", "60"]
     process = subprocess.Popen(shell, env={**os.environ, **told})
     try:

@@ -20,11 +20,11 @@ id=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 id=${id:-$SLURM_JOB_ID}
 cancelled=$launch/slurm-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}.cancelled
 state=$launch/slurm-$id.state
-export CODES=$launch/slurm-$id.code
+export CODES=$launch/slurm-$id.code DEVICES_EACH=0
 [ -e "$cancelled" ] && exit 0
 source .venv/bin/activate
 if [ "${SLURM_RESTART_COUNT:-0}" = 0 ] && t5x-like check --help >/dev/null 2>&1; then
-    t5x-like check "${@:3}" --cluster slurm || { [ $? = 2 ] && exit 2; }
+    t5x-like check "${@:3}" --cluster slurm --topology gpu:16 || { [ $? = 2 ] && exit 2; }
 fi
 
 node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -33,6 +33,7 @@ rm -f "$CODES".*
 echo "job $id, start $((${SLURM_RESTART_COUNT:-0} + 1)), $SLURM_NTASKS processes on $SLURM_JOB_NODELIST"
 JAX_COORDINATOR_ADDRESS=$node:$port srun --kill-on-bad-exit=1 --label bash -c '
 export JAX_NUM_PROCESSES=$SLURM_NTASKS JAX_PROCESS_ID=$SLURM_PROCID
+[ $DEVICES_EACH = 0 ] || export JAX_LOCAL_DEVICE_IDS=$(seq -s , $((SLURM_LOCALID * DEVICES_EACH))     $(((SLURM_LOCALID + 1) * DEVICES_EACH - 1)))
 told=
 trap "told=yes; kill -TERM \$child 2>/dev/null" TERM
 "$@" & child=$!
