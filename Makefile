@@ -12,7 +12,7 @@ comma = ,
 TEST_EXTRAS = quickstart,test$(if $(PARITY),$(comma)parity)
 TEST_STAMP = $(VENV)/.test$(if $(PARITY),-parity)
 
-.PHONY: train test check proof bench kernels-aot on-device clean
+.PHONY: train test check proof slurm bench kernels-aot on-device clean
 
 train: $(VENV)/.train
 	$(BIN)/t5x-like train $(CONFIG) $(ARGS)
@@ -27,6 +27,11 @@ test: $(TEST_STAMP)
 # Run again, it passes over the tests that have passed at this commit.
 proof: $(TEST_STAMP)
 	$(BIN)/python -m pytest -n 2 -m "" --passed .proof
+
+# launch/slurm.py on a real Slurm of two nodes on this machine, which root installs if it is missing.
+slurm: $(TEST_STAMP)
+	.ci/slurm
+	$(BIN)/python -m pytest tests/launch/test_real_slurm.py
 
 bench: $(TEST_STAMP)
 	$(BIN)/python benchmarks/all.py --json benchmarks/latest.json

@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -163,7 +164,7 @@ def job_of(words: list[str], directory: str = "", program: str = "t5x-like") -> 
     if command == "train" and (not rest or rest[0].startswith("-") or "=" in rest[0]):
         raise LaunchError("train: the run comes right behind it: train RUN [field=value ...]")
     if command != "train":
-        run = next((word for word in rest if os.path.isdir(word) or find_run(word)), "")
+        run = next((word for word in rest if os.path.isdir(word) or find_run(word)), (rest or [""])[0])
         return Job(words[:count], command, rest, run, directory or (run if os.path.isdir(run) else ""))
     run, name = rest[0], os.path.splitext(os.path.basename(rest[0]))[0]
     directory = directory or (run if os.path.isdir(run) else os.path.join("runs", assignments(rest).get("name", name)))
@@ -192,6 +193,22 @@ def require_run(job: Job) -> None:
         folder = os.path.join(os.path.dirname(HERE), "configs")
         names = sorted(n[:-3] for n in os.listdir(folder) if n.endswith(".py")) if os.path.isdir(folder) else []
         raise LaunchError(f"no run file {job.run!r}; a path to one, or one of {', '.join(names)}")
+
+
+def preflight(work: Job, *options: str) -> None:
+    """Runs the program's ``check`` of a run to be trained, if it is installed here and has one; ``options`` name the
+    cluster.
+
+    Raises:
+      LaunchError: it has found something that would stop the run, and has said what.
+    """
+    if work.command != "train" or not shutil.which(work.program[0]):
+        return
+    with contextlib.suppress(OutsideError):  # an older program, or one that does not start here
+        outside([*work.program, "check", "--help"])
+        sys.stdout.flush()
+        if subprocess.call([*work.program, "check", *work.arguments, *options]) == MISTAKE:
+            raise LaunchError("not submitted: the check has found what would stop the run; --no-check submits it")
 
 
 @dataclass(frozen=True)

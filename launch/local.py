@@ -224,7 +224,7 @@ class Local:
         self.deadline: float | None = None  # when to kill what still runs
         self.watcher, self.pipe = watch(options.grace)
         for number in STOPS:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
                 signal.signal(number, self.stop)
 
     def stop(self, number: int, frame: object) -> None:

@@ -32,6 +32,8 @@ import job
 # srun would kill the others, that may still be saving, after the first exit code that is not 0.
 TASK = """\
 export JAX_NUM_PROCESSES=$SLURM_NTASKS JAX_PROCESS_ID=$SLURM_PROCID
+[ $DEVICES_EACH = 0 ] || export JAX_LOCAL_DEVICE_IDS=$(seq -s , $((SLURM_LOCALID * DEVICES_EACH)) \
+    $(((SLURM_LOCALID + 1) * DEVICES_EACH - 1)))
 told=
 trap "told=yes; kill -TERM \\$child 2>/dev/null" TERM
 "$@" & child=$!
@@ -53,7 +55,7 @@ id=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}
 id=${{id:-$SLURM_JOB_ID}}
 cancelled=$launch/slurm-${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}.cancelled
 state=$launch/slurm-$id.state
-export CODES=$launch/slurm-$id.code
+export CODES=$launch/slurm-$id.code DEVICES_EACH={devices}
 [ -e "$cancelled" ] && exit 0
 {setup}{check}
 node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -142,6 +144,12 @@ def directives(options: argparse.Namespace, work: job.Job, array: str) -> str:
     return "\n".join(f"#SBATCH {line}" for line in [*lines, *options.sbatch])
 
 
+def for_check(options: argparse.Namespace) -> list[str]:
+    """What the check is told of the cluster."""
+    gpus = options.nodes * options.gpus
+    return ["--cluster", "slurm", *(["--topology", f"gpu:{gpus}"] if gpus else [])]
+
+
 def quoted_directory(point: job.Job) -> str:
     return f"directory={shlex.quote(point.directory or point.folder)}"
 
@@ -158,12 +166,14 @@ def script(options: argparse.Namespace, work: job.Job, points: list[job.Job], wa
         choose = f"{quoted_directory(work)}\nset -- {shlex.join(work.words)}"
     program = shlex.join(work.program)
     rest = f'"${{@:{len(work.program) + 2}}}"'  # the run and what follows it
-    check = CHECK.format(program=program, check=f"{program} check {rest} --cluster slurm") if options.check else ""
+    call = f"{program} check {rest} {shlex.join(for_check(options))}"
+    check = CHECK.format(program=program, check=call) if options.check else ""
     many = options.nodes * options.tasks_per_node > 1
     return SCRIPT.format(
         directives=directives(options, work, array), made=shlex.join(work.words), launch=launch_folder(work),
         choose=choose, setup="".join(line + "\n" for line in options.setup), check=check,
         srun="--label " if many else "", task=TASK, restarts=options.restarts,
+        devices=options.gpus // options.tasks_per_node if options.tasks_per_node > 1 else 0,
     )  # fmt: skip
 
 
@@ -272,7 +282,7 @@ def cancel(folder: str) -> int:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description="Submit a command of t5x-like to Slurm; or follow, status, cancel RUN.")
     top.add_argument("--nodes", type=int, default=1)
-    top.add_argument("--tasks-per-node", type=int, default=1, help="processes on each node (default 1, for all GPUs)")
+    top.add_argument("--tasks-per-node", type=int, default=1, help="processes on each node, which share its GPUs")
     top.add_argument("--gpus", type=int, default=0, help="GPUs of each node")
     top.add_argument("--time", default="", help="limit, such as 24:00:00; requeued before it is reached")
     top.add_argument("--partition", default="")
@@ -305,6 +315,8 @@ def main() -> int:
     for name in ("nodes", "tasks_per_node"):
         if getattr(options, name) < 1:
             top.error(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
+    if options.gpus % options.tasks_per_node:
+        top.error(f"--gpus {options.gpus}: a multiple of --tasks-per-node {options.tasks_per_node}")
     if options.restarts is None:
         options.restarts = 3 if work.command in job.RESUMING else 0
     options.check = options.check and work.command == "train"
@@ -319,6 +331,8 @@ def main() -> int:
     if not options.go:
         print(f"\n{text}\nnot submitted: --go submits it")
         return job.COMPLETE
+    if options.check:
+        job.preflight(points[wanted[0]], *for_check(options))
     submit(options, work, text)
     return follow(work.folder) if options.follow else job.COMPLETE
 

@@ -1,6 +1,6 @@
 """A real Slurm on this machine, for one test: munged, slurmctld and two slurmd, all in one folder, ended afterwards.
 
-Two partitions: jobs in ``high`` preempt those in ``low``, which are told 20 seconds before they are killed, and requeued.
+Two partitions: jobs in ``high`` preempt those in ``low``, told 20 seconds before they are killed and requeued.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
     with named_nodes(), (folder / "daemons.log").open("w") as log:
         try:
             for daemon in daemons:
-                started.append(subprocess.Popen(daemon, env=environment, stdout=log, stderr=log, start_new_session=True))
+                new = subprocess.Popen(daemon, env=environment, stdout=log, stderr=log, start_new_session=True)
+                started.append(new)
                 if daemon is munge:
                     _wait(lambda: (folder / "munge" / "socket").exists(), folder, started)
             _wait(lambda: _idle(environment) == len(NODES), folder, started)

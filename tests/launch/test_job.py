@@ -7,6 +7,7 @@ import ast
 import importlib.util
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -69,7 +70,7 @@ def test_every_command_of_the_program_is_known():
     ("python -m t5x_like train x --directory d/e", "python -m t5x_like train x --directory d/e", "d/e", "e"),
     ("bin/t5x-like train x --directory=gs://b/c", "bin/t5x-like train x --directory=gs://b/c", "gs://b/c", "c"),
     ("prepare t5_sotu --processes 2", "t5x-like prepare t5_sotu --processes 2", "", "prepare-t5-sotu"),
-    ("convert hub/model", "t5x-like convert hub/model", "", "convert"),
+    ("convert hub/model", "t5x-like convert hub/model", "", "convert-model"),
     ("python own.py --directory d", "python own.py --directory d", "d", "d"),
 ])  # fmt: skip
 def test_a_command_line_becomes_a_job(given, words, directory, name):
@@ -166,3 +167,21 @@ def test_a_log_is_followed_to_its_end(tmp_path):
         return next(turns)
 
     assert list(job.new_lines(str(log), running, 0)) == ["line\n"] * 3
+
+
+def documented() -> list[str]:
+    """The commands of the launchers' pages that start something."""
+    pages = [LAUNCH.parent / "docs" / f"launch_{name}.md" for name in ("local", "slurm")]
+    lines = [line for page in pages for line in page.read_text().replace("`", "\n").splitlines()]
+    lines = [line.split("  #")[0].strip() for line in lines if line.startswith("python launch/")]
+    return [line for line in lines if line.split()[2] not in job.ACTIONS]
+
+
+@pytest.mark.parametrize("line", [line for line in documented() if "--gpus all" not in line])
+def test_commands_of_the_pages_are_accepted(tmp_path, line):
+    """Nothing is started."""
+    command = shlex.split(line.replace(" --go", "").replace("local.py", "local.py --dry-run"))
+    command[:2] = [sys.executable, str(LAUNCH.parent / command[1])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=30)
+    assert done.returncode == 0 and not done.stderr and "t5x" in done.stdout, done.stderr
+    assert not list(tmp_path.iterdir())
