@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import job as jobs
 
 TRIES = 5  # questions in a row without an answer, before it is an error
-# The check, where the installed t5x-like has it, by the first process alone, on one CPU device and without the others.
-# A shell that is process 1 of a container ignores SIGTERM unless it is told otherwise.
+# The check, where the installed t5x-like has it, by the first process alone: for a number of chips, so that nothing is
+# compiled while the others wait. A shell that is process 1 of a container ignores SIGTERM unless it is told otherwise.
 CHECK = """\
 trap 'exit 75' TERM
 if [ $JAX_PROCESS_ID = 0 ] && {program} check --help >/dev/null 2>&1; then
-JAX_PLATFORMS=cpu JAX_NUM_PROCESSES=1 env -u JAX_COORDINATOR_ADDRESS -u JAX_PROCESS_ID {check} || exit
+JAX_PLATFORMS=cpu JAX_NUM_PROCESSES=1 env -u JAX_COORDINATOR_ADDRESS -u JAX_PROCESS_ID {check} || [ $? != 2 ] || exit 2
 fi"""
 
 
@@ -54,13 +54,18 @@ def in_source(job: jobs.Job, source: str) -> jobs.Job:
     return replace(job, run=path, arguments=words)
 
 
-def script_of(job: jobs.Job, number: str) -> str:
-    """A shell script for each process of a job, whose arguments are the job's command line: it sets JAX_PROCESS_ID to
-    ``number`` (a shell expression), has the run checked, and gives its place to the program, so that SIGTERM reaches
-    it."""
+def script_of(job: jobs.Job, number: str, devices: str) -> str:
+    """A shell script for each process of a job, whose arguments are the job's command line. It has the run checked and
+    gives its place to the program, so that SIGTERM reaches it.
+
+    Args:
+      job: the job.
+      number: shell expression for the process's number.
+      devices: kind and number of all chips, such as tpu:32; empty: none.
+    """
     lines = [f"JAX_PROCESS_ID={number}"]
     if job.command == "train":
-        check = shlex.join([*job.program, "check", *job.arguments])
+        check = shlex.join([*job.program, "check", *job.arguments, *(["--topology", devices] if devices else [])])
         lines.append(CHECK.format(program=shlex.join(job.program), check=check))
     return "\n".join([*lines, "export JAX_PROCESS_ID", 'exec "$@"'])
 

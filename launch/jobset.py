@@ -128,6 +128,7 @@ def pod(
 ) -> dict[str, Any]:
     """A pod's specification."""
     chip, count = (rules.TPU, tpu.chips) if tpu else (rules.GPU, options.gpus)
+    devices = f"{'tpu' if tpu else 'gpu'}:{count * hosts * replicas}" if count else ""
     claim, mount = claim_of(options)
     select = pairs(options.select, "--select")
     if tpu:
@@ -155,7 +156,7 @@ def pod(
     container = {
         "name": MAIN,
         "image": options.image,
-        "command": ["sh", "-c", escaped(script_of(job, NUMBER)), MAIN],
+        "command": ["sh", "-c", escaped(script_of(job, NUMBER, devices)), MAIN],
         "args": [escaped(word) for word in job.words],
         "env": env,
         **({"envFrom": [{"secretRef": {"name": secret}} for secret in options.secret]} if options.secret else {}),

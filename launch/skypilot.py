@@ -52,8 +52,8 @@ echo "exit code $code; again in $((failures * {pause})) s, time $failures of {re
 sleep $((failures * {pause}))
 done"""
 KINDS = {
-    "PENDING": "queued", "SUBMITTED": "queued", "WAITING": "queued", "LAUNCHING": "pending", "STARTING": "pending",
-    "RECOVERING": "pending", "RUNNING": "running", "SUCCEEDED": "complete", "CANCELLING": "gone", "CANCELLED": "gone",
+    "PENDING": "queued", "SUBMITTED": "queued", "STARTING": "pending", "RECOVERING": "pending", "RUNNING": "running",
+    "WINDING_DOWN": "running", "SUCCEEDED": "complete", "CANCELLING": "gone", "CANCELLED": "gone",
 }  # fmt: skip
 
 
@@ -80,6 +80,8 @@ def parser() -> argparse.ArgumentParser:
 def task(options: argparse.Namespace, job: jobs.Job, name: str) -> dict[str, Any]:
     """SkyPilot's YAML of a job."""
     kind = "tpu" if options.accelerators.startswith("tpu") else "cuda" if options.accelerators else ""
+    count = re.search(r"\d+$", options.accelerators)  # of a node
+    devices = f"{'tpu' if kind == 'tpu' else 'gpu'}:{int(count[0]) * options.nodes if count else options.nodes}"
     mounts = pairs(options.mount, "--mount")
     buckets = {path: {"source": source, "mode": "MOUNT"} for path, source in mounts.items() if "://" in source}
     volumes = {path: source for path, source in mounts.items() if "://" not in source}
@@ -89,8 +91,8 @@ def task(options: argparse.Namespace, job: jobs.Job, name: str) -> dict[str, Any
         **pairs(options.env, "--env"),
     }
     run = RUN.format(
-        port=PORT, words=shlex.join(job.words), script=shlex.quote(script_of(job, "$SKYPILOT_NODE_RANK")), pause=10,
-        restarts=options.restarts, final=f"{jobs.MISTAKE}|{jobs.SAVED}|{jobs.INTERRUPTED}",
+        port=PORT, restarts=options.restarts, pause=10, final=f"{jobs.MISTAKE}|{jobs.SAVED}|{jobs.INTERRUPTED}",
+        script=shlex.quote(script_of(job, "$SKYPILOT_NODE_RANK", devices if kind else "")), words=shlex.join(job.words),
     )  # fmt: skip
     return {
         "name": name,

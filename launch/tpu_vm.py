@@ -75,7 +75,8 @@ def scripts(options: Any, job: jobs.Job, tpu: Slice) -> dict[str, str]:
         folder=FOLDER, port=PORT, processes=tpu.hosts * options.slices,
         variables=" ".join(f"{key}={shlex.quote(value)}" for key, value in variables.items()),
     )  # fmt: skip
-    process = f"set -- {shlex.join(job.words)}\n" + script_of(job, f"$(($SLICE * {tpu.hosts} + $WORKER))") + "\n"
+    number, devices = f"$(($SLICE * {tpu.hosts} + $WORKER))", f"tpu:{options.slices * tpu.hosts * tpu.chips}"
+    process = f"set -- {shlex.join(job.words)}\n" + script_of(job, number, devices) + "\n"
     cancel = CANCEL.format(folder=FOLDER, grace=options.grace)
     return {"start.sh": start, "process.sh": process, "ask.sh": ASK.format(folder=FOLDER), "cancel.sh": cancel}
 

@@ -271,7 +271,7 @@ def test_dollars_reach_the_program_as_they_were():
         return re.sub(r"\$(\$|\(([^)]*)\))", lambda m: "$" if m[1] == "$" else m[0] if m[2] != "HOSTS" else "4", text)
 
     assert expanded("$$(HOSTS) $(HOSTS) $(X) $x $") == "$(HOSTS) 4 $(X) $x $"
-    script = jobset.script_of(jobset.jobs.job_of(COMMAND), jobset.NUMBER)
+    script = jobset.script_of(jobset.jobs.job_of(COMMAND), jobset.NUMBER, "tpu:4")
     for word in ("$(HOSTS)", "$$", "a$$$b", "$", "$$(HOSTS)", "100$", "$((1 + 2))", script):
         assert expanded(jobset.escaped(word)) == word
 
@@ -286,12 +286,36 @@ def test_a_run_that_would_be_lost_with_its_pod_is_refused():
     assert jobset.on_claim(bucket, "") == bucket
 
 
+CHECKS = """#!/bin/sh
+[ "$2" = --help ] || echo "$1 $JAX_PLATFORMS $JAX_NUM_PROCESSES ${JAX_COORDINATOR_ADDRESS-none}" "$@" >> checks
+[ "$1" != check ] || [ "$2" = --help ] || exit $CODE
+"""
+
+
+@pytest.mark.parametrize("number, code, ends, starts", [(0, 0, 0, 1), (0, 2, 2, 0), (0, 1, 0, 1), (1, 2, 0, 1)])
+def test_the_first_process_has_the_run_checked_and_only_a_mistake_stops_it(tmp_path, number, code, ends, starts):
+    (tmp_path / "t5x-like").write_text(CHECKS)
+    (tmp_path / "t5x-like").chmod(0o755)
+    job = jobset.jobs.job_of(["train", "t5_sotu"])
+    variables = {
+        "JOB_INDEX": "0", "HOSTS": "4", "JOB_COMPLETION_INDEX": str(number), "JAX_NUM_PROCESSES": "4",
+        "JAX_COORDINATOR_ADDRESS": "x:1", "CODE": str(code), "PATH": f"{tmp_path}:/usr/bin:/bin",
+    }  # fmt: skip
+    words = ["sh", "-c", jobset.script_of(job, jobset.NUMBER, "tpu:16"), "train", *job.words]
+    assert subprocess.run(words, env=variables, cwd=tmp_path).returncode == ends
+    ran = [line.split() for line in (tmp_path / "checks").read_text().splitlines()]
+    expected = ["check", "cpu", "1", "none", "check", "t5_sotu", "--directory", "runs/t5_sotu", "--topology", "tpu:16"]
+    assert [line for line in ran if line[0] == "check"] == [expected] * (number == 0)
+    assert [line[:4] for line in ran if line[0] == "train"] == [["train", "4", "x:1", "train"]] * starts
+
+
 @pytest.mark.skipif(not shutil.which("sh"), reason="needs a POSIX shell")
 def test_the_pods_script_numbers_the_processes_and_leaves_its_place_to_the_program():
     job = jobset.jobs.job_of(["--", sys.executable, "-c", "x"][1:])
     program = "import os; print(os.environ['JAX_PROCESS_ID'], os.getpid())"
     variables = {"JOB_INDEX": "2", "HOSTS": "4", "JOB_COMPLETION_INDEX": "3", "PATH": "/usr/bin:/bin"}
-    words = ["sh", "-c", jobset.script_of(job, jobset.NUMBER), "train", sys.executable, "-c", program]
+    script = jobset.script_of(job, jobset.NUMBER, "")
+    words = ["sh", "-c", script, "train", sys.executable, "-c", program]
     with subprocess.Popen(words, env=variables, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.read().split() == ["11", str(process.pid)]
