@@ -104,7 +104,8 @@ COMPILE_FAST = {"jax_disable_most_optimizations": True}  # a quarter of the time
 @pytest.fixture(scope="session")
 def quick_compiling():
     """Programs are compiled once for the session, and without LLVM's optimizations."""
-    wanted = {"jax_compilation_cache_dir": str(scratch() / "compiled"), **COMPILE_ONCE, **COMPILE_FAST}
+    kept = {"jax_enable_compilation_cache": True, "jax_compilation_cache_dir": str(scratch() / "compiled")}
+    wanted = {**kept, **COMPILE_ONCE, **COMPILE_FAST}
     before = {name: jax.config.values[name] for name in wanted}
     for name, value in wanted.items():
         jax.config.update(name, value)

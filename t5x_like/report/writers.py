@@ -6,6 +6,7 @@ each step once. Must not know what is measured, nor jax: the caller says which p
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -43,19 +44,25 @@ class Jsonl:
 
 
 class TensorBoard:
-    """TensorBoard event files, by tensorboardX: no TensorFlow."""
+    """TensorBoard event files, by tensorboardX: no TensorFlow. Made with the first row: tensorboardX imports PyTorch
+    where that is installed, which would take 1.5 s before the first step."""
 
     def __init__(self, folder: Path, first_step: int):
-        from tensorboardX import SummaryWriter  # heavy: only when asked for
+        self._folder, self._first_step = folder, first_step
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step, flush_secs=30)
+    @functools.cached_property
+    def _writer(self) -> Any:
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(str(self._folder), purge_step=self._first_step, flush_secs=30)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._writer.close()
+        if "_writer" in vars(self):
+            self._writer.close()
 
 
 class Wandb:
