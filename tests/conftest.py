@@ -16,6 +16,7 @@ from pathlib import Path
 # JAX reads these once, when it is imported; a subprocess of a test inherits them unless the test says otherwise.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # nothing is kept outside of the tests' own folders
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the oracle of tests/parity is built from configs, never fetched
 
 import jax  # noqa: E402

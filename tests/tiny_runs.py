@@ -118,7 +118,8 @@ def compiling(**wanted: object):
 @pytest.fixture(scope="session")
 def quick_compiling():
     """Programs are compiled once for the session, and without LLVM's optimizations."""
-    with compiling(jax_compilation_cache_dir=str(scratch() / "compiled"), **COMPILE_ONCE, **COMPILE_FAST):
+    kept = {"jax_enable_compilation_cache": True, "jax_compilation_cache_dir": str(scratch() / "compiled")}
+    with compiling(**kept, **COMPILE_ONCE, **COMPILE_FAST):
         yield
 
 

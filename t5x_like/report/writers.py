@@ -6,6 +6,7 @@ each step once. Must not know what is measured, nor jax: the caller says which p
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -48,19 +49,28 @@ class Jsonl:
 
 class TensorBoard:
     """TensorBoard event files with the messages of tensorboardX: no TensorFlow. Not by its writer, whose thread ends on
-    a full disk, and whose queue, once full, then holds the run up."""
+    a full disk, and whose queue, once full, then holds the run up. Made with the first row: tensorboardX imports
+    PyTorch where that is installed, which would take 1.5 s before the first step."""
 
     def __init__(self, folder: Path, first_step: int):
-        from tensorboardX.proto import event_pb2  # heavy: only when asked for
-
-        self._messages: Any = event_pb2  # their names are made when it is imported
         name = f"events.out.tfevents.{time.time_ns() // 1000}.{platform.node()}.{os.getpid()}"
-        self._file = Appended(folder / name, ends=b"")
-        self._add(file_version="brain.Event:2")
-        began = {"status": self._messages.SessionLog.START}  # hides what an earlier start wrote
-        self._add(step=first_step, session_log=began)
+        self._path, self._first_step = folder / name, first_step
+
+    @functools.cached_property
+    def _file(self) -> Appended:
+        return Appended(self._path, ends=b"")
+
+    @functools.cached_property
+    def _messages(self) -> Any:
+        from tensorboardX.proto import event_pb2
+
+        return event_pb2  # the names in it are made when it is imported
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        if "_file" not in vars(self):
+            self._add(file_version="brain.Event:2")
+            began = {"status": self._messages.SessionLog.START}  # hides what an earlier start wrote
+            self._add(step=self._first_step, session_log=began)
         scalars = [{"tag": name, "simple_value": value} for name, value in values.items()]
         self._add(step=step, summary={"value": scalars})
 

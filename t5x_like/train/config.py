@@ -35,6 +35,8 @@ class TrainConfig(Config, where="train"):
       logits_chunk: columns whose logits are in memory at a time; 0 is all.
       evaluate_every: times of the evaluations that have none of their own.
       evaluate_batches: largest number of batches in a held-out evaluation; 0 is the whole split.
+      compiled: folder where compiled programs are kept between runs; empty: in ``$XDG_CACHE_HOME/t5x-like``, or
+        ``~/.cache/t5x-like``; ``off``: nowhere. ``$JAX_COMPILATION_CACHE_DIR`` goes before it.
     """
 
     steps: PositiveInt
@@ -46,6 +48,7 @@ class TrainConfig(Config, where="train"):
     logits_chunk: NonNegativeInt = 0
     evaluate_every: Every = Every(steps=1000)
     evaluate_batches: NonNegativeInt = 0
+    compiled: str = ""
 
     def __post_init__(self):
         got = f"{self.micro_batches} does not divide train.batch_size = {self.batch_size}"
@@ -128,8 +131,8 @@ FREE_TO_CHANGE = {
     "name": "a label", "mesh": _SAME, "checkpoint": _WRITTEN, "report": _WRITTEN, "optimizer": _HENCE,
     "evaluations": _MEASURED, "train.evaluate_every": _MEASURED, "train.evaluate_batches": _MEASURED,
     "train.steps": "the end; schedules that depend on it change from here on", "train.micro_batches": _SAME,
-    "train.logits_chunk": _SAME, "train.z_loss": _HENCE, "train.label_smoothing": _HENCE,
-    "model.attention_backend": _SAME, "model.scan_layers": _SAME, "model.remat": _SAME, "model.dtype": _HENCE,
+    "train.compiled": "where programs lie", "train.logits_chunk": _SAME, "train.z_loss": _HENCE,
+    "train.label_smoothing": _HENCE, "model.attention_backend": _SAME, "model.scan_layers": _SAME, "model.remat": _SAME, "model.dtype": _HENCE,
     "model.*dropout": _HENCE, "data.cache": _READ, "data.skip": "batches to come; those behind are compared",
     "data.prepare_processes": _READ, "data.read_threads": _READ, "data.worker_processes": _READ,
     "data.prefetch_batches": _READ, "data.corpus.*licence": "a label", "data.corpus.*origin": "a label",

@@ -25,6 +25,7 @@ from t5x_like.report.ledger import Ledger
 from t5x_like.sharding.config import AXES, MeshConfig
 from t5x_like.sharding.mesh import Placement, make_placement, use
 from t5x_like.sharding.processes import join_processes
+from t5x_like.train.compiled import keep_compiled
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
 from t5x_like.train.directory import CHECKPOINTS, load_config
@@ -150,6 +151,7 @@ def open_model(run: Run) -> tuple[Placement, Setup]:
     Raises:
       UserError: a mesh or kernels that the devices or the model do not fit.
     """
+    keep_compiled(run.train.compiled)
     join_processes()
     placement = make_placement(run.mesh)
     run.model.check_sizes(placement.axis_ways)

@@ -1,0 +1,67 @@
+"""Compiled programs kept between runs, by JAX's persistent cache, in the user's cache folder.
+
+Any number of processes may use one folder: an entry that another one is writing cannot be read, and is then compiled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+OFF = "off"
+LEAST_SECONDS = 0.1  # of compiling what is kept: below that reading saves nothing
+LARGEST = 4e9  # bytes of a folder, beyond which the programs used longest ago are removed, down to half of it
+CPU = Path("/proc/cpuinfo")
+
+
+def keep_compiled(folder: str = "") -> Path | None:
+    """Has JAX keep what it compiles from now on, and returns where; None where it is not to be kept.
+
+    What JAX has been told by itself ($JAX_COMPILATION_CACHE_DIR, $JAX_ENABLE_COMPILATION_CACHE) stays. A folder that
+    cannot be written is none.
+
+    Args:
+      folder: ``off``, or the folder; empty: ``compiled`` in ``$XDG_CACHE_HOME/t5x-like`` or ``~/.cache/t5x-like``.
+    """
+    told = jax.config.values["jax_compilation_cache_dir"]
+    if told or folder == OFF or not jax.config.values["jax_enable_compilation_cache"]:
+        return Path(told) if told else None
+    above = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "t5x-like" / "compiled"
+    path = (Path(folder).expanduser() if folder else above).absolute() / _host()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    if not os.access(path, os.W_OK):
+        return None
+    _make_room(path)
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
+    compilation_cache.reset_cache()  # it had looked already, if something has been compiled in this process
+    return path
+
+
+def _host() -> str:
+    """A name for this kind of processor: what is compiled for one may not run on another that shares the folder."""
+    lines = CPU.read_text(errors="replace").splitlines() if CPU.is_file() else ()
+    told = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+    return f"{platform.machine()}-{hashlib.sha256(repr(told).encode()).hexdigest()[:8]}"
+
+
+def _make_room(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # other processes do the same
+        found = [(max(status.st_atime, status.st_mtime), status.st_size, path)
+                 for path in folder.iterdir() if path.is_file() and (status := path.stat())]  # fmt: skip
+        size = sum(bytes_ for _, bytes_, _ in found)
+        for _, bytes_, path in sorted(found) if size > LARGEST else ():
+            if size <= LARGEST / 2:
+                break
+            path.unlink(missing_ok=True)
+            size -= bytes_
