@@ -29,6 +29,7 @@ from t5x_like.checkpoint.folder import Damaged, patiently, read_block, reason
 from t5x_like.checkpoint.job import Job
 from t5x_like.checkpoint.keep import FALLBACK, reasons
 from t5x_like.checkpoint.layout import LAYOUT, renamed
+from t5x_like.checkpoint.local import LocalSaves, token_of
 from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.paths import make_writable
 
@@ -41,12 +42,11 @@ def _say(message: str) -> None:
 
 @dataclasses.dataclass
 class _Save:
-    """A save in the background: its step, the arrays' bytes, when it began, and its end."""
+    """A save in the background: its step, the arrays' bytes, and its end with the seconds that it took."""
 
     step: int
     size: int
-    began: float
-    end: Future[None]
+    end: Future[float]
 
 
 class Checkpoints(contextlib.AbstractContextManager):
@@ -57,7 +57,7 @@ class Checkpoints(contextlib.AbstractContextManager):
       config: what to keep.
       read_only: whether nothing in the folder may be written or deleted, as in evaluation and generation.
       say: function of a warning; by default to standard error, from process 0 only.
-      record: function of (event, its values), called for each ``save`` and ``restore``: step, seconds, bytes.
+      record: function of (event, its values), called once a ``save`` is written: step, seconds, bytes.
       job: the processes; by default those of jax.
 
     Raises:
@@ -75,6 +75,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._job = job or Job.current()
         self._say: Callable[[str], None] = say if self._job.index == 0 else lambda message: None
         self.record = record
+        self.restored: dict[str, Any] = {}  # seconds and bytes of the last restore
         self._pending: _Save | None = None
         self._own: set[int] = set()  # steps saved or restored here: this run's past
         self._measured: dict[int, dict[str, float]] = {}
@@ -85,6 +86,13 @@ class Checkpoints(contextlib.AbstractContextManager):
             make_writable(self._directory, "checkpoints")
             _require_shared(self._directory, self._job)
         self._latest: int | None = self._job.first(self._open)
+        self._local: LocalSaves | None = None
+        if self._config.local.directory and not read_only:
+            token = self._job.first(lambda: token_of(self._directory))
+            where = Path(self._config.local.directory) / token
+            self._local = LocalSaves(where, self._job, _say, lambda event, **values: self.record(event, **values))
+            found = (self._latest, self._local.latest())
+            self._latest = max((step for step in found if step is not None), default=None)
         self._pool = ThreadPoolExecutor(1, "checkpoints")
 
     def _open(self) -> int | None:
@@ -134,11 +142,19 @@ class Checkpoints(contextlib.AbstractContextManager):
         block = folder.block_of({**metadata, "step": step}, described, LAYOUT)
         context = ocp.Context()
         context.array.saving.use_compression = self._config.compress
-        with context:
-            response = ocp.save_async(str(self._directory / str(step)), state, custom_metadata=block)
-        self._pending = _Save(step, size, began, self._pool.submit(self._finish, step, response))
+        try:
+            with context:
+                response = ocp.save_async(str(self._directory / str(step)), state, custom_metadata=block)
+        except OSError as error:
+            raise self._failed(step, error) from error
+        self._pending = _Save(step, size, self._pool.submit(self._finish, step, response, began))
         self._own.add(step)
         return True
+
+    def save_locally(self, step: int, state: Tree, metadata: Mapping[str, Any]) -> None:
+        """As ``save``, to the local disk of each host, where the config names one; never fails."""
+        if self._local is not None:
+            self._local.save(step, state, metadata)
 
     def check(self) -> None:
         """Raises the error of a save that has failed in the background; costs microseconds, so call it each step.
@@ -159,17 +175,12 @@ class Checkpoints(contextlib.AbstractContextManager):
             return
         save, self._pending = self._pending, None
         try:
-            save.end.result()
+            seconds = save.end.result()
         except Exception as error:  # of Orbax, TensorStore or the file system: there is no list of them
             self._own.discard(save.step)
-            if self._job.index == 0:
-                for path in folder.leftovers_in(self._directory):  # on a full disk nothing else could be saved
-                    folder.remove(path)
-            got = f"step {save.step} could not be written to {self._directory}: {reason(error)}"
-            suggestion = f"make room and run again; it resumes from step {self.latest() or 0}"
-            raise UserError("checkpoints", got, "a folder with room left", suggestion) from error
+            raise self._failed(save.step, error) from error
         self._latest = save.step
-        self.record("save", step=save.step, seconds=time.perf_counter() - save.began, bytes=save.size)
+        self.record("save", step=save.step, seconds=round(seconds, 3), bytes=save.size)
 
     def measured(self, step: int, values: Mapping[str, float]) -> None:
         """Notes values measured at a step, by which the best checkpoints are kept; every process may call it."""
@@ -184,6 +195,8 @@ class Checkpoints(contextlib.AbstractContextManager):
             self.wait()
         finally:
             self._pool.shutdown()
+            if self._local is not None:
+                self._local.wait()
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -235,6 +248,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         """
         self.wait()
         began, steps = time.perf_counter(), self._job.first(self.steps)
+        if step is None and (found := self._restore_locally(template, max(steps, default=-1))):
+            return found
         latest = self._existing(step, steps)
         candidates = [latest] if step is not None else sorted(steps, reverse=True)
         problems: list[str] = []
@@ -248,8 +263,7 @@ class Checkpoints(contextlib.AbstractContextManager):
                 self._say(f"WARNING: damaged checkpoints passed over in {self._directory}{''.join(problems)}"
                           f"\n  resuming from step {candidate}")
             self._own = {candidate}  # later checkpoints do not belong to the resumed run
-            size = sum(array.nbytes for array in flatten(state).values())
-            self.record("restore", step=candidate, seconds=time.perf_counter() - began, bytes=size)
+            self._restored(candidate, state, began)
             return state, user
         others = ", ".join(str(s) for s in steps if s not in candidates)
         suggestion = f"another step: {others}" if others else "a copy, or a new run directory"
@@ -275,6 +289,26 @@ class Checkpoints(contextlib.AbstractContextManager):
         return ""
 
     # Within
+
+    def _restore_locally(self, template: Tree, newest: int) -> tuple[Tree, dict[str, Any]] | None:
+        """The latest local save if it is good and later than the newest checkpoint."""
+        if self._local is None or (step := self._local.latest()) is None or step <= newest:
+            return None
+        began = time.perf_counter()
+        try:
+            state, user = self._local.restore(template, step)
+        except Damaged as error:
+            self._say(f"WARNING: the local save of step {step} {error}: not used")
+            return None
+        self._own = set()  # the folder of the run does not have this step
+        self._restored(step, state, began)
+        return state, user
+
+    def _restored(self, step: int, state: Tree, began: float) -> None:
+        if self._local is not None:
+            self._local.forget_after(step)
+        size = sum(array.nbytes for array in flatten(state).values())
+        self.restored = {"seconds": round(time.perf_counter() - began, 3), "bytes": size}
 
     def _restore_one(self, template: Tree, step: int, partial: bool) -> tuple[Tree, dict[str, Any]]:
         block = self._job.all(lambda: read_block(self._directory / str(step)), Damaged)
@@ -342,11 +376,22 @@ class Checkpoints(contextlib.AbstractContextManager):
                f"{free / 1e6:,.1f} MB are free", "a folder with room left", "make room and run again, or keep fewer "
                f"(checkpoint.keep_last, checkpoint.keep_best); it resumes from step {self.latest() or 0}")
 
-    def _finish(self, step: int, response: Any) -> None:
-        """In the background: waits for the files of a save; then the first process deletes what no rule keeps."""
+    def _failed(self, step: int, error: Exception) -> UserError:
+        """The error of a save that could not be written; what it has written is removed."""
+        if self._job.index == 0:
+            for path in folder.leftovers_in(self._directory):  # on a full disk nothing else could be saved
+                folder.remove(path)
+        got = f"step {step} could not be written to {self._directory}: {reason(error)}"
+        suggestion = f"make room and run again; it resumes from step {self.latest() or 0}"
+        return UserError("checkpoints", got, "a folder with room left", suggestion)
+
+    def _finish(self, step: int, response: Any, began: float) -> float:
+        """In the background: waits for the files of a save; then the first process deletes what no rule keeps. Returns
+        the seconds that the save took."""
         response.result()
+        seconds = time.perf_counter() - began
         if self._job.index:
-            return
+            return seconds
         with contextlib.suppress(OSError, UserError):  # what cannot be deleted now is after the next save
             kept = reasons(folder.saved_in(self._directory), self._config, time.time())
             gone = [self._directory / str(old) for old, why in kept.items() if not why and old < step]
@@ -355,6 +400,7 @@ class Checkpoints(contextlib.AbstractContextManager):
                 gone.append(path)
             for path in gone:
                 folder.remove(path)
+        return seconds
 
 
 @contextlib.contextmanager

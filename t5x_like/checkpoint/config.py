@@ -29,6 +29,10 @@ class LocalConfig(Config, where="checkpoint.local"):
         refuse(bool(self.directory) and not self.directory.startswith("/"), "checkpoint.local.directory",
                f"{self.directory!r} is relative", "an absolute path, such as /tmp/checkpoints")
 
+    def due(self, step: int, total: int) -> bool:
+        """Whether to save locally after update ``step`` of ``total``."""
+        return bool(self.directory) and self.every.due(step, total)
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig(Config, where="checkpoint"):

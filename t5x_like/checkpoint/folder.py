@@ -83,14 +83,15 @@ def saved_in(directory: Path) -> list[Saved]:
 
 def aside_in(directory: Path) -> dict[Path, int]:
     """Folders that were set aside and their steps, the oldest first."""
-    found = [(match, directory / match[0]) for name in _names(directory) if (match := re.fullmatch(r"(\d+)\.aside-\d+",
-                                                                                                  name))]
-    return {path: int(match[1]) for match, path in sorted(found, key=lambda each: _time(each[1]))}
+    found = {directory / name: int(name.split(".")[0]) for name in _names(directory)
+             if re.fullmatch(r"\d+\.aside-\d+", name)}  # fmt: skip
+    return {path: found[path] for path in sorted(found, key=_time)}
 
 
 def leftovers_in(directory: Path) -> list[Path]:
     """What killed processes have left: unfinished saves and deletions, probes."""
-    return [directory / name for name in _names(directory) if TEMPORARY in name or name.startswith((".shared.", ".writ"))]
+    names = _names(directory)
+    return [directory / name for name in names if TEMPORARY in name or name.startswith((".shared.", ".writable."))]
 
 
 def remove(path: Path) -> None:
@@ -164,7 +165,7 @@ def read_measured(directory: Path) -> dict[int, dict[str, float]]:
     """Step to the values measured there; empty where the file is missing or torn: then nothing is best."""
     try:
         found = json.loads((directory / MEASURED).read_bytes())
-        return {int(step): {str(name): float(value) for name, value in values.items()} for step, values in found.items()}
+        return {int(step): {name: float(value) for name, value in values.items()} for step, values in found.items()}
     except (OSError, ValueError, AttributeError):
         return {}
 

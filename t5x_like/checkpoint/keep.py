@@ -43,5 +43,6 @@ def best(saved: Sequence[Saved], config: CheckpointConfig) -> list[int]:
     for metric, highest in ((config.keep_metric, config.keep_highest), (FALLBACK, False)):
         values = {one.step: one.values[metric] for one in saved if math.isfinite(one.values.get(metric, math.nan))}
         if values:
-            return sorted(values, key=lambda step: (-values[step] if highest else values[step], step))[: config.keep_best]
+            sign = -1 if highest else 1
+            return sorted(values, key=lambda step: (sign * values[step], step))[: config.keep_best]
     return []
