@@ -117,10 +117,11 @@ def set_aside(directory: Path, step: int) -> list[tuple[int, str]]:
 
 
 def superseded(directory: Path, step: int) -> list[Path]:
-    """What was set aside and may go now that a good checkpoint of ``step`` is written: whatever is not of a later
-    step, and all but the ``ASIDE`` newest."""
+    """What was set aside and may go now that a good checkpoint of ``step`` is written: what is not of a later step, and
+    of the others all but the ``ASIDE`` newest."""
     found = aside_in(directory)
-    return [path for number, (path, its) in enumerate(found.items()) if its <= step or number < len(found) - ASIDE]
+    later = [path for path, its in found.items() if its > step]
+    return [path for path, its in found.items() if its <= step] + later[:-ASIDE]
 
 
 def free_bytes(directory: Path) -> int:
@@ -158,7 +159,7 @@ def read_block(path: Path) -> dict[str, Any]:
     block = dict(custom[BLOCK])
     if block.pop("crc", None) != (crc := _crc(block)):
         raise Damaged("its metadata is not what was saved", crc)
-    return block
+    return {"layout": 1, **block}  # the first layout was not numbered
 
 
 def read_measured(directory: Path) -> dict[int, dict[str, float]]:
