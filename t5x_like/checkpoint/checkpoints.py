@@ -1,48 +1,52 @@
 """The checkpoints of one run: saved in the background, verified when read; damaged ones are skipped.
 
-A thin adapter over Orbax's v1 `training.Checkpointer`, which writes, commits atomically and deletes. Added here:
-digests of every array, errors that a user can act on, and the fall back to the previous good step. Knows names,
-shapes and bits of arrays; must not know what they mean, nor the train loop. Every process of a run makes the same calls
-in the same order.
+A thin adapter over Orbax's v1 `save_async` and `load`, which write arrays, commit atomically and read onto any mesh.
+Added here: digests of every array, errors that a user can act on, the fall back to the previous good step, and what is
+kept. Knows names, shapes and bits of arrays; must not know what they mean, nor the train loop. Every process of a run
+makes the same calls in the same order; the first one alone lists, renames and deletes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
+import dataclasses
+import functools
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from t5x_like.arrays.trees import Tree, flatten, unflatten
-from t5x_like.checkpoint import digests
+from t5x_like.checkpoint import digests, folder
 from t5x_like.checkpoint.compare import compare
 from t5x_like.checkpoint.config import CheckpointConfig
+from t5x_like.checkpoint.folder import Damaged, patiently, read_block, reason
+from t5x_like.checkpoint.job import Job
+from t5x_like.checkpoint.keep import FALLBACK, reasons
+from t5x_like.checkpoint.layout import LAYOUT, renamed
+from t5x_like.checkpoint.local import LocalSaves, token_of
 from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.paths import make_writable
 
-T = TypeVar("T")
-UNKNOWN = -1  # as the last step: look it up
-BLOCK = "t5x_like"  # our part of the metadata that Orbax keeps with each checkpoint
-WAITS = (0.2, 1.0)  # seconds before a checkpoint that was not read well is read again: storage errs at times
-TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not committed
-
-
-class Damaged(Exception):
-    """A checkpoint that cannot be read or is not what was saved."""
+AT_ONCE = 2**30  # bytes of arrays that `verify` has in memory at a time, unless one array is larger
 
 
 def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
+
+
+@dataclasses.dataclass
+class _Save:
+    """A save in the background: its step, the arrays' bytes, and its end with the seconds that it took."""
+
+    step: int
+    size: int
+    end: Future[float]
 
 
 class Checkpoints(contextlib.AbstractContextManager):
@@ -53,6 +57,8 @@ class Checkpoints(contextlib.AbstractContextManager):
       config: what to keep.
       read_only: whether nothing in the folder may be written or deleted, as in evaluation and generation.
       say: function of a warning; by default to standard error, from process 0 only.
+      record: function of (event, its values), called once a ``save`` is written: step, seconds, bytes.
+      job: the processes; by default those of jax.
 
     Raises:
       UserError: the folder cannot be written, is not shared between the processes, or (``read_only``) is not there.
@@ -60,71 +66,95 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def __init__(
         self, directory: str | Path, config: CheckpointConfig | None = None, *, read_only: bool = False,
-        say: Callable[[str], None] = _say,
+        say: Callable[[str], None] = _say, record: Callable[..., object] = lambda event, **values: None,
+        job: Job | None = None,
     ):
         self._directory = Path(directory).absolute()
         self._config = config or CheckpointConfig()
         self._read_only = read_only
-        self._say: Callable[[str], None] = say if jax.process_index() == 0 else lambda message: None
-        self._last: int | None = UNKNOWN
-        self._pending: tuple[int, Any] | None = None  # the step being saved and Orbax's future
+        self._job = job or Job.current()
+        self._say: Callable[[str], None] = say if self._job.index == 0 else lambda message: None
+        self.record = record
+        self.restored: dict[str, Any] = {}  # seconds and bytes of the last restore
+        self._pending: _Save | None = None
         self._own: set[int] = set()  # steps saved or restored here: this run's past
+        self._measured: dict[int, dict[str, float]] = {}
         if read_only:
             got = f"there is no folder {self._directory}"
             refuse(not self._directory.is_dir(), "checkpoints", got, "the folder of a trained run")
         else:
             make_writable(self._directory, "checkpoints")
-            _require_shared(self._directory)
-            self._remove_temporary("*")  # left by a killed process
-        self._checkpointer = self._open()
+            _require_shared(self._directory, self._job)
+        self._latest: int | None = self._job.first(self._open)
+        self._local: LocalSaves | None = None
+        if self._config.local.directory and not read_only:
+            token = self._job.first(lambda: token_of(self._directory))
+            where = Path(self._config.local.directory) / token
+            self._local = LocalSaves(where, self._job, _say, lambda event, **values: self.record(event, **values))
+            found = (self._latest, self._local.latest())
+            self._latest = max((step for step in found if step is not None), default=None)
+        self._pool = ThreadPoolExecutor(1, "checkpoints")
 
-    def _open(self) -> ocp.training.Checkpointer:
-        keep = ocp.training.preservation_policies
-        policies: list[Any] = [keep.LatestN(self._config.keep_last)] if self._config.keep_last else [keep.PreserveAll()]
-        if self._config.keep_every:
-            policies.append(keep.EveryNSteps(self._config.keep_every))
-        policy: Any = keep.AnyPreservationPolicy(policies)  # Any: Orbax's own policies miss its protocol by a type
-        # What is left over is removed above: Orbax does it in a thread that nothing waits for.
-        where = str(self._directory)
-        return ocp.training.Checkpointer(where, preservation_policy=policy, cleanup_tmp_directories=False)
+    def _open(self) -> int | None:
+        """The last step. What a killed process has left is removed."""
+        if not self._read_only:
+            for path in folder.leftovers_in(self._directory):
+                folder.remove(path)
+            self._measured = folder.read_measured(self._directory)
+        return max(folder.steps_in(self._directory), default=None)
 
     # Saving
 
-    def save(self, step: int, state: Tree, metadata: Mapping[str, Any]) -> bool:
+    def save(self, step: int, state: Tree, metadata: Mapping[str, Any], loss: float | None = None) -> bool:
         """Starts to save; the caller may change or donate the arrays as soon as this returns.
 
         Waits for the device to have computed ``state``, for the copy to host memory, and for the previous save if that
         is still being written. The rest happens in the background: call `check` regularly.
 
         Checkpoints of this or later steps that are not of this run's past (it was restored from an earlier one) are set
-        aside under another name, not deleted.
+        aside under another name, and deleted once this run has a newer one.
 
         Args:
           step: number of updates made.
           state: nested dict of jax.Array, sharded or not.
           metadata: JSON values; `restore` returns them with ``"step"`` added.
+          loss: mean training loss since the save before; ranks checkpoints that no evaluation has measured.
 
         Returns:
           False if this run has saved this step already or was restored from it; nothing is written then.
 
         Raises:
-          UserError: the previous save has failed.
+          UserError: the previous save has failed, or there is no room for this one. Earlier checkpoints are intact.
         """
         if self._read_only:
             raise ValueError("these checkpoints were opened read_only")
         if step in self._own:
             return False
-        arrays = flatten(state)
+        began, arrays = time.perf_counter(), flatten(state)
         dispatched = digests.dispatch(arrays)
         self.wait()
-        self._set_aside([s for s in self.steps() if s >= step], "is not of the resumed run")
+        size = sum(array.nbytes for array in arrays.values())
+        self._job.first(lambda: self._make_room(step, size))
+        if loss is not None:
+            self.measured(step, {FALLBACK: loss})
         described = {path: {"shape": list(arrays[path].shape), "dtype": str(arrays[path].dtype), "digest": digest}
                      for path, digest in digests.fetch(dispatched).items()}  # fmt: skip
-        body = {"user": {**metadata, "step": step}, "arrays": described}
-        block: dict[str, Any] = {BLOCK: {**body, "crc": _crc(body)}}
-        self._pending = step, self._checkpointer.save_async(step, state, force=True, custom_metadata=block)
+        block = folder.block_of({**metadata, "step": step}, described, LAYOUT)
+        context = ocp.Context()
+        context.array.saving.use_compression = self._config.compress
+        try:
+            with context:
+                response = ocp.save_async(str(self._directory / str(step)), state, custom_metadata=block)
+        except OSError as error:
+            raise self._failed(step, error) from error
+        self._pending = _Save(step, size, self._pool.submit(self._finish, step, response, began))
         self._own.add(step)
         return True
+
+    def save_locally(self, step: int, state: Tree, metadata: Mapping[str, Any]) -> None:
+        """As ``save``, to the local disk of each host, where the config names one; never fails."""
+        if self._local is not None:
+            self._local.save(step, state, metadata)
 
     def check(self) -> None:
         """Raises the error of a save that has failed in the background; costs microseconds, so call it each step.
@@ -132,7 +162,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         Raises:
           UserError: the step that could not be written, and why. Earlier checkpoints are intact.
         """
-        if self._pending is not None and not self._checkpointer.is_saving_in_progress():
+        if self._pending is not None and self._pending.end.done():
             self.wait()
 
     def wait(self) -> None:
@@ -143,26 +173,30 @@ class Checkpoints(contextlib.AbstractContextManager):
         """
         if self._pending is None:
             return
-        (step, response), self._pending, self._last = self._pending, None, UNKNOWN
+        save, self._pending = self._pending, None
         try:
-            response.result()
+            seconds = save.end.result()
         except Exception as error:  # of Orbax, TensorStore or the file system: there is no list of them
-            self._own.discard(step)
-            self._remove_temporary(step)
-            # Orbax raises the same error again at each call; a new one starts afresh.
-            with contextlib.suppress(Exception):  # the error that is told below, once more
-                self._checkpointer.close()
-            self._checkpointer = self._open()
-            got = f"step {step} could not be written to {self._directory}: {_reason(error)}"
-            suggestion = f"make room and run again; it resumes from step {self.latest() or 0}"
-            raise UserError("checkpoints", got, "a folder with room left", suggestion) from error
+            self._own.discard(save.step)
+            raise self._failed(save.step, error) from error
+        self._latest = save.step
+        self.record("save", step=save.step, seconds=round(seconds, 3), bytes=save.size)
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        """Notes values measured at a step, by which the best checkpoints are kept; every process may call it."""
+        if self._job.index == 0 and not self._read_only:
+            self._measured[step] = {**self._measured.get(step, {}), **values}
+            with contextlib.suppress(UserError):  # a full disk: the next save says so
+                folder.write_measured(self._directory, self._measured)
 
     def close(self) -> None:
         """Waits for the last save and ends threads; raises as `wait` does."""
         try:
             self.wait()
         finally:
-            self._checkpointer.close()
+            self._pool.shutdown()
+            if self._local is not None:
+                self._local.wait()
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -171,14 +205,11 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def steps(self) -> list[int]:
         """The steps with a committed checkpoint, ascending; one being saved is not among them until it is done."""
-        pending = self._pending[0] if self._pending else None
-        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints if checkpoint.step != pending]
+        return folder.steps_in(self._directory)
 
     def latest(self) -> int | None:
         """The last of `steps`, or None. Only `restore` checks whether it is good. Costs nothing, so ask each step."""
-        if self._last == UNKNOWN:
-            self._last = max(self.steps(), default=None)
-        return self._last
+        return self._latest
 
     def metadata(self, step: int | None = None) -> dict[str, Any]:
         """Metadata given to `save`, with ``"step"``; reads no array.
@@ -190,14 +221,17 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def arrays(self, step: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
         """Path to shape and dtype of every saved array; reads no array. Raises as `metadata` does."""
-        saved = self._existing_block(step)["arrays"]
-        return {path: jax.ShapeDtypeStruct(tuple(one["shape"]), one["dtype"]) for path, one in saved.items()}
+        block = self._existing_block(step)
+        names = renamed(block["arrays"], block["layout"])
+        return {names[path]: jax.ShapeDtypeStruct(tuple(one["shape"]), one["dtype"])
+                for path, one in block["arrays"].items()}  # fmt: skip
 
     def restore(self, template: Tree, step: int | None = None, partial: bool = False) -> tuple[Tree, dict[str, Any]]:
         """Reads a checkpoint onto the shardings of ``template``, whatever mesh it was saved from, and verifies it.
 
-        What is not read well is read again. Without ``step``, a checkpoint that stays damaged is skipped with a
-        warning, and the one before it is read.
+        What is not read well is read again, until two readings find the same wrong bits or nothing can be read for
+        some seconds. Without ``step``, a checkpoint that stays damaged is skipped with a warning, and the one before
+        it is read. What one process cannot read, none takes.
 
         Args:
           template: nested dict of jax.ShapeDtypeStruct with shardings (without: the first local device). Where a dtype
@@ -213,12 +247,15 @@ class Checkpoints(contextlib.AbstractContextManager):
             every name that is missing, superfluous or of another shape.
         """
         self.wait()
-        latest = self._existing(step)
-        candidates = [latest] if step is not None else sorted(self.steps(), reverse=True)
+        began, steps = time.perf_counter(), self._job.first(self.steps)
+        if step is None and (found := self._restore_locally(template, max(steps, default=-1))):
+            return found
+        latest = self._existing(step, steps)
+        candidates = [latest] if step is not None else sorted(steps, reverse=True)
         problems: list[str] = []
         for candidate in candidates:
             try:
-                state, user = _patiently(lambda: self._restore_one(template, candidate, partial))  # noqa: B023
+                state, user = patiently(functools.partial(self._restore_one, template, candidate, partial))
             except Damaged as error:
                 problems.append(f"\n  step {candidate}: {error}")
                 continue
@@ -226,27 +263,69 @@ class Checkpoints(contextlib.AbstractContextManager):
                 self._say(f"WARNING: damaged checkpoints passed over in {self._directory}{''.join(problems)}"
                           f"\n  resuming from step {candidate}")
             self._own = {candidate}  # later checkpoints do not belong to the resumed run
+            self._restored(candidate, state, began)
             return state, user
-        others = ", ".join(str(s) for s in self.steps() if s not in candidates)
+        others = ", ".join(str(s) for s in steps if s not in candidates)
         suggestion = f"another step: {others}" if others else "a copy, or a new run directory"
         raise UserError("checkpoints", f"damaged in {self._directory}{''.join(problems)}", suggestion=suggestion)
 
+    def verify(self, step: int) -> str:
+        """Reads every array of a checkpoint and compares its digest, some at a time; what is wrong, or nothing."""
+        try:
+            block = patiently(lambda: read_block(self._directory / str(step)))
+        except Damaged as error:
+            return str(error)
+        groups, size = [{}], 0
+        for path, one in self.arrays(step).items():
+            bytes_of = one.size * one.dtype.itemsize
+            if groups[-1] and size + bytes_of > AT_ONCE:
+                groups, size = [*groups, {}], 0
+            groups[-1][path], size = one, size + bytes_of
+        for group in groups if block["arrays"] else ():
+            try:
+                patiently(functools.partial(self._restore_one, unflatten(group), step, True))
+            except Damaged as error:
+                return str(error)
+        return ""
+
     # Within
 
+    def _restore_locally(self, template: Tree, newest: int) -> tuple[Tree, dict[str, Any]] | None:
+        """The latest local save if it is good and later than the newest checkpoint."""
+        if self._local is None or (step := self._local.latest()) is None or step <= newest:
+            return None
+        began = time.perf_counter()
+        try:
+            state, user = self._local.restore(template, step)
+        except Damaged as error:
+            self._say(f"WARNING: the local save of step {step} {error}: not used")
+            return None
+        self._own = set()  # the folder of the run does not have this step
+        self._restored(step, state, began)
+        return state, user
+
+    def _restored(self, step: int, state: Tree, began: float) -> None:
+        if self._local is not None:
+            self._local.forget_after(step)
+        size = sum(array.nbytes for array in flatten(state).values())
+        self.restored = {"seconds": round(time.perf_counter() - began, 3), "bytes": size}
+
     def _restore_one(self, template: Tree, step: int, partial: bool) -> tuple[Tree, dict[str, Any]]:
-        block = self._agree(lambda: self._read_block(step))
-        saved, wanted = block["arrays"], flatten(template)
+        block = self._job.all(lambda: read_block(self._directory / str(step)), Damaged)
+        names, wanted = renamed(block["arrays"], block["layout"]), flatten(template)
+        saved = {names[path]: {**one, "path": path} for path, one in block["arrays"].items()}
         compare(f"checkpoint of step {step} in {self._directory}", saved, wanted, partial)
         local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         as_saved = unflatten({
-            path: jax.ShapeDtypeStruct(leaf.shape, saved[path]["dtype"], sharding=leaf.sharding or local)
+            saved[path]["path"]: jax.ShapeDtypeStruct(leaf.shape, saved[path]["dtype"], sharding=leaf.sharding or local)
             for path, leaf in wanted.items()
         })
-        arrays = self._agree(lambda: flatten(self._load(step, as_saved)))
+        arrays = self._job.all(lambda: flatten(self._load(step, as_saved)), Damaged)
         found = digests.fetch(digests.dispatch(arrays))
-        if wrong := [path for path in arrays if found[path] != saved[path]["digest"]]:
-            raise Damaged(f"the bits of {', '.join(wrong[:3])}{' and others' if len(wrong) > 3 else ''} "
-                          f"are not those that were saved ({len(wrong)} of {len(arrays)} arrays)")
+        if wrong := {path: digest for path, digest in found.items() if digest != block["arrays"][path]["digest"]}:
+            raise Damaged(f"the bits of {', '.join(list(wrong)[:3])}{' and others' if len(wrong) > 3 else ''} "
+                          f"are not those that were saved ({len(wrong)} of {len(arrays)} arrays)", wrong)
+        arrays = {names[path]: array for path, array in arrays.items()}
         # Cast only now: the digest is of the saved bits. One array at a time, so that memory grows by one array.
         for path, leaf in wanted.items():
             if arrays[path].dtype != leaf.dtype:
@@ -256,114 +335,98 @@ class Checkpoints(contextlib.AbstractContextManager):
     def _load(self, step: int, as_saved: Tree) -> Tree:
         context = ocp.Context()
         context.pytree.loading.partial_load = True  # `compare` has refused superfluous arrays already
+        # Each process reads its shards without waiting for the others, since one alone may fail: `Job.all` joins them.
+        context.multiprocessing.active_processes = {jax.process_index()}
+        context.multiprocessing.primary_host = jax.process_index()
         with _reading(), context:
             return ocp.load(str(self._directory / str(step)), as_saved)
 
     def _existing_block(self, step: int | None) -> dict[str, Any]:
-        step = self._existing(step)
+        step = self._existing(step, self.steps())
         try:
-            return _patiently(lambda: self._read_block(step))
+            return patiently(lambda: read_block(self._directory / str(step)))
         except Damaged as error:
             raise UserError("checkpoints", f"step {step} in {self._directory}: {error}") from error
 
-    def _read_block(self, step: int) -> dict[str, Any]:
-        """Our metadata of a step, verified; Damaged if it cannot be read."""
-        with _reading("its metadata "):
-            custom: Any = self._checkpointer.metadata(step).custom_metadata
-            if BLOCK not in (custom or {}):
-                raise Damaged("was not written by t5x_like")
-            block: dict[str, Any] = dict(custom[BLOCK])
-            if block.pop("crc") != _crc(block):
-                raise Damaged("its metadata is not what was saved")
-        return block
-
-    def _agree(self, read: Callable[[], Any]) -> Any:
-        """``read()``, unless it finds damage in any process: then all of them see it and try the same earlier step."""
-        try:
-            found = read()
-        except Damaged as error:
-            found = error
-        if jax.process_count() > 1:
-            fine = multihost_utils.process_allgather(np.asarray(not isinstance(found, Damaged)))
-            if not isinstance(found, Damaged) and not np.all(fine):
-                found = Damaged(f"cannot be read by process {int(np.argmin(fine))}")
-        if isinstance(found, Damaged):
-            raise found
-        return found
-
-    def _existing(self, step: int | None) -> int:
+    def _existing(self, step: int | None, steps: list[int]) -> int:
         """``step``, or the latest for None. Raises UserError where there is none."""
-        steps, wanted = self.steps(), "" if step is None else f" of step {step}"
+        wanted = "" if step is None else f" of step {step}"
         found = max(steps, default=None) if step is None else step
-        if found not in steps:
+        if found is None or found not in steps:
             allowed = ", ".join(f"step {s}" for s in steps)
             raise UserError("checkpoints", f"there is none{wanted} in {self._directory}", allowed)
         return found
 
-    def _set_aside(self, steps: list[int], why: str) -> None:
-        if not steps:
+    def _make_room(self, step: int, size: int) -> None:
+        """Before a save, in the first process: sets aside what is not of this run's past, and cleans up if the disk is
+        short of room."""
+        for later, name in folder.set_aside(self._directory, step):
+            self._say(f"WARNING: the checkpoint of step {later} is not of the resumed run; it is renamed to {name} "
+                      "and deleted once this run has a newer one")
+        there = {*folder.steps_in(self._directory), self._latest, step}
+        self._measured = {old: values for old, values in self._measured.items() if old in there}
+        needed = int(size * folder.SLACK)
+        if folder.free_bytes(self._directory) >= needed:
             return
-        if jax.process_index() == 0:
-            for step in steps:
-                free = next(n for n in range(1, sys.maxsize) if not (self._directory / f"{step}.aside-{n}").exists())
-                (self._directory / str(step)).rename(self._directory / f"{step}.aside-{free}")
-                self._say(f"WARNING: the checkpoint of step {step} {why}; it is renamed to {step}.aside-{free} "
-                          "and may be deleted")
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("t5x_like checkpoints set aside")
-        self._checkpointer.reload()
-        self._last = UNKNOWN
+        for path in [*folder.leftovers_in(self._directory), *folder.aside_in(self._directory)]:
+            self._say(f"WARNING: the disk is short of room for step {step}: {path.name} is deleted")
+            folder.remove(path)
+        free = folder.free_bytes(self._directory)
+        refuse(free < needed, "checkpoints", f"step {step} needs {needed / 1e6:,.1f} MB in {self._directory}, and only "
+               f"{free / 1e6:,.1f} MB are free", "a folder with room left", "make room and run again, or keep fewer "
+               f"(checkpoint.keep_last, checkpoint.keep_best); it resumes from step {self.latest() or 0}")
 
-    def _remove_temporary(self, step: int | str) -> None:
-        """Removes files of a failed save of a step (or ``"*"``: of any): on a full disk nothing else could be saved."""
-        if jax.process_index() == 0:
-            for folder in self._directory.glob(f"{step}{TEMPORARY}*"):
-                shutil.rmtree(folder, ignore_errors=True)
+    def _failed(self, step: int, error: Exception) -> UserError:
+        """The error of a save that could not be written; what it has written is removed."""
+        if self._job.index == 0:
+            for path in folder.leftovers_in(self._directory):  # on a full disk nothing else could be saved
+                folder.remove(path)
+        got = f"step {step} could not be written to {self._directory}: {reason(error)}"
+        suggestion = f"make room and run again; it resumes from step {self.latest() or 0}"
+        return UserError("checkpoints", got, "a folder with room left", suggestion)
 
-
-def _patiently(read: Callable[[], T]) -> T:
-    """``read()``, which is called again after each of ``WAITS`` if it finds damage, and damaged only if it stays so."""
-    for seconds in WAITS:
-        with contextlib.suppress(Damaged):
-            return read()
-        time.sleep(seconds)
-    return read()
+    def _finish(self, step: int, response: Any, began: float) -> float:
+        """In the background: waits for the files of a save; then the first process deletes what no rule keeps. Returns
+        the seconds that the save took."""
+        response.result()
+        seconds = time.perf_counter() - began
+        if self._job.index:
+            return seconds
+        with contextlib.suppress(OSError, UserError):  # what cannot be deleted now is after the next save
+            kept = reasons(folder.saved_in(self._directory), self._config, time.time())
+            gone = [self._directory / str(old) for old, why in kept.items() if not why and old < step]
+            for path in folder.superseded(self._directory, step):
+                self._say(f"{path.name} is deleted: this run has written step {step}")
+                gone.append(path)
+            for path in gone:
+                folder.remove(path)
+        return seconds
 
 
 @contextlib.contextmanager
-def _reading(what: str = "") -> Iterator[None]:
+def _reading() -> Iterator[None]:
     """Whatever Orbax, TensorStore or the file system raise inside is ``Damaged``; there is no list of their errors."""
     try:
         yield
     except (Damaged, jax.errors.JaxRuntimeError, MemoryError):
         raise  # out of memory, for one, is no fault of the checkpoint
     except Exception as error:  # see the docstring
-        raise Damaged(f"{what}cannot be read: {_reason(error)}") from error
+        raise Damaged(f"cannot be read: {reason(error)}") from error
 
 
-def _crc(body: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(body, sort_keys=True).encode())
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of an error, whose rest is often a page of file names."""
-    text = str(error).strip() or type(error).__name__
-    first = text.splitlines()[0]
-    return first if len(first) <= 300 else first[:300] + "..."
-
-
-def _require_shared(directory: Path) -> None:
+def _require_shared(directory: Path, job: Job) -> None:
     """Fails at once where Orbax would hang: processes that see different folders under one name."""
-    if jax.process_count() == 1:
+    if job.count == 1:
         return
-    token = int(multihost_utils.broadcast_one_to_all(np.int32(time.time_ns() % 2**31)))
-    probe = directory / f".shared.{token}"
-    if jax.process_index() == 0:
-        probe.touch()
-    multihost_utils.sync_global_devices(f"t5x_like checkpoints probe {token}")
-    seen = np.asarray(multihost_utils.process_allgather(np.asarray(probe.exists())))
-    if jax.process_index() == 0:
+    probe = directory / job.first(lambda: _touch(directory / f".shared.{time.time_ns()}"))
+    seen = job.gather(int(probe.exists()))
+    if job.index == 0:
         probe.unlink()
-    blind = ", ".join(str(process) for process in np.flatnonzero(~seen))
+    blind = ", ".join(str(process) for process, sees in enumerate(seen) if not sees)
     refuse(bool(blind), "checkpoints", f"{directory} is not the same folder for processes {blind} and process 0",
            "a folder that all processes share")
+
+
+def _touch(path: Path) -> str:
+    path.touch()
+    return path.name

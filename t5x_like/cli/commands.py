@@ -185,6 +185,12 @@ def _inspect_checkpoint(directory: Path, step: int | None) -> int:
     return 0
 
 
+def checkpoint(options: argparse.Namespace) -> int:
+    from t5x_like.cli.checkpoint import checkpoint
+
+    return checkpoint(options)
+
+
 def diff(options: argparse.Namespace) -> int:
     found = config_diff(_run_of(options.one, options), _run_of(options.other, options))
     rows = [(name, f"{one} -> {other}") for name, (one, other) in found.items()]

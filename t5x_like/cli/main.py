@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from t5x_like import __version__
+from t5x_like.cli.checkpoint import add_arguments as add_checkpoint_arguments
 from t5x_like.cli.generate import add_arguments as add_generate_arguments
 from t5x_like.cli.generate import split_prompts
 from t5x_like.core.errors import UserError
@@ -87,6 +88,8 @@ def parser() -> argparse.ArgumentParser:
     prepare = add("prepare", "tokenize a run's corpora into the cache, ahead of training", own, config, fields)
     prepare.add_argument("--processes", type=int, default=0, help="processes (default: data.prepare_processes)")
     prepare.add_argument("--beam", action="store_true", help="with Apache Beam; its own options follow after --")
+
+    add_checkpoint_arguments(add("checkpoint", "list, verify, prune or average a run's checkpoints"), [common])
 
     _tokenizer_arguments(add("tokenizer", "train a SentencePiece tokenizer, or show one of any kind"), common)
     return top

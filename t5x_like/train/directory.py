@@ -220,7 +220,7 @@ def versions() -> dict[str, str]:
 
 def record_start(
     directory: Path, run: Run, ledger: Ledger, step: int, devices: str, changed: Mapping[str, tuple[Any, Any]],
-    peak_flops: float | None = None,
+    peak_flops: float | None = None, restored: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Writes the config, and how this start came about; called once nothing can be refused any more. Of the processes
     of a job the first does so; the others say that they are there.
@@ -231,10 +231,11 @@ def record_start(
       devices: the devices, in words.
       changed: field to its values in the checkpoint's config and in this one.
       peak_flops: peak operations per second of all devices; None if unknown.
+      restored: seconds and bytes of the restore.
     """
     where = {"host": platform.node(), "pid": os.getpid()}
     if step:
-        ledger.add("restore", step)
+        ledger.add("restore", step, **(restored or {}))
     if ledger.process:
         ledger.add("start", step, **where)
         return

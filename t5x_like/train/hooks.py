@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from t5x_like.core.every import Every
 from t5x_like.evaluate.task import Evaluation, Values
@@ -44,6 +44,7 @@ class Measure(Hook):
       opened: the run, evaluated with the parameters of the step.
       reporter, console, clock: those of the run.
       made_at: step whose values are in the metrics already.
+      measured: function of (step, values), by which the best checkpoints are kept.
       values: values of the last evaluation made here.
     """
 
@@ -54,6 +55,7 @@ class Measure(Hook):
     console: Console
     clock: Clock
     made_at: int | None = None
+    measured: Callable[[int, Mapping[str, float]], None] = lambda step, values: None
     values: Values | None = None
 
     def due(self, step: int, total: int) -> bool:
@@ -74,6 +76,7 @@ class Measure(Hook):
         shown = {f"{name.replace('_', '-')} {key}": value for key, value in found.items() if key != "targets"}
         self.console.evaluation(step, shown)
         self.reporter.log(step, {f"{name}/{key}": value for key, value in found.items()})
+        self.measured(step, {f"{self.task.name}/{key}": value for key, value in found.items()})
 
 
 @dataclasses.dataclass(eq=False)

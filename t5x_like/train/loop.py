@@ -91,6 +91,7 @@ class Loop:
     totals: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
     _unread: tuple[int, Pairs] | None = None
+    _losses: tuple[float, int] = (0.0, 0)  # sum of the losses since the last save, and their number
 
     def __call__(self, state: State, first: int, batches: Iterator[Batch]) -> tuple[State, int]:
         """(state, number of updates made) after all steps from ``first`` on, or after those before a stop.
@@ -115,6 +116,8 @@ class Loop:
                 if done < total:
                     if self.run.checkpoint.every.due(done, total):
                         self._save(state, done)
+                    elif self.run.checkpoint.local.due(done, total):
+                        self._save(state, done, locally=True)
                     self._call_hooks(state, done)
             self._read()
         except NotFinite as error:
@@ -147,6 +150,8 @@ class Loop:
         if not means.pop("finite"):
             raise NotFinite(step, means["loss"], means["gradient_norm"])
         self.clock.stepped()
+        if math.isfinite(means["loss"]):
+            self._losses = self._losses[0] + means["loss"], self._losses[1] + 1
         self.ledger.stepped(step)
         seconds, costs = self.clock.seconds_per_step(), self.costs
         rate = costs.tokens / seconds if seconds else None
@@ -166,13 +171,15 @@ class Loop:
             row |= {**self.data_metrics(step)} | {name: value for name, value in speed.items() if value is not None}
             self.reporter.log(step, row)
 
-    def _save(self, state: State, step: int) -> None:
+    def _save(self, state: State, step: int, locally: bool = False) -> None:
         self._read()  # so that a step that was not finite is not saved as made
         with self.clock.doing("checkpoint"):
             kept = {"totals": dict(self.totals)} if self.totals else {}  # a copy: it is written in the background
-            saved = self.checkpoints.save(step, state, {**self.metadata(step), **kept})
-        if saved:
-            self.ledger.add("save", step)
+            body = {**self.metadata(step), **kept}
+            if locally:
+                self.checkpoints.save_locally(step, state, body)
+            elif self.checkpoints.save(step, state, body, self._losses[0] / max(1, self._losses[1])):
+                self._losses = (0.0, 0)
 
     def _call_hooks(self, state: State, step: int) -> None:
         for hook in self.hooks:

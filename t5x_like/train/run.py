@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -111,6 +111,7 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         # Several processes must leave at the same step: the loop sees to that.
         asked = (lambda: stop.wanted(0)) if jax.process_count() == 1 else (lambda: False)
         ledger = Ledger(directory, _of_first(next_attempt(directory)), index, clock.lap)
+        checkpoints.record = ledger.add
         opened = OpenedRun(run, setup, placement, None, start.step, data, asked, ledger=ledger)
         tasks = _tasks(opened, directory)
         if nothing := _nothing_to_do(opened, tasks, directory):
@@ -130,7 +131,7 @@ def _go_on(
     first, total, index = start.step, run.train.steps, jax.process_index()
     reporter = Reporter(directory, run.report, first_step=first + 1, process_index=index, run_config=to_plain(run))
     costs = _costs(run, setup, directory)
-    hooks = [*_hooks(opened, tasks, reporter, console, clock), profile]
+    hooks = [*_hooks(opened, tasks, reporter, console, clock, checkpoints.measured), profile]
     share = local_share(placement, run.train.batch_size)
     reader = data.train.reader(first, *share, stop_step=total)
     feed = Feed(placement, reader, share, functools.partial(_record_rows, opened))
@@ -141,7 +142,7 @@ def _go_on(
     )  # fmt: skip
     if first and config_is_lost(directory):
         console.note("WARNING: config.json was lost or torn; it is written again, compared with the checkpoint's")
-    record_start(directory, run, ledger, first, devices(), start.changes, costs.peak_flops)
+    record_start(directory, run, ledger, first, devices(), start.changes, costs.peak_flops, checkpoints.restored)
     _say_what_is_lost(directory, first, reporter, ledger, console)
     if start.changes:
         console.note(start.described)
@@ -228,12 +229,13 @@ def _tasks(opened: OpenedRun, directory: Path) -> dict[Evaluation, bool]:
 
 
 def _hooks(
-    opened: OpenedRun, tasks: dict[Evaluation, bool], reporter: Reporter, console: Console, clock: Clock
-) -> list[Hook]:
+    opened: OpenedRun, tasks: dict[Evaluation, bool], reporter: Reporter, console: Console, clock: Clock,
+    measured: Callable[[int, Values], None],
+) -> list[Hook]:  # fmt: skip
     """Actions between steps, in order."""
     run = opened.run
     hooks: list[Hook] = [
-        Measure(task, run.times(task), opened, reporter, console, clock, opened.step if made else None)
+        Measure(task, run.times(task), opened, reporter, console, clock, opened.step if made else None, measured)
         for task, made in tasks.items()
     ]
     if opened.data.held_out_split is not None and jax.process_count() == 1:

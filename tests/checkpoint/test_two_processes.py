@@ -26,7 +26,7 @@ from t5x_like.core.errors import UserError
 
 mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "tensor"))
 split = NamedSharding(mesh, PartitionSpec("data", "tensor"))
-make = jax.jit(lambda key: jax.random.normal(jax.random.key(key), (32, 16)), out_shardings=split)
+make = jax.jit(lambda key: jax.random.uniform(jax.random.key(key), (32, 16)), out_shardings=split)
 template = {"x": jax.ShapeDtypeStruct((32, 16), jnp.float32, sharding=split)}
 try:
     Checkpoints(Path(apart) / process)
@@ -49,25 +49,112 @@ with Checkpoints(folder) as checkpoints:
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="gloo")
-def test_two_processes_save_one_checkpoint(tmp_path):
+# Each stage: what one process alone meets with, and what both must then have: no hang, the same step, the same bits.
+ALONE = """
+import sys, jax, jax.numpy as jnp, numpy as np, shutil
+from pathlib import Path
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+port, process, folder, disks = sys.argv[1:]
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process), initialization_timeout=60)
+from t5x_like.checkpoint import checkpoints as module, folder as files
+from t5x_like.checkpoint.config import CheckpointConfig, LocalConfig
+from t5x_like.core.errors import UserError
+
+files.WAITS = (0.0, 0.1)
+mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "tensor"))
+split = NamedSharding(mesh, PartitionSpec("data", "tensor"))
+make = jax.jit(lambda key: jax.random.uniform(jax.random.key(key), (32, 16)), out_shardings=split)
+template = {"x": jax.ShapeDtypeStruct((32, 16), jnp.float32, sharding=split)}
+disk = Path(disks) / f"host{process}"
+config = CheckpointConfig(local=LocalConfig(str(disk)))
+meet = jax.experimental.multihost_utils.sync_global_devices
+
+def restore(stage, config=CheckpointConfig()):
+    with module.Checkpoints(folder, config) as checkpoints:
+        state, metadata = checkpoints.restore(template)
+        same = bool(jax.jit(lambda a, b: (a == b).all())(state["x"], make(metadata["step"])))
+        print(stage, metadata["step"], same, flush=True)
+
+with module.Checkpoints(folder, config) as checkpoints:
+    for step in (1, 2):
+        checkpoints.save(step, {"x": make(step)}, {"position": step})
+    for step in (3, 4, 5):
+        checkpoints.save_locally(step, {"x": make(step)}, {"position": step})
+load, block = module.Checkpoints._load, module.read_block
+for stage, times in (("once", 1), ("always", 99)):
+    left = iter(range(times if process == "1" else 0))
+    def failing(self, step, *rest):
+        if step == 2 and next(left, None) is not None:
+            raise module.Damaged("cannot be read: Input/output error")
+        return load(self, step, *rest)
+    module.Checkpoints._load = failing
+    restore(stage)
+module.Checkpoints._load = load
+def unreadable(path):
+    if path.name == "2" and process == "1":
+        raise module.Damaged("its metadata cannot be read")
+    return block(path)
+module.read_block = unreadable
+restore("metadata")
+module.read_block = block
+def broken(self, step, *rest):
+    if process == "1":
+        raise MemoryError("none left")
+    return load(self, step, *rest)
+module.Checkpoints._load = broken
+try:
+    restore("memory")
+except (MemoryError, RuntimeError) as error:
+    print("memory", type(error).__name__, str(error)[:40], flush=True)
+module.Checkpoints._load = load
+restore("local", config)
+if process == "1":
+    next(disk.glob("*/process-1/5.npz")).unlink()  # killed before it was renamed
+meet("one is short")
+restore("both", config)
+if process == "1":
+    shutil.rmtree(disk)  # another host has taken its place
+meet("gone")
+restore("gone", config)
+"""
+
+
+def run_two(program: str, folder: Path, other: Path, devices: int = 4) -> list[tuple[str, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
-    folder, apart = tmp_path / "together", tmp_path / "apart"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     running = [
-        subprocess.Popen([sys.executable, "-c", PROGRAM, port, str(process), str(folder), str(apart)], env=environment,
+        subprocess.Popen([sys.executable, "-c", program, port, str(process), str(folder), str(other)], env=environment,
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                          cwd=Path(__file__).resolve().parents[2])
         for process in range(2)
     ]
     try:
-        results = [process.communicate(timeout=90) for process in running]
+        return [process.communicate(timeout=90) for process in running]
     finally:
         for process in running:
             process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo")
+def test_what_one_process_alone_cannot_read(tmp_path):
+    results = run_two(ALONE, tmp_path / "together", tmp_path / "disks")
+    for process, (out, err) in enumerate(results):
+        lines = [line for line in out.splitlines() if "Gloo" not in line]
+        assert lines[:3] == ["once 2 True", "always 1 True", "metadata 1 True"], out + err[-3000:]
+        whose = "MemoryError none left" if process else "RuntimeError process 1 has failed; its message says w"
+        assert lines[3] == f"memory {whose}"[: len(lines[3])], out + err[-3000:]
+        assert lines[4:] == ["local 5 True", "both 4 True", "gone 2 True"], out + err[-3000:]
+    assert "step 2: cannot be read by process 1" in results[0][1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo")
+def test_two_processes_save_one_checkpoint(tmp_path):
+    folder, apart = tmp_path / "together", tmp_path / "apart"
+    results = run_two(PROGRAM, folder, apart)
     for out, err in results:
         assert "is not the same folder for processes 1 and process 0" in out, out + err[-3000:]
         assert "restored 1 True" in out, out + err[-3000:]
@@ -78,4 +165,4 @@ def test_two_processes_save_one_checkpoint(tmp_path):
         assert checkpoints.steps() == [1, 2]
         state, metadata = checkpoints.restore(wanted)
     assert metadata == {"position": 2, "step": 2}
-    np.testing.assert_array_equal(np.asarray(state["x"]), np.asarray(jax.random.normal(jax.random.key(2), (32, 16))))
+    np.testing.assert_array_equal(np.asarray(state["x"]), np.asarray(jax.random.uniform(jax.random.key(2), (32, 16))))

@@ -51,7 +51,7 @@ class Recorder:
         return state | {"step": number, "halted": halted}, metrics
 
     # checkpoints
-    def save(self, step, state, metadata):
+    def save(self, step, state, metadata, loss=None):
         self.events.append(("save", step))
         self.saved = state, metadata
 
