@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from orbax.checkpoint import v1 as ocp
 
 from t5x_like.arrays.trees import Tree, flatten, unflatten
 from t5x_like.checkpoint import digests
-from t5x_like.checkpoint.compare import compare
+from t5x_like.checkpoint.compare import compare, without_optional
 from t5x_like.checkpoint.config import CheckpointConfig
 from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.paths import make_writable
@@ -193,7 +193,9 @@ class Checkpoints(contextlib.AbstractContextManager):
         saved = self._existing_block(step)["arrays"]
         return {path: jax.ShapeDtypeStruct(tuple(one["shape"]), one["dtype"]) for path, one in saved.items()}
 
-    def restore(self, template: Tree, step: int | None = None, partial: bool = False) -> tuple[Tree, dict[str, Any]]:
+    def restore(
+        self, template: Tree, step: int | None = None, partial: bool = False, optional: Collection[str] = ()
+    ) -> tuple[Tree, dict[str, Any]]:
         """Reads a checkpoint onto the shardings of ``template``, whatever mesh it was saved from, and verifies it.
 
         What is not read well is read again. Without ``step``, a checkpoint that stays damaged is skipped with a
@@ -204,6 +206,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             differs from the saved one, the array is cast after it was verified.
           step: step of the checkpoint; None: the latest good one.
           partial: whether the checkpoint may hold arrays that the template lacks; they are not read.
+          optional: top-level names that either may lack, or have in another shape; the state then lacks them.
 
         Returns:
           The state, and the metadata given to `save` with ``"step"``.
@@ -218,7 +221,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         problems: list[str] = []
         for candidate in candidates:
             try:
-                state, user = _patiently(lambda: self._restore_one(template, candidate, partial))  # noqa: B023
+                state, user = _patiently(lambda: self._restore_one(template, candidate, partial, optional))  # noqa: B023
             except Damaged as error:
                 problems.append(f"\n  step {candidate}: {error}")
                 continue
@@ -233,9 +236,11 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     # Within
 
-    def _restore_one(self, template: Tree, step: int, partial: bool) -> tuple[Tree, dict[str, Any]]:
+    def _restore_one(
+        self, template: Tree, step: int, partial: bool, optional: Collection[str]
+    ) -> tuple[Tree, dict[str, Any]]:
         block = self._agree(lambda: self._read_block(step))
-        saved, wanted = block["arrays"], flatten(template)
+        saved, wanted = without_optional(block["arrays"], flatten(template), optional)
         compare(f"checkpoint of step {step} in {self._directory}", saved, wanted, partial)
         local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         as_saved = unflatten({

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+from typing import Annotated
 
 from t5x_like.checkpoint.config import CheckpointConfig
 from t5x_like.core.config import Config
 from t5x_like.core.errors import refuse, require
 from t5x_like.core.every import Every
-from t5x_like.core.ranges import BelowOne, NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
+from t5x_like.core.ranges import BelowOne, NonNegativeFloat, NonNegativeInt, OffOrPositive, PositiveInt, Range, Seed
 from t5x_like.evaluate.heldout import HeldOut
 from t5x_like.evaluate.task import Evaluation
 from t5x_like.input_pipeline.config import DataConfig
@@ -35,6 +36,12 @@ class TrainConfig(Config, where="train"):
       logits_chunk: columns whose logits are in memory at a time; 0 is all.
       evaluate_every: times of the evaluations that have none of their own.
       evaluate_batches: largest number of batches in a held-out evaluation; 0 is the whole split.
+      skipped_in_a_row: number of updates left out one after the other, because loss or gradient were not finite or a
+        spike, at which the run stops. Parameters stay as they are meanwhile, so the batches differ and nothing else:
+        where even a tenth of them is bad, ten in a row come once in 10^10 steps, unless the cause is another.
+      spike_sigma: standard deviations above the mean of the last steps, from which on a loss or gradient norm is a
+        spike, whose update is left out; 6 is usual; 0 leaves out none.
+      spike_window: number of steps that this mean and deviation are taken over; judged from half of it on.
     """
 
     steps: PositiveInt
@@ -46,6 +53,9 @@ class TrainConfig(Config, where="train"):
     logits_chunk: NonNegativeInt = 0
     evaluate_every: Every = Every(steps=1000)
     evaluate_batches: NonNegativeInt = 0
+    skipped_in_a_row: PositiveInt = 10
+    spike_sigma: OffOrPositive = 0.0
+    spike_window: Annotated[int, Range(4, 65536, "from 4 to 65,536")] = 128
 
     def __post_init__(self):
         got = f"{self.micro_batches} does not divide train.batch_size = {self.batch_size}"
@@ -128,7 +138,8 @@ FREE_TO_CHANGE = {
     "name": "a label", "mesh": _SAME, "checkpoint": _WRITTEN, "report": _WRITTEN, "optimizer": _HENCE,
     "evaluations": _MEASURED, "train.evaluate_every": _MEASURED, "train.evaluate_batches": _MEASURED,
     "train.steps": "the end; schedules that depend on it change from here on", "train.micro_batches": _SAME,
-    "train.logits_chunk": _SAME, "train.z_loss": _HENCE, "train.label_smoothing": _HENCE,
+    "train.logits_chunk": _SAME, "train.z_loss": _HENCE, "train.label_smoothing": _HENCE, "train.spike*": _HENCE,
+    "train.skipped_in_a_row": "when it stops, not what is computed",
     "model.attention_backend": _SAME, "model.scan_layers": _SAME, "model.remat": _SAME, "model.dtype": _HENCE,
     "model.*dropout": _HENCE, "data.cache": _READ, "data.skip": "batches to come; those behind are compared",
     "data.prepare_processes": _READ, "data.read_threads": _READ, "data.worker_processes": _READ,

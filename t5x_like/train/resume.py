@@ -26,6 +26,8 @@ from t5x_like.train.setup import Setup, State
 
 Changes = dict[str, tuple[Any, Any]]  # field to its values in the checkpoint's config and in that of this start
 
+OPTIONAL = ("skipped", "spikes")  # of the state: those that a checkpoint lacks begin anew
+
 
 @dataclasses.dataclass(frozen=True)
 class Start:
@@ -57,7 +59,8 @@ def first_state(
     """
     if checkpoints.latest() is None:
         return Start(setup.initial_state(placement, run.train.seed))
-    state, metadata = checkpoints.restore(setup.abstract_state(placement))
+    state, metadata = checkpoints.restore(setup.abstract_state(placement), optional=OPTIONAL)
+    state = setup.completed(placement, state)
     check(run, data, metadata)
     changes, step = _changes(metadata["config"], run), int(metadata["step"])
     refuse_changes(directory, {name: pair for name, pair in changes.items() if not name.endswith(".code")})
