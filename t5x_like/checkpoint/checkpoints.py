@@ -117,7 +117,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         arrays = flatten(state)
         dispatched = digests.dispatch(arrays)
         self.wait()
-        self._set_aside([s for s in self.steps() if s >= step], "is not of the resumed run")
+        self.set_aside([s for s in self.steps() if s >= step], "is not of the resumed run")
         described = {path: {"shape": list(arrays[path].shape), "dtype": str(arrays[path].dtype), "digest": digest}
                      for path, digest in digests.fetch(dispatched).items()}  # fmt: skip
         body = {"user": {**metadata, "step": step}, "arrays": described}
@@ -305,7 +305,8 @@ class Checkpoints(contextlib.AbstractContextManager):
             raise UserError("checkpoints", f"there is none{wanted} in {self._directory}", allowed)
         return found
 
-    def _set_aside(self, steps: list[int], why: str) -> None:
+    def set_aside(self, steps: list[int], why: str) -> None:
+        """Renames checkpoints so that they are none of this run's; nothing is deleted. Says why: ``is ...``."""
         if not steps:
             return
         if jax.process_index() == 0:

@@ -37,9 +37,11 @@ def _run_of(name: str, options: argparse.Namespace, partial: bool = True):
 def train(options: argparse.Namespace) -> int:
     run = _run_of(options.config, options, partial=False)
     directory = options.directory or (options.config if Path(options.config).is_dir() else f"runs/{run.name}")
+    from t5x_like.train.history import Rewind
     from t5x_like.train.run import train as train_run
 
-    outcome = train_run(run, directory, options.accept_changed)
+    back = None if options.rewind is None and options.skip is None else Rewind(options.rewind or 0, options.skip or 0)
+    outcome = train_run(run, directory, options.accept_changed, back)
     import jax
 
     if jax.process_index():

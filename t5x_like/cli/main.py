@@ -51,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
 
     train = add("train", "pretrain a model, or resume the run in its directory", own, config, fields)
     train.add_argument("--directory", metavar="DIR", help="the run's folder (default: runs/NAME)")
+    train.add_argument("--rewind", type=int, metavar="K", help="go back K steps first; later checkpoints are set aside")
+    train.add_argument("--skip", type=int, metavar="M", help="pass over M batches from the step gone back to")
 
     add("eval", "measure a run's held-out loss", own, run, fields)
 

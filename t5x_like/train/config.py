@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
 from t5x_like.checkpoint.config import CheckpointConfig
 from t5x_like.core.config import Config
@@ -63,6 +63,23 @@ class TrainConfig(Config, where="train"):
 
 
 @dataclasses.dataclass(frozen=True)
+class StartConfig(Config, where="start"):
+    """What a run begins with. A run that resumes has its beginning behind it: then nothing here counts.
+
+    Attributes:
+      from_: another run's folder, or FOLDER@STEP for a checkpoint of it other than the latest; empty: initial values.
+        On the command line ``start.from=FOLDER``.
+      what: what is taken from it: parameters, as they are trained and not averaged, or the optimizer's state too.
+        Steps, schedule and data begin anew in any case.
+    """
+
+    from_: str = ""
+    what: Literal["parameters", "parameters+optimizer"] = "parameters"
+
+    places: ClassVar[tuple[str, ...]] = ("from_",)
+
+
+@dataclasses.dataclass(frozen=True)
 class Run(Config, where=""):
     """All that decides what a run computes and reports.
 
@@ -81,6 +98,7 @@ class Run(Config, where=""):
       report: metrics, plots and samples of text.
       evaluations: measurements during training, in order.
       adapters: further parameters that change the model's, in order.
+      start: another run whose parameters this one begins with.
     """
 
     name: str
@@ -94,6 +112,7 @@ class Run(Config, where=""):
     report: ReportConfig = ReportConfig()
     evaluations: tuple[Evaluation, ...] = (HeldOut(),)
     adapters: tuple[Adapter, ...] = ()
+    start: StartConfig = StartConfig()
 
     def __post_init__(self):
         parts = self.name.split("/")
@@ -135,7 +154,8 @@ _WRITTEN, _MEASURED = "what is written, not what is computed", "what is measured
 _SAME, _HENCE = "the same sums, in another order or form", "from here on; what was trained before stays"
 _READ, _LIES = "how text is read, not which", "where the text lies; which it is, is compared by its tokens"
 FREE_TO_CHANGE = {
-    "name": "a label", "mesh": _SAME, "checkpoint": _WRITTEN, "report": _WRITTEN, "optimizer": _HENCE,
+    "name": "a label", "start": "the beginning, which is behind", "mesh": _SAME, "checkpoint": _WRITTEN,
+    "report": _WRITTEN, "optimizer": _HENCE,
     "evaluations": _MEASURED, "train.evaluate_every": _MEASURED, "train.evaluate_batches": _MEASURED,
     "train.steps": "the end; schedules that depend on it change from here on", "train.micro_batches": _SAME,
     "train.logits_chunk": _SAME, "train.z_loss": _HENCE, "train.label_smoothing": _HENCE, "train.spike*": _HENCE,

@@ -34,10 +34,11 @@ from t5x_like.train.config import Run
 from t5x_like.train.data import Data
 from t5x_like.train.directory import CHECKPOINTS, config_is_lost, locked, open_directory, record_start
 from t5x_like.train.feed import Feed, check_batch_size, local_share
+from t5x_like.train.history import History, Rewind
 from t5x_like.train.hooks import Hook, Measure, Profile, Sample
 from t5x_like.train.loop import Costs, Loop
 from t5x_like.train.opened import OpenedRun, open_model
-from t5x_like.train.resume import Start, first_state, metadata
+from t5x_like.train.resume import Start, check, first_state, metadata
 from t5x_like.train.setup import Setup
 from t5x_like.train.step import compile_step
 from t5x_like.train.stopping import Stop
@@ -69,13 +70,16 @@ class Outcome:
     commands: tuple[str, ...] = ()
 
 
-def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -> Outcome:
+def train(
+    run: Run, directory: str | Path, accept_changed: Sequence[str] = (), rewind: Rewind | None = None
+) -> Outcome:
     """Starts or resumes the run in ``directory``; a complete run is left as it is.
 
     Args:
       run: the resolved config.
       directory: the run's folder; made if it is not there.
       accept_changed: names of the user's own files that may differ from those of the training.
+      rewind: how far to go back before, and how many batches to pass over from there.
 
     Raises:
       UserError: a mistake in config, folder, corpus or checkpoint; raised before anything is changed.
@@ -99,12 +103,17 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         open_directory(directory, run, accept_changed)
         check_outputs(directory, run.report)
         checkpoints = exits.enter_context(Checkpoints(directory / CHECKPOINTS, run.checkpoint))
+        history = History(directory, checkpoints, console.note)
+        run = history.applied(run) if rewind is None else history.rewind(history.applied(run), rewind)
         with Preparing(silent=index > 0) as preparing:
             data = Data.open(run, preparing, console.note)
         data.train.check(run.train.steps)
         stop = exits.enter_context(Stop())  # from here on there is something to save
         with clock.doing("setup" if checkpoints.latest() is None else "checkpoint"):
-            start = first_state(run, setup, placement, data, checkpoints, directory)
+            for record in history.new:  # a rewind: refused before anything is changed
+                check(run, data, checkpoints.metadata(record["restored"]))
+            history.commit()
+            start = first_state(run, setup, placement, data, checkpoints, directory, history)
         if start.step:
             console.note(f"resuming from step {start.step:,}")
         # Several processes must leave at the same step: the loop sees to that.
@@ -115,12 +124,12 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         if nothing := _nothing_to_do(opened, tasks, directory):
             console.note(nothing)
             return Outcome(start.step, True, 0, directory, commands=_commands(opened))
-        return _go_on(opened, start, tasks, checkpoints, directory, stop, console, clock)
+        return _go_on(opened, start, tasks, checkpoints, history, directory, stop, console, clock)
 
 
 def _go_on(
-    opened: OpenedRun, start: Start, tasks: dict[Evaluation, bool], checkpoints: Checkpoints, directory: Path,
-    stop: Stop, console: Console, clock: Clock,
+    opened: OpenedRun, start: Start, tasks: dict[Evaluation, bool], checkpoints: Checkpoints, history: History,
+    directory: Path, stop: Stop, console: Console, clock: Clock,
 ) -> Outcome:  # fmt: skip
     """Runs the loop from ``start`` on. From here on nothing is refused, and the folder is written."""
     run, setup, placement, data, ledger = opened.run, opened.setup, opened.placement, opened.data, opened.ledger
@@ -132,15 +141,18 @@ def _go_on(
     feed = Feed(placement, data.train.reader(first, *share, stop_step=total), share)
     loop = Loop(
         run, compile_step(setup, placement), hooks, checkpoints, reporter, console, clock, stop,
-        functools.partial(metadata, run, data), functools.partial(_data_metrics, data, feed), costs, start.totals,
-        ledger,
+        functools.partial(metadata, run, data, history), functools.partial(_data_metrics, data, feed), costs,
+        start.totals, ledger,
     )  # fmt: skip
     if first and config_is_lost(directory):
         console.note("WARNING: config.json was lost or torn; it is written again, compared with the checkpoint's")
     record_start(directory, run, ledger, first, devices(), start.changes, costs.peak_flops)
     if start.changes:
         console.note(start.described)
-        reporter.mark(first, start.changes)
+    if marks := start.changes | history.marks():
+        reporter.mark(first, marks)
+    for record in history.new:
+        ledger.add(**record, step=first)
     trust(own_code(run).values())  # on each machine
     console.facts(run.name, opening(run, setup, placement, first, directory))
     clock.start()

@@ -49,7 +49,8 @@ def test_a_run_stops_at_the_step_whose_update_or_state_is_not_finite(tmp_path, w
 
 
 def test_a_run_whose_first_update_cannot_be_made_does_not_end_well(tmp_path):
-    run = dataclasses.replace(strict_run(), optimizer=Optax(name="adam", arguments=("eps=0.0",)))  # 0 / 0 for unused rows
+    optimizer = Optax(name="adam", arguments=("eps=0.0",))  # 0 / 0 for unused rows
+    run = dataclasses.replace(strict_run(), optimizer=optimizer)
     with pytest.raises(TooManySkipped, match="step 1: "):
         train(run, tmp_path)
     assert saved_steps(tmp_path) in ([], [0])

@@ -42,10 +42,11 @@ SHAPES = {
 OPTIMIZER = AdamW(learning_rate=3e-3, eps=1e-3, clip_norm=0.5)
 
 
-def make(family: str, micro_batches: int = 1, optimizer=OPTIMIZER, skips=Skips(1), **overrides) -> Setup:
+def make(family: str, micro_batches: int = 1, optimizer=OPTIMIZER, **overrides) -> Setup:
     structure, specs = make_model(tiny(family, **overrides))
     loss = TokenLoss(z_loss=1e-3)
-    return Setup(structure, specs, make_optimizer(optimizer, specs, 10), loss, micro_batches, seed=5, skips=skips)
+    optimizer = make_optimizer(optimizer, specs, 10)
+    return Setup(structure, specs, optimizer, loss, micro_batches, seed=5, skips=Skips(in_a_row=1))
 
 
 def batch_of(family: str, **overrides) -> dict[str, np.ndarray]:
