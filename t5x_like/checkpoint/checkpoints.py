@@ -193,6 +193,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         saved = self._existing_block(step)["arrays"]
         return {path: jax.ShapeDtypeStruct(tuple(one["shape"]), one["dtype"]) for path, one in saved.items()}
 
+    def digests(self, step: int | None = None) -> dict[str, str]:
+        """Path to digest of every saved array, as ``digests.fetch`` has them. Raises as `metadata` does."""
+        return {path: one["digest"] for path, one in self._existing_block(step)["arrays"].items()}
+
     def restore(
         self, template: Tree, step: int | None = None, partial: bool = False, optional: Collection[str] = ()
     ) -> tuple[Tree, dict[str, Any]]:

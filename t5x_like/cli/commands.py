@@ -104,6 +104,12 @@ def eval(options: argparse.Namespace) -> int:  # noqa: A001, named after its com
     return 0
 
 
+def explain(options: argparse.Namespace) -> int:
+    from t5x_like.cli.explain import explain
+
+    return explain(options)
+
+
 def generate(options: argparse.Namespace) -> int:
     from t5x_like.cli.generate import generate
 

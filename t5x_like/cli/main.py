@@ -56,6 +56,13 @@ def parser() -> argparse.ArgumentParser:
 
     add("eval", "measure a run's held-out loss", own, run, fields)
 
+    explain = add("explain", "replay a step of a run, and show which rows and parameters stand out", own)
+    explain.add_argument("run", metavar="RUN", help="a run's folder")
+    explain.add_argument("--step", type=int, required=True, help="the step, counted as in metrics.jsonl, from 1")
+    explain.add_argument("--rows", type=int, default=3, help="number of rows to show (default 3)")
+    explain.add_argument("--no-proof", action="store_true", help="do not train on to the next checkpoint to compare")
+    explain.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="as of inspect data")
+
     generate = add("generate", "write text with a run's model", own, run)
     add_generate_arguments(generate)
 

@@ -30,12 +30,8 @@ def train_step(setup: Setup, state: State, batch: Batch) -> tuple[State, Pairs]:
     ``made`` (whether the update was), ``halted``, ``skipped`` (updates left out so far).
     """
     step, params = state["step"], state["params"]
-    key = jax.random.fold_in(named(jax.random.key(setup.seed), "dropout"), step)
-    gradients = data_parallel_gradient(functools.partial(sums_and_gradient, setup), current_placement())
-    sums, gradient = gradients(params, batch, key)
-    loss, weight = sums["loss"]
-    weight = jnp.where(weight == 0, 1.0, weight)  # a batch without targets has gradient 0, not NaN
-    gradient = jax.tree.map(lambda g: g / weight, gradient)
+    sums, gradient, weight = mean_gradient(setup, params, batch, step)
+    loss, _ = sums["loss"]
     new_params, new_optimizer, info = setup.optimizer.update(gradient, state["optimizer"], params, step)
     finite = jnp.isfinite(loss) & info["finite"]
     made, counts = setup.skips.judge(state, loss / weight, info["gradient_norm"], finite)
@@ -44,6 +40,16 @@ def train_step(setup: Setup, state: State, batch: Batch) -> tuple[State, Pairs]:
     new = _where(made & ~halted, new, state) | _where(~halted, counts | {"step": step + 1}, state) | {"halted": halted}
     info |= {"finite": finite, "made": made, "halted": halted, "skipped": counts["skipped"][0]}
     return new, stacked(sums | {name: (value, 1.0) for name, value in info.items()})
+
+
+def mean_gradient(setup: Setup, params: Tree, batch: Batch, step: jax.Array) -> tuple[Sums, Tree, jax.Array]:
+    """(sums of the loss, its gradient, the weight that this was divided by) over the whole batch of a step."""
+    key = jax.random.fold_in(named(jax.random.key(setup.seed), "dropout"), step)
+    gradients = data_parallel_gradient(functools.partial(sums_and_gradient, setup), current_placement())
+    sums, gradient = gradients(params, batch, key)
+    _, weight = sums["loss"]
+    weight = jnp.where(weight == 0, 1.0, weight)  # a batch without targets has gradient 0, not NaN
+    return sums, jax.tree.map(lambda g: g / weight, gradient), weight
 
 
 def _where(chosen: jax.Array, new: Tree, old: Tree) -> Tree:
