@@ -88,7 +88,7 @@ from t5x_like.objectives import (
 from t5x_like.optim import Adafactor, AdamW, Joined, Lion, Muon, Optax, OptimizerConfig, Schedule, ScheduleFree
 from t5x_like.report.config import ReportConfig
 from t5x_like.sharding.config import MeshConfig, Rule
-from t5x_like.train.config import Run, TrainConfig
+from t5x_like.train.config import Run, StartConfig, TrainConfig
 
 __all__ = [
     "UL2", "Adafactor", "AdamW", "Adapter", "Alibi", "ArrayRecord", "Attention", "Autoregressive", "BatchArray",
@@ -100,7 +100,8 @@ __all__ = [
     "Objective", "Optax", "OptimizerConfig", "PackageText", "Parquet", "Part", "PerToken", "PermutationLM",
     "Positions", "PositiveFloat", "PositiveInt", "PrefixLM", "Probability", "Proportional", "PythonGenerator",
     "RMSNorm", "Range", "RateSchedule", "ReportConfig", "Rope", "Rule", "Run", "Sampling", "Schedule", "ScheduleFree",
-    "SentencePiece", "SentencePieceModel", "Side", "Sinusoidal", "Source", "SpanCorruption", "Stack", "T5Relative",
+    "SentencePiece", "SentencePieceModel", "Side", "Sinusoidal", "Source", "SpanCorruption", "Stack", "StartConfig",
+    "T5Relative",
     "TextFiles", "TfRecord", "TfdsBuilder", "TokenLoss", "TokenizerConfig", "Tokens", "TrainConfig", "UserError",
     "bert", "byt5", "code", "gpt2", "llama", "mt5", "recipe", "t5_1_0", "t5_1_1", "transformer_2017", "umt5",
     "uniform",

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from orbax.checkpoint import v1 as ocp
 
 from t5x_like.arrays.trees import Tree, flatten, unflatten
 from t5x_like.checkpoint import digests, folder
-from t5x_like.checkpoint.compare import compare
+from t5x_like.checkpoint.compare import compare, without_optional
 from t5x_like.checkpoint.config import CheckpointConfig
 from t5x_like.checkpoint.folder import Damaged, patiently, read_block, reason
 from t5x_like.checkpoint.job import Job
@@ -226,7 +226,13 @@ class Checkpoints(contextlib.AbstractContextManager):
         return {names[path]: jax.ShapeDtypeStruct(tuple(one["shape"]), one["dtype"])
                 for path, one in block["arrays"].items()}  # fmt: skip
 
-    def restore(self, template: Tree, step: int | None = None, partial: bool = False) -> tuple[Tree, dict[str, Any]]:
+    def digests(self, step: int | None = None) -> dict[str, str]:
+        """Path to digest of every saved array, as ``digests.fetch`` has them. Raises as `metadata` does."""
+        return {path: one["digest"] for path, one in self._existing_block(step)["arrays"].items()}
+
+    def restore(
+        self, template: Tree, step: int | None = None, partial: bool = False, optional: Collection[str] = ()
+    ) -> tuple[Tree, dict[str, Any]]:
         """Reads a checkpoint onto the shardings of ``template``, whatever mesh it was saved from, and verifies it.
 
         What is not read well is read again, until two readings find the same wrong bits or nothing can be read for
@@ -238,6 +244,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             differs from the saved one, the array is cast after it was verified.
           step: step of the checkpoint; None: the latest good one.
           partial: whether the checkpoint may hold arrays that the template lacks; they are not read.
+          optional: top-level names that either may lack, or have in another shape; the state then lacks them.
 
         Returns:
           The state, and the metadata given to `save` with ``"step"``.
@@ -255,7 +262,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         problems: list[str] = []
         for candidate in candidates:
             try:
-                state, user = patiently(functools.partial(self._restore_one, template, candidate, partial))
+                state, user = patiently(functools.partial(self._restore_one, template, candidate, partial, optional))
             except Damaged as error:
                 problems.append(f"\n  step {candidate}: {error}")
                 continue
@@ -310,10 +317,13 @@ class Checkpoints(contextlib.AbstractContextManager):
         size = sum(array.nbytes for array in flatten(state).values())
         self.restored = {"seconds": round(time.perf_counter() - began, 3), "bytes": size}
 
-    def _restore_one(self, template: Tree, step: int, partial: bool) -> tuple[Tree, dict[str, Any]]:
+    def _restore_one(
+        self, template: Tree, step: int, partial: bool, optional: Collection[str] = ()
+    ) -> tuple[Tree, dict[str, Any]]:
         block = self._job.all(lambda: read_block(self._directory / str(step)), Damaged)
         names, wanted = renamed(block["arrays"], block["layout"]), flatten(template)
         saved = {names[path]: {**one, "path": path} for path, one in block["arrays"].items()}
+        saved, wanted = without_optional(saved, wanted, optional)
         compare(f"checkpoint of step {step} in {self._directory}", saved, wanted, partial)
         local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         as_saved = unflatten({
@@ -357,12 +367,23 @@ class Checkpoints(contextlib.AbstractContextManager):
             raise UserError("checkpoints", f"there is none{wanted} in {self._directory}", allowed)
         return found
 
+    def set_aside(self, steps: list[int], why: str) -> None:
+        """Renames checkpoints so that they are none of this run's; they are deleted once it has a newer one. Says why:
+        ``is ...``. Every process gives the same steps."""
+        if steps:
+            self._job.first(lambda: self._rename(steps, why))
+            self._latest = self._job.first(lambda: max(folder.steps_in(self._directory), default=None))
+
+    def _rename(self, steps: list[int], why: str) -> None:
+        for step, name in folder.set_aside(self._directory, steps):
+            self._say(f"WARNING: the checkpoint of step {step} {why}; it is renamed to {name} and deleted once this "
+                      "run has a newer one")
+
     def _make_room(self, step: int, size: int) -> None:
         """Before a save, in the first process: sets aside what is not of this run's past, and cleans up if the disk is
         short of room."""
-        for later, name in folder.set_aside(self._directory, step):
-            self._say(f"WARNING: the checkpoint of step {later} is not of the resumed run; it is renamed to {name} "
-                      "and deleted once this run has a newer one")
+        later = [each for each in folder.steps_in(self._directory) if each >= step]
+        self._rename(later, "is not of the resumed run")
         there = {*folder.steps_in(self._directory), self._latest, step}
         self._measured = {old: values for old, values in self._measured.items() if old in there}
         needed = int(size * folder.SLACK)

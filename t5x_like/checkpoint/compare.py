@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from t5x_like.core.errors import nearest, refuse
@@ -29,6 +29,18 @@ def compare(where: str, saved: Mapping[str, Mapping[str, Any]], wanted: Mapping[
     lines += _listed("only in the checkpoint", extra) + _listed("of another shape", other)
     refuse(bool(lines), where, "\n".join(["is of another model or optimizer", *lines]),
            "a checkpoint of the same config", "the config.json beside the checkpoint, or a new run directory")
+
+
+def without_optional(
+    saved: Mapping[str, Any], wanted: Mapping[str, Any], optional: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(saved, wanted) without the arrays below the top-level names ``optional`` that only one has, or in another shape:
+    with one array all below its name are left out."""
+    odd = [path for path in {**saved, **wanted} if path not in saved or path not in wanted
+           or tuple(saved[path]["shape"]) != tuple(wanted[path].shape)]  # fmt: skip
+    left_out = {path.split("/")[0] for path in odd} & {*optional}
+    one, other = ({p: a for p, a in arrays.items() if p.split("/")[0] not in left_out} for arrays in (saved, wanted))
+    return one, other
 
 
 def _listed(title: str, lines: list[str]) -> list[str]:

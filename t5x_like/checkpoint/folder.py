@@ -19,7 +19,7 @@ import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,10 +106,10 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def set_aside(directory: Path, step: int) -> list[tuple[int, str]]:
-    """Renames the checkpoints of this or later steps; returns (step, new name) of each."""
+def set_aside(directory: Path, steps: Iterable[int]) -> list[tuple[int, str]]:
+    """Renames checkpoints; returns (step, new name) of each."""
     renamed = []
-    for later in (each for each in steps_in(directory) if each >= step):
+    for later in steps:
         free = next(n for n in range(1, sys.maxsize) if not (directory / f"{later}.aside-{n}").exists())
         (directory / str(later)).rename(directory / f"{later}.aside-{free}")
         renamed.append((later, f"{later}.aside-{free}"))

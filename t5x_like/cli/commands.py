@@ -37,9 +37,11 @@ def _run_of(name: str, options: argparse.Namespace, partial: bool = True):
 def train(options: argparse.Namespace) -> int:
     run = _run_of(options.config, options, partial=False)
     directory = options.directory or (options.config if Path(options.config).is_dir() else f"runs/{run.name}")
+    from t5x_like.train.history import Rewind
     from t5x_like.train.run import train as train_run
 
-    outcome = train_run(run, directory, options.accept_changed)
+    back = None if options.rewind is None and options.skip is None else Rewind(options.rewind or 0, options.skip or 0)
+    outcome = train_run(run, directory, options.accept_changed, back)
     import jax
 
     if jax.process_index():
@@ -106,6 +108,12 @@ def eval(options: argparse.Namespace) -> int:  # noqa: A001, named after its com
         for key, value in (found or {}).items():
             print(f"  {name.replace('_', '-')} {key:<11} {value:{',.0f' if key == 'targets' else '.4f'}}")
     return 0
+
+
+def explain(options: argparse.Namespace) -> int:
+    from t5x_like.cli.explain import explain
+
+    return explain(options)
 
 
 def generate(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import inspect
 import re
 from typing import Any
 
-from t5x_like.core.spelling import spell
+from t5x_like.core.spelling import spell, spelled_name
 from t5x_like.core.structure import TYPE_KEY, class_of, defaults, describe_type, element, init_fields, type_hints
 
 
@@ -61,7 +61,7 @@ def explained(kind: type, plain: Any, prefix: str = "") -> dict[str, Field]:
     if isinstance(plain, dict) and TYPE_KEY in plain and (own := class_of(kind, plain)):
         hints = type_hints(own)
         for name, field in fields_of(own).items():
-            dotted = f"{prefix}.{name}" if prefix else name
+            dotted = f"{prefix}.{spelled_name(name)}" if prefix else name
             found |= {dotted: field, **explained(hints[name], plain.get(name), dotted)}
     return found
 

@@ -52,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
 
     train = add("train", "pretrain a model, or resume the run in its directory", own, config, fields)
     train.add_argument("--directory", metavar="DIR", help="the run's folder (default: runs/NAME)")
+    train.add_argument("--rewind", type=int, metavar="K", help="go back K steps first; later checkpoints are set aside")
+    train.add_argument("--skip", type=int, metavar="M", help="pass over M batches from the step gone back to")
 
     text = "find what would stop a run, before it is submitted: nothing is trained or written"
     check = add("check", text, own, config, fields)
@@ -61,6 +63,13 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--topology", default="", metavar="DEVICES", help=text)
 
     add("eval", "measure a run's held-out loss", own, run, fields)
+
+    explain = add("explain", "replay a step of a run, and show which rows and parameters stand out", own)
+    explain.add_argument("run", metavar="RUN", help="a run's folder")
+    explain.add_argument("--step", type=int, required=True, help="the step, counted as in metrics.jsonl, from 1")
+    explain.add_argument("--rows", type=int, default=3, help="number of rows to show (default 3)")
+    explain.add_argument("--no-proof", action="store_true", help="do not train on to the next checkpoint to compare")
+    explain.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="as of inspect data")
 
     generate = add("generate", "write text with a run's model", own, run)
     add_generate_arguments(generate)

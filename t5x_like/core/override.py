@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from t5x_like.core.errors import UserError, nearest, refuse
 from t5x_like.core.loading import code_of, made_by
 from t5x_like.core.plain import leaves, to_plain
-from t5x_like.core.spelling import Text, items, unquoted
+from t5x_like.core.spelling import Text, items, spelled_name, unquoted
 from t5x_like.core.structure import (
     CODE_KEY,
     TYPE_KEY,
@@ -127,6 +127,7 @@ def _place(kind: type, plain: Any, name: str) -> _Place | None:
                 return None
             if (own := class_of(place.hint, inside)) is None:
                 raise Unknown(inside, where).refusal()
+            part = next((name for name in init_fields(own) if spelled_name(name) == part), part)
             if part not in init_fields(own):
                 return None
             place = _Place(inside, part, type_hints(own)[part])

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from t5x_like.core.loading import code_of
+from t5x_like.core.spelling import spelled_name
 from t5x_like.core.structure import CODE_KEY, TYPE_KEY, Unknown, class_of, element, init_fields, type_hints
 
 
@@ -42,6 +43,7 @@ def leaves(plain: Any, prefix: str = "") -> dict[str, Any]:
             files = {each["file"]: each["sha256"]} | each.get("loads", {})
             each = ", ".join(f"{file} {digest}" for file, digest in files.items())
         if name != TYPE_KEY:
+            name = spelled_name(name)
             found |= leaves(each, f"{prefix}.{name}" if prefix else name)
     return found
 

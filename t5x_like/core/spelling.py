@@ -5,6 +5,7 @@ Must not know what a field allows: ``core.structure`` does.
 
 from __future__ import annotations
 
+import keyword
 from typing import Any
 
 GRAMMAR = """\
@@ -49,6 +50,12 @@ def items(text: str) -> list[Text]:
     if "" in found:
         raise ValueError("nothing stands between two commas")
     return [Text(each) for each in found]
+
+
+def spelled_name(field: str) -> str:
+    """The name of a field as people write it: Python has keywords that no field can have as a name, so that the field
+    ``from_`` is written ``from``."""
+    return field[:-1] if keyword.iskeyword(field[:-1]) and field.endswith("_") else field
 
 
 def unquoted(text: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+from typing import Annotated, ClassVar, Literal
 
 from t5x_like.checkpoint.config import CheckpointConfig
 from t5x_like.core.config import Config
 from t5x_like.core.errors import refuse, require
 from t5x_like.core.every import Every
-from t5x_like.core.ranges import BelowOne, NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
+from t5x_like.core.ranges import BelowOne, NonNegativeFloat, NonNegativeInt, OffOrPositive, PositiveInt, Range, Seed
 from t5x_like.evaluate.heldout import HeldOut
 from t5x_like.evaluate.task import Evaluation
 from t5x_like.input_pipeline.config import DataConfig
@@ -37,6 +38,12 @@ class TrainConfig(Config, where="train"):
       evaluate_batches: largest number of batches in a held-out evaluation; 0 is the whole split.
       compiled: folder where compiled programs are kept between runs; empty: in ``$XDG_CACHE_HOME/t5x-like``, or
         ``~/.cache/t5x-like``; ``off``: nowhere. ``$JAX_COMPILATION_CACHE_DIR`` goes before it.
+      skipped_in_a_row: number of updates left out one after the other, because loss or gradient were not finite or a
+        spike, at which the run stops. Parameters stay as they are meanwhile, so the batches differ and nothing else:
+        where even a tenth of them is bad, ten in a row come once in 10^10 steps, unless the cause is another.
+      spike_sigma: standard deviations above the mean of the last steps, from which on a loss or gradient norm is a
+        spike, whose update is left out; 6 is usual; 0 leaves out none.
+      spike_window: number of steps that this mean and deviation are taken over; judged from half of it on.
     """
 
     steps: PositiveInt
@@ -49,10 +56,30 @@ class TrainConfig(Config, where="train"):
     evaluate_every: Every = Every(steps=1000)
     evaluate_batches: NonNegativeInt = 0
     compiled: str = ""
+    skipped_in_a_row: PositiveInt = 10
+    spike_sigma: OffOrPositive = 0.0
+    spike_window: Annotated[int, Range(4, 65536, "from 4 to 65,536")] = 128
 
     def __post_init__(self):
         got = f"{self.micro_batches} does not divide train.batch_size = {self.batch_size}"
         refuse(self.batch_size % self.micro_batches > 0, "train.micro_batches", got, "a divisor of the batch size")
+
+
+@dataclasses.dataclass(frozen=True)
+class StartConfig(Config, where="start"):
+    """What a run begins with. A run that resumes has its beginning behind it: then nothing here counts.
+
+    Attributes:
+      from_: another run's folder, or FOLDER@STEP for a checkpoint of it other than the latest; empty: initial values.
+        On the command line ``start.from=FOLDER``.
+      what: what is taken from it: parameters, as they are trained and not averaged, or the optimizer's state too.
+        Steps, schedule and data begin anew in any case.
+    """
+
+    from_: str = ""
+    what: Literal["parameters", "parameters+optimizer"] = "parameters"
+
+    places: ClassVar[tuple[str, ...]] = ("from_",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +101,7 @@ class Run(Config, where=""):
       report: metrics, plots and samples of text.
       evaluations: measurements during training, in order.
       adapters: further parameters that change the model's, in order.
+      start: another run whose parameters this one begins with.
     """
 
     name: str
@@ -87,6 +115,7 @@ class Run(Config, where=""):
     report: ReportConfig = ReportConfig()
     evaluations: tuple[Evaluation, ...] = (HeldOut(),)
     adapters: tuple[Adapter, ...] = ()
+    start: StartConfig = StartConfig()
 
     def __post_init__(self):
         parts = self.name.split("/")
@@ -128,11 +157,14 @@ _WRITTEN, _MEASURED = "what is written, not what is computed", "what is measured
 _SAME, _HENCE = "the same sums, in another order or form", "from here on; what was trained before stays"
 _READ, _LIES = "how text is read, not which", "where the text lies; which it is, is compared by its tokens"
 FREE_TO_CHANGE = {
-    "name": "a label", "mesh": _SAME, "checkpoint": _WRITTEN, "report": _WRITTEN, "optimizer": _HENCE,
+    "name": "a label", "start": "the beginning, which is behind", "mesh": _SAME, "checkpoint": _WRITTEN,
+    "report": _WRITTEN, "optimizer": _HENCE,
     "evaluations": _MEASURED, "train.evaluate_every": _MEASURED, "train.evaluate_batches": _MEASURED,
     "train.steps": "the end; schedules that depend on it change from here on", "train.micro_batches": _SAME,
     "train.compiled": "where programs lie", "train.logits_chunk": _SAME, "train.z_loss": _HENCE,
-    "train.label_smoothing": _HENCE, "model.attention_backend": _SAME, "model.scan_layers": _SAME, "model.remat": _SAME, "model.dtype": _HENCE,
+    "train.label_smoothing": _HENCE, "train.spike*": _HENCE,
+    "train.skipped_in_a_row": "when it stops, not what is computed",
+    "model.attention_backend": _SAME, "model.scan_layers": _SAME, "model.remat": _SAME, "model.dtype": _HENCE,
     "model.*dropout": _HENCE, "data.cache": _READ, "data.skip": "batches to come; those behind are compared",
     "data.prepare_processes": _READ, "data.read_threads": _READ, "data.worker_processes": _READ,
     "data.prefetch_batches": _READ, "data.corpus.*licence": "a label", "data.corpus.*origin": "a label",

@@ -71,11 +71,16 @@ class Data:
         return cls(tokenizer, fingerprint, train, held_out, caches, next(iter(kept.values()), None))
 
 
+def data_step(data: DataConfig, step: int) -> int:
+    """The number of the batch that is trained on at ``step``, skipped ones counted."""
+    for first, end in data.skipped():
+        step += (end - first) * (first <= step)
+    return step
+
+
 def check_skipped(before: DataConfig, now: DataConfig, step: int) -> None:
     """Raises UserError unless the batches of the first ``step`` steps are the same with both ``data.skip``."""
-    taken = step
-    for first, end in before.skipped():
-        taken += (end - first) * (first < taken)
+    taken = data_step(before, step - 1) + 1 if step else 0
     old, new = ([(a, min(b, taken)) for a, b in data.skipped() if a < taken] for data in (before, now))
     wanted, made = ", ".join(now.skip) or "nothing", ", ".join(before.skip) or "nothing skipped"
     refuse(old != new, "data.skip", f"{wanted}; the run has trained on batches before {taken:,} with {made}",

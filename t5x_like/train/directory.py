@@ -45,8 +45,9 @@ def read_config(directory: Path) -> Run:
 
 
 def load_config(
-    directory: Path, code: Sequence[str] = (), accept_changed: Sequence[str] = (), partial: bool = False
-) -> Run:
+    directory: Path, code: Sequence[str] = (), accept_changed: Sequence[str] = (), partial: bool = False,
+    plain: Any = None,
+) -> Run:  # fmt: skip
     """``read_config``, with the user's own files that it names run where they may be.
 
     Args:
@@ -54,11 +55,12 @@ def load_config(
       code: the user's files to run, named on the command line.
       accept_changed: names of files that may differ from those of the training.
       partial: whether a class whose file may not be run stands as ``Unknown``; else it is refused.
+      plain: the config's JSON, of a checkpoint; None: that of the last start.
 
     Raises:
       UserError: as ``read_config`` and ``core.own_code.run_code``; or a class whose file may not be run.
     """
-    plain = _read_plain(directory)
+    plain = _read_plain(directory) if plain is None else plain
     refused = run_code(plain, directory, code, accept_changed)
     run = _structured(plain, directory)
     if not partial:

@@ -30,17 +30,15 @@ from t5x_like.train.stopping import Stop
 USUAL = ("loss", "nll", "z_loss", "accuracy", "gradient_norm", "learning_rate")
 
 
-class NotFinite(UserError):
-    """The loss, the gradient or the update of step ``step`` was not finite; that update was not made."""
+class TooManySkipped(UserError):
+    """The update of step ``step`` was the last that may be left out in a row; the run stops before it."""
 
-    def __init__(self, step: int, loss: float, gradient_norm: float):
+    def __init__(self, step: int, wrong: str, in_a_row: int):
         self.step = step
-        wrong = "the update or the optimizer's state" if math.isfinite(loss + gradient_norm) else "the loss or gradient"
-        got = f"{wrong} is not finite (loss {loss:g}, gradient norm {gradient_norm:g})"
+        those = f", and so were the {in_a_row - 1:,} before it" if in_a_row > 1 else ""
+        got = f"{wrong}{those}; the run has stopped with the state before this step"
         suggestion = "a lower optimizer.learning_rate, a longer optimizer.schedule.warmup, optimizer.clip_norm=1.0"
-        super().__init__(
-            f"step {step}", f"{got}; the run has stopped with the state before this step", suggestion=suggestion
-        )
+        super().__init__(f"step {step}", got, suggestion=suggestion)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +95,7 @@ class Loop:
         """(state, number of updates made) after all steps from ``first`` on, or after those before a stop.
 
         Raises:
-          NotFinite: naming the step. The last finite state has been saved.
+          TooManySkipped: naming the step. The state before it has been saved.
           UserError: a checkpoint could not be written.
         """
         total, done = self.run.train.steps, first
@@ -120,7 +118,7 @@ class Loop:
                         self._save(state, done, locally=True)
                     self._call_hooks(state, done)
             self._read()
-        except NotFinite as error:
+        except TooManySkipped as error:
             # The state before the bad step, saved so that the run can resume once the cause is mended.
             self._save(state | {"halted": jnp.zeros_like(state["halted"])}, error.step - 1)
             self.checkpoints.wait()
@@ -147,8 +145,9 @@ class Loop:
         with self.clock.doing("step"):
             sums = {name: (float(value), float(weight)) for name, (value, weight) in jax.device_get(metrics).items()}
         means = {name: value / weight if weight else 0.0 for name, (value, weight) in sums.items()}
-        if not means.pop("finite"):
-            raise NotFinite(step, means["loss"], means["gradient_norm"])
+        made, skipped = means.pop("made"), means.pop("skipped")
+        if not made:
+            self._skipped(step, means)
         self.clock.stepped()
         if math.isfinite(means["loss"]):
             self._losses = self._losses[0] + means["loss"], self._losses[1] + 1
@@ -157,19 +156,33 @@ class Loop:
         rate = costs.tokens / seconds if seconds else None
         utilization = costs.flops / seconds / costs.peak_flops if seconds and costs.peak_flops else None
         left, saved = self.clock.seconds_left(self.run.train.steps - step), self.checkpoints.latest()
-        others = {name: value for name, value in means.items() if name not in USUAL}
         loss, learning_rate, of = means.get("nll", means["loss"]), means["learning_rate"], costs.utilization_of
-        self.console.progress(step, loss, rate, utilization, of, learning_rate, left, saved, others)
-        for name, pair in sums.items():
-            self.totals[name] = [sum(both) for both in zip(self.totals.get(name, (0.0, 0.0)), pair, strict=True)]
+        if made:  # a row is of the updates that were made
+            others = {name: value for name, value in means.items() if name not in (*USUAL, "finite", "halted")}
+            self.console.progress(step, loss, rate, utilization, of, learning_rate, left, saved, others)
+            for name in [name for name in sums if name not in ("made", "halted", "skipped")]:
+                before = self.totals.get(name, (0.0, 0.0))
+                self.totals[name] = [sum(both) for both in zip(before, sums[name], strict=True)]
         if self.reporter.due(step) or step == self.run.train.steps:
-            steps = self.totals.pop("finite")[1]
+            steps, targets = self.totals.pop("finite", (0.0, 0.0))[1], self.totals.get("loss", (0.0, 0.0))[1]
             row = {f"train/{name}": value / weight if weight else 0.0 for name, (value, weight) in self.totals.items()}
-            row |= {"train/learning_rate": means["learning_rate"], "train/targets": self.totals["loss"][1] / steps}
+            row |= {"train/learning_rate": learning_rate, "train/targets": targets / max(steps, 1)}
+            row |= {"train/skipped": skipped} if skipped else {}
             self.totals.clear()
             speed = {"train/tokens_per_second": rate, "train/utilization": utilization}
             row |= {**self.data_metrics(step)} | {name: value for name, value in speed.items() if value is not None}
             self.reporter.log(step, row)
+
+    def _skipped(self, step: int, means: Mapping[str, float]) -> None:
+        """Says that an update was left out, and why. Raises TooManySkipped if it was the last that may be."""
+        loss, norm = means["loss"], means["gradient_norm"]
+        wrong = "the update or the optimizer's state" if math.isfinite(loss + norm) else "the loss or gradient"
+        wrong = "a spike of the loss or gradient norm" if means["finite"] else f"{wrong} is not finite"
+        wrong = f"{wrong} (loss {loss:g}, gradient norm {norm:g})"
+        self.ledger.add("skipped", step, why=wrong, loss=loss, gradient_norm=norm, halted=bool(means["halted"]))
+        if means["halted"]:
+            raise TooManySkipped(step, wrong, self.run.train.skipped_in_a_row)
+        self.console.note(f"WARNING: step {step:,}: {wrong}; its update is left out")
 
     def _save(self, state: State, step: int, locally: bool = False) -> None:
         self._read()  # so that a step that was not finite is not saved as made

@@ -179,20 +179,20 @@ def open_run(
     run = override(load_config(directory, code, accept_changed), assignments)
     join_processes()
     assigned = any(each.lstrip("-").startswith("mesh") for each in assignments)
-    run, placement, setup = _on_a_mesh_that_fits(run, () if assigned else _other_meshes(run.mesh), say)
+    run, placement, setup = on_a_mesh_that_fits(run, () if assigned else other_meshes(run.mesh), say)
     with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
         state, metadata = checkpoints.restore(setup.eval_state(placement), step, partial=True)
     jax.block_until_ready(state)
     return OpenedRun(run, setup, placement, setup.eval_params(state), int(metadata["step"]), say=say)
 
 
-def _other_meshes(mesh: MeshConfig) -> tuple[MeshConfig, ...]:
+def other_meshes(mesh: MeshConfig) -> tuple[MeshConfig, ...]:
     """The nearest that divides the devices, and one that splits no parameter."""
     count = jax.device_count()
     return mesh.fitted(count), dataclasses.replace(mesh, data=count, fsdp=1, tensor=1)
 
 
-def _on_a_mesh_that_fits(
+def on_a_mesh_that_fits(
     run: Run, others: Sequence[MeshConfig], say: Callable[[str], None]
 ) -> tuple[Run, Placement, Setup]:
     """The run on its own mesh, or on the first of the others that devices and parameters fit; then that is said."""

@@ -19,12 +19,16 @@ from t5x_like.core.text import table
 from t5x_like.input_pipeline.batches.order import ORDER_VERSION
 from t5x_like.optim.schedules import learning_rate
 from t5x_like.sharding.mesh import Placement
+from t5x_like.train.branch import begun_from
 from t5x_like.train.config import Run, why_free
 from t5x_like.train.data import Data, check_skipped
 from t5x_like.train.directory import refuse_changes, versions
+from t5x_like.train.history import History
 from t5x_like.train.setup import Setup, State
 
 Changes = dict[str, tuple[Any, Any]]  # field to its values in the checkpoint's config and in that of this start
+
+OPTIONAL = ("skipped", "spikes")  # of the state: those that a checkpoint lacks begin anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,17 +51,25 @@ class Start:
 
 
 def first_state(
-    run: Run, setup: Setup, placement: Placement, data: Data, checkpoints: Checkpoints, directory: Path
-) -> Start:
-    """The state of the latest good checkpoint if there is one, else initial values.
+    run: Run, setup: Setup, placement: Placement, data: Data, checkpoints: Checkpoints, directory: Path,
+    history: History,
+) -> Start:  # fmt: skip
+    """The state of the latest good checkpoint if there is one, else that of ``start.from``, else initial values.
 
     Raises:
       UserError: the checkpoint is of other text or order, or of a config that this one cannot continue (where the
         folder's config.json says otherwise, it has been edited).
     """
+    if checkpoints.latest() is None and run.start.from_:
+        state, record = begun_from(run, setup, placement, before=history.begun_from)
+        if history.begun_from is None:
+            history.add(record)
+            history.commit()
+        return Start(state)
     if checkpoints.latest() is None:
         return Start(setup.initial_state(placement, run.train.seed))
-    state, metadata = checkpoints.restore(setup.abstract_state(placement))
+    state, metadata = checkpoints.restore(setup.abstract_state(placement), optional=OPTIONAL)
+    state = setup.completed(placement, state)
     check(run, data, metadata)
     changes, step = changes_since(metadata["config"], run), int(metadata["step"])
     refuse_changes(directory, {name: pair for name, pair in changes.items() if not name.endswith(".code")})
@@ -127,7 +139,7 @@ def check(run: Run, data: Data, metadata: Mapping[str, Any]) -> None:
     check_skipped(skipped, run.data, int(metadata["step"]))
 
 
-def metadata(run: Run, data: Data, step: int) -> dict[str, Any]:
+def metadata(run: Run, data: Data, history: History, step: int) -> dict[str, Any]:
     """Metadata of a checkpoint after ``step`` updates."""
     return {
         "config": to_plain(run),
@@ -142,4 +154,5 @@ def metadata(run: Run, data: Data, step: int) -> dict[str, Any]:
             "fingerprint": data.fingerprint,
             "tokenizer": data.tokenizer.fingerprint,
         },
+        **({"history": history.records} if history.records else {}),
     }

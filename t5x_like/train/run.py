@@ -36,11 +36,12 @@ from t5x_like.train.config import Run
 from t5x_like.train.data import Data
 from t5x_like.train.directory import CHECKPOINTS, config_is_lost, locked, open_directory, record_start
 from t5x_like.train.feed import Feed, check_batch_size, local_share
+from t5x_like.train.history import History, Rewind
 from t5x_like.train.hooks import Hook, Measure, Sample
 from t5x_like.train.loop import Costs, Loop
 from t5x_like.train.opened import OpenedRun, open_model
 from t5x_like.train.profile import Asked, Profile
-from t5x_like.train.resume import Start, first_state, metadata
+from t5x_like.train.resume import Start, check, first_state, metadata
 from t5x_like.train.setup import Setup
 from t5x_like.train.step import compile_step
 from t5x_like.train.stopping import Stop
@@ -72,13 +73,16 @@ class Outcome:
     commands: tuple[str, ...] = ()
 
 
-def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -> Outcome:
+def train(
+    run: Run, directory: str | Path, accept_changed: Sequence[str] = (), rewind: Rewind | None = None
+) -> Outcome:
     """Starts or resumes the run in ``directory``; a complete run is left as it is.
 
     Args:
       run: the resolved config.
       directory: the run's folder; made if it is not there.
       accept_changed: names of the user's own files that may differ from those of the training.
+      rewind: how far to go back before, and how many batches to pass over from there.
 
     Raises:
       UserError: a mistake in config, folder, corpus or checkpoint; raised before anything is changed.
@@ -100,12 +104,17 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
         check_outputs(directory, run.report)
         checkpoints = exits.enter_context(Checkpoints(directory / CHECKPOINTS, run.checkpoint))
         asked_profile = exits.enter_context(Asked())
+        history = History(directory, checkpoints, console.note)
+        run = history.applied(run) if rewind is None else history.rewind(history.applied(run), rewind)
         with Preparing(silent=index > 0) as preparing:
             data = Data.open(run, preparing, console.note)
         data.train.check(run.train.steps)
         stop = exits.enter_context(Stop())  # from here on there is something to save
         with clock.doing("setup" if checkpoints.latest() is None else "checkpoint"):
-            start = first_state(run, setup, placement, data, checkpoints, directory)
+            for record in history.new:  # a rewind: refused before anything is changed
+                check(run, data, checkpoints.metadata(record["restored"]))
+            history.commit()
+            start = first_state(run, setup, placement, data, checkpoints, directory, history)
         if start.step:
             console.note(f"resuming from step {start.step:,}")
         # Several processes must leave at the same step: the loop sees to that.
@@ -119,11 +128,12 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
             return Outcome(start.step, True, 0, directory, commands=_commands(opened))
         profile = Profile(run.report.profile, run.report.profile_steps, directory / "profile", asked_profile, console,
                           ledger)  # fmt: skip
-        return _go_on(opened, start, tasks, profile, checkpoints, directory, stop, console, clock)
+        return _go_on(opened, start, tasks, profile, checkpoints, history, directory, stop, console, clock)
 
 
 def _go_on(
     opened: OpenedRun, start: Start, tasks: dict[Evaluation, bool], profile: Profile, checkpoints: Checkpoints,
+    history: History,
     directory: Path, stop: Stop, console: Console, clock: Clock,
 ) -> Outcome:  # fmt: skip
     """Runs the loop from ``start`` on. From here on nothing is refused, and the folder is written."""
@@ -137,8 +147,8 @@ def _go_on(
     feed = Feed(placement, reader, share, functools.partial(_record_rows, opened))
     loop = Loop(
         run, compile_step(setup, placement), hooks, checkpoints, reporter, console, clock, stop,
-        functools.partial(metadata, run, data), functools.partial(_data_metrics, data, feed), costs, start.totals,
-        ledger,
+        functools.partial(metadata, run, data, history), functools.partial(_data_metrics, data, feed), costs,
+        start.totals, ledger,
     )  # fmt: skip
     if first and config_is_lost(directory):
         console.note("WARNING: config.json was lost or torn; it is written again, compared with the checkpoint's")
@@ -146,7 +156,10 @@ def _go_on(
     _say_what_is_lost(directory, first, reporter, ledger, console)
     if start.changes:
         console.note(start.described)
-        reporter.mark(first, start.changes)
+    if marks := start.changes | history.marks():
+        reporter.mark(first, marks)
+    for record in history.new:
+        ledger.add(**record, step=first)
     trust(own_code(run).values())  # on each machine
     console.facts(run.name, opening(run, setup, placement, first, directory))
     clock.start()

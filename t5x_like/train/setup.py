@@ -22,9 +22,10 @@ from t5x_like.models.transformer import Batch, make_model
 from t5x_like.optim.optimizer import Optimizer, make_optimizer
 from t5x_like.sharding.mesh import Placement
 from t5x_like.train.config import Run
+from t5x_like.train.skips import Skips
 
-# params, optimizer: nested dicts of arrays; step: int32, the number of updates made; halted: whether some update was
-# not finite, after which no other is made: the loop reads it one step later.
+# params, optimizer: nested dicts of arrays; step: int32, the number of steps made; skipped, spikes: what ``Skips``
+# counts; halted: whether too many updates in a row were left out, after which no step counts: the loop reads it later.
 State = dict[str, Any]
 
 
@@ -40,6 +41,7 @@ class Setup:
       micro_batches: number of micro-batches of a batch.
       seed: seed of dropout.
       conversions: functions from parameters to parameters, applied in order by ``bind``.
+      skips: updates that are left out.
     """
 
     structure: nnx.GraphDef
@@ -49,6 +51,7 @@ class Setup:
     micro_batches: int = 1
     seed: int = 0
     conversions: tuple[Callable[[Tree], Tree], ...] = ()
+    skips: Skips = Skips()
 
     def bind(self, params: Tree) -> Any:
         """The model with its used parameters: the stored ones after all ``conversions`` (a cast, LoRA)."""
@@ -86,20 +89,30 @@ class Setup:
             return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
         optimizer = map_named(place, jax.eval_shape(self.optimizer.init, params), self.optimizer.state_axes())
-        step, halted = (jax.ShapeDtypeStruct((), t, sharding=placement.replicated) for t in (jnp.int32, jnp.bool_))
-        return {"params": params, "optimizer": optimizer, "step": step, "halted": halted}
+        counts = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=placement.replicated),
+            jax.eval_shape(self._counts),
+        )
+        return {"params": params, "optimizer": optimizer, **counts}
 
     def initial_state(self, placement: Placement, seed: int) -> State:
         """The state before the first update; every array is computed on the devices that keep it."""
-        template = self.abstract_state(placement)
-        shardings = jax.tree.map(lambda a: a.sharding, template)
-        params = initialize(self.specs, named(jax.random.key(seed), "params"), shardings.pop("params"))
+        key = named(jax.random.key(seed), "params")
+        return self.completed(placement, {"params": initialize(self.specs, key, placement.of(self.specs))})
+
+    def completed(self, placement: Placement, state: State) -> State:
+        """A state with what it has beside ``params``, and the rest as before the first update."""
+        shardings = jax.tree.map(lambda a: a.sharding, self.abstract_state(placement))
+        shardings = {name: each for name, each in shardings.items() if name not in state}
 
         def rest(params: Tree) -> State:
-            step, halted = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.bool_)
-            return {"optimizer": self.optimizer.init(params), "step": step, "halted": halted}
+            initial = {"optimizer": self.optimizer.init(params), **self._counts()}
+            return {name: initial[name] for name in shardings}
 
-        return {"params": params, **jax.jit(rest, out_shardings=shardings)(params)}
+        return {**state, **jax.jit(rest, out_shardings=shardings)(state["params"])} if shardings else state
+
+    def _counts(self) -> State:
+        return {"step": jnp.zeros((), jnp.int32), "halted": jnp.zeros((), jnp.bool_), **self.skips.initial()}
 
 
 def make_setup(run: Run) -> Setup:
@@ -110,4 +123,5 @@ def make_setup(run: Run) -> Setup:
     loss = run.objective.loss(TokenLoss(train.z_loss, train.label_smoothing, train.logits_chunk))
     frozen = (*run.optimizer.frozen, *(pattern for adapter in run.adapters for pattern in adapter.frozen))
     optimizer = make_optimizer(dataclasses.replace(run.optimizer, frozen=frozen), specs, train.steps)
-    return Setup(structure, specs, optimizer, loss, train.micro_batches, train.seed, conversions)
+    skips = Skips(train.skipped_in_a_row, train.spike_sigma, train.spike_window)
+    return Setup(structure, specs, optimizer, loss, train.micro_batches, train.seed, conversions, skips)

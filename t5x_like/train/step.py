@@ -24,23 +24,37 @@ from t5x_like.train.setup import Setup, State
 def train_step(setup: Setup, state: State, batch: Batch) -> tuple[State, Pairs]:
     """One update with the gradient of the loss's sum / weight over the whole batch.
 
-    An update that is not finite is not made, nor any after it: the state stays as it was, ``finite`` is 0, and the loop
-    stops. The metrics are the loss's sums and the optimizer's scalars, of weight 1.
+    An update that is not finite, or a spike, is left out: the step counts, parameters and optimizer stay (``skips``).
+    At the last that may be left out in a row the whole state stays as it was before that step, whatever comes after,
+    ``halted`` is 1, and the loop stops. The metrics are the loss's sums and scalars of weight 1: the optimizer's,
+    ``made`` (whether the update was), ``halted``, ``skipped`` (updates left out so far).
     """
     step, params = state["step"], state["params"]
+    sums, gradient, weight = mean_gradient(setup, params, batch, step)
+    loss, _ = sums["loss"]
+    new_params, new_optimizer, info = setup.optimizer.update(gradient, state["optimizer"], params, step)
+    finite = jnp.isfinite(loss) & info["finite"]
+    made, counts = setup.skips.judge(state, loss / weight, info["gradient_norm"], finite)
+    halted = state["halted"] | (counts["skipped"][1] >= setup.skips.in_a_row)
+    new = {"params": update_state(setup, new_params, sums), "optimizer": new_optimizer}
+    new = _where(made & ~halted, new, state) | _where(~halted, counts | {"step": step + 1}, state) | {"halted": halted}
+    info |= {"finite": finite, "made": made, "halted": halted, "skipped": counts["skipped"][0]}
+    return new, stacked(sums | {name: (value, 1.0) for name, value in info.items()})
+
+
+def mean_gradient(setup: Setup, params: Tree, batch: Batch, step: jax.Array) -> tuple[Sums, Tree, jax.Array]:
+    """(sums of the loss, its gradient, the weight that this was divided by) over the whole batch of a step."""
     key = jax.random.fold_in(named(jax.random.key(setup.seed), "dropout"), step)
     gradients = data_parallel_gradient(functools.partial(sums_and_gradient, setup), current_placement())
     sums, gradient = gradients(params, batch, key)
-    loss, weight = sums["loss"]
+    _, weight = sums["loss"]
     weight = jnp.where(weight == 0, 1.0, weight)  # a batch without targets has gradient 0, not NaN
-    gradient = jax.tree.map(lambda g: g / weight, gradient)
-    new_params, new_optimizer, info = setup.optimizer.update(gradient, state["optimizer"], params, step)
-    finite = jnp.isfinite(loss) & info["finite"]
-    halted = state["halted"] | ~finite
-    new_params = update_state(setup, new_params, sums)
-    new = {"params": new_params, "optimizer": new_optimizer, "step": step + 1, "halted": halted}
-    new_state = jax.tree.map(lambda new, old: jnp.where(halted, old, new), new, state) | {"halted": halted}
-    return new_state, stacked(sums | {name: (value, 1.0) for name, value in (info | {"finite": finite}).items()})
+    return sums, jax.tree.map(lambda g: g / weight, gradient), weight
+
+
+def _where(chosen: jax.Array, new: Tree, old: Tree) -> Tree:
+    """``new`` if ``chosen``, else those arrays of ``old``."""
+    return jax.tree.map(lambda a, b: jnp.where(chosen, a, b), new, {name: old[name] for name in new})
 
 
 def sums_and_gradient(setup: Setup, params: Tree, batch: Batch, key: jax.Array) -> tuple[Sums, Tree]:

@@ -13,7 +13,7 @@ from tiny_runs import tiny_run
 from t5x_like.core.every import Every
 from t5x_like.report.ledger import Ledger
 from t5x_like.train.hooks import Measure
-from t5x_like.train.loop import Costs, Loop, NotFinite
+from t5x_like.train.loop import Costs, Loop, TooManySkipped
 
 
 class Metric:
@@ -45,7 +45,8 @@ class Recorder:
         number = batch + 1
         self.events.append(("dispatch", number))
         values = dict(loss=(6.0, 2.0), own=(3.0, 12.0), gradient_norm=(1.0, 1.0), learning_rate=(0.1, 1.0))
-        values["finite"] = float(number != self.bad), 1.0
+        good = float(number != self.bad)
+        values |= {"finite": (good, 1.0), "made": (good, 1.0), "halted": (1 - good, 1.0), "skipped": (1 - good, 1.0)}
         halted = state["halted"] | (number == self.bad)
         metrics = {name: [Metric(number, v, self.events) for v in pair] for name, pair in values.items()}
         return state | {"step": number, "halted": halted}, metrics
@@ -183,7 +184,7 @@ def test_what_is_saved_and_measured_when():
 @pytest.mark.parametrize("every, evaluate_every", [(0, 0), (5, 0), (6, 0), (0, 5), (0, 6), (1, 1)])
 def test_a_step_that_is_not_finite_is_named_and_the_state_before_it_saved(every, evaluate_every):
     recorder = Recorder(bad=5)
-    with pytest.raises(NotFinite) as raised:
+    with pytest.raises(TooManySkipped) as raised:
         run(recorder, 9, every=every, evaluate_every=evaluate_every)
     assert raised.value.step == 5 and str(raised.value).startswith("step 5: ")
     assert moves(recorder, "dispatch")[-1][1] <= 6  # the loop learns of it one step later
@@ -197,7 +198,7 @@ def test_a_step_that_is_not_finite_is_named_and_the_state_before_it_saved(every,
 
 def test_the_last_step_may_be_the_bad_one():
     recorder = Recorder(bad=5)
-    with pytest.raises(NotFinite, match="step 5"):
+    with pytest.raises(TooManySkipped, match="step 5"):
         run(recorder, 5)
     assert moves(recorder, "save", "evaluate") == [("save", 4)]
 

@@ -22,6 +22,7 @@ from t5x_like.sharding.mesh import Placement, make_placement
 from t5x_like.train.feed import to_devices
 from t5x_like.train.opened import OpenedRun
 from t5x_like.train.setup import Setup
+from t5x_like.train.skips import Skips
 from t5x_like.train.step import compile_step
 
 SEED = 8  # of initial values: one with which most parameters move
@@ -44,7 +45,8 @@ OPTIMIZER = AdamW(learning_rate=3e-3, eps=1e-3, clip_norm=0.5)
 def make(family: str, micro_batches: int = 1, optimizer=OPTIMIZER, **overrides) -> Setup:
     structure, specs = make_model(tiny(family, **overrides))
     loss = TokenLoss(z_loss=1e-3)
-    return Setup(structure, specs, make_optimizer(optimizer, specs, 10), loss, micro_batches, seed=5)
+    optimizer = make_optimizer(optimizer, specs, 10)
+    return Setup(structure, specs, optimizer, loss, micro_batches, seed=5, skips=Skips(in_a_row=1))
 
 
 def batch_of(family: str, **overrides) -> dict[str, np.ndarray]:

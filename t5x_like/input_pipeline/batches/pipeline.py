@@ -179,6 +179,15 @@ class Batches:
         streams, _ = self._interleaving.rows(self._data_step(step))
         return [(self.streams[stream].name, self.streams[stream].objective) for stream in streams]
 
+    def documents_of(self, step: int) -> list[list[tuple[str, int]]]:
+        """(corpus, index in its training split) of the documents that each row of the batch of ``step`` has text of."""
+        sources, draws = self._interleaving.rows(self._data_step(step))
+        found = []
+        for source, draw in zip(sources.tolist(), draws, strict=True):
+            stream = self.streams[source]
+            found.append([(stream.name, each) for each in next(stream.documents(np.asarray([draw])))])
+        return found
+
     def batch(self, step: int, rows: slice | None = None) -> Batch:
         """The global batch of ``step`` (0 or more), or only its ``rows``: exactly those rows of the whole.
 

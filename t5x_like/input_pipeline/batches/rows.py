@@ -54,6 +54,10 @@ class Rows(Protocol):
         """
         ...
 
+    def documents(self, row: int, shift: int) -> list[int]:
+        """Indices of the documents that row ``row`` has text of; args as of ``pieces``."""
+        ...
+
 
 class JoinedRows:
     """Documents end to end, cut every ``length`` places: one piece a row.
@@ -91,13 +95,29 @@ class JoinedRows:
         return self._tokens_before(ends) - self._tokens_before(starts) + self._tokens_before(wrapped)
 
     def pieces(self, row: int, shift: int) -> list[Piece]:
-        start = (shift + row * self._length) % self._total
-        end = start + min(self._length, self._total - row * self._length)
-        stretches = [(start, min(end, self._total))] + [(0, end - self._total)] * (end > self._total)
+        stretches = self._stretches(row, shift)
         if self._eos_id is None:
             tokens = self._split.tokens
             return [Piece(row, 0, [np.concatenate([tokens[a:b] for a, b in stretches], dtype=np.int32)])]
         return [Piece(row, 0, [text for a, b in stretches for text in self._documents(a, b, self._eos_id)])]
+
+    def documents(self, row: int, shift: int) -> list[int]:
+        found = []
+        for start, end in self._stretches(row, shift):
+            document = self._document_at(start)
+            while document < len(self._split) and self._start_of(document) < end:
+                found.append(document)
+                document += 1
+        return found
+
+    def _stretches(self, row: int, shift: int) -> list[tuple[int, int]]:
+        """(first, one past the last) place of each stretch of the ring that a row is."""
+        start = (shift + row * self._length) % self._total
+        end = start + min(self._length, self._total - row * self._length)
+        return [(start, min(end, self._total))] + [(0, end - self._total)] * (end > self._total)
+
+    def _document_at(self, place: int) -> int:
+        return bisect.bisect_right(range(len(self._split)), place, key=self._start_of) - 1
 
     def _start_of(self, document: int) -> int:
         # Not a table of starts: it would be as long as the offsets, which may not fit in memory.
@@ -106,7 +126,7 @@ class JoinedRows:
     def _documents(self, start: int, end: int, eos_id: int) -> list[np.ndarray]:
         """The text between two places of the ring, document by document; the array of tokens itself holds no EOS."""
         texts, tokens = [], self._split.tokens
-        document = bisect.bisect_right(range(len(self._split)), start, key=self._start_of) - 1
+        document = self._document_at(start)
         while start < end:
             begin, stop = self._start_of(document) + self._reserved, self._start_of(document + 1)
             first, last = max(start, begin), min(end, stop)
@@ -162,6 +182,11 @@ class DocumentRows:
         table = self._table
         here = slice(int(table.starts[row]), int(table.starts[row + 1]))
         return list(map(self._piece, table.document[here].tolist(), table.part[here].tolist()))
+
+    def documents(self, row: int, shift: int) -> list[int]:
+        table = self._table
+        here = slice(int(table.starts[row]), int(table.starts[row + 1]))
+        return list(dict.fromkeys(table.document[here].tolist()))
 
     def _piece(self, document: int, part: int) -> Piece:
         split = self._split

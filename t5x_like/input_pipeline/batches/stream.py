@@ -64,14 +64,22 @@ class Stream:
 
     def examples(self, draws: np.ndarray) -> Iterator[list[Example]]:
         """Yields the examples of the ``draw``-th row (from 0) for each of ``draws``."""
+        for row, shift, epoch in self._places(draws):
+            yield list(self._examples(row, shift, self._random, epoch))
+
+    def documents(self, draws: np.ndarray) -> Iterator[list[int]]:
+        """Yields the indices in the split of the documents that each of these rows has text of."""
+        return (self.rows.documents(row, shift) for row, shift, _ in self._places(draws))
+
+    def _places(self, draws: np.ndarray) -> Iterator[tuple[int, int, int]]:
+        """(row, shift of borders, epoch) of each of ``draws``."""
         epochs, positions = epoch_and_position(draws, self.rows.count)
         rows, shifts = positions.copy(), np.zeros(len(draws), np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             order, shifts[here] = self._epoch_order(int(epoch))
             rows[here] = order(positions[here])
-        for row, shift, epoch in zip(rows.tolist(), shifts.tolist(), epochs.tolist(), strict=True):
-            yield list(self._examples(row, shift, self._random, epoch))
+        return zip(rows.tolist(), shifts.tolist(), epochs.tolist(), strict=True)
 
     def heldout_examples(self, row: int) -> list[Example]:
         """The examples of row ``row`` in the order of the corpus, corrupted the same way whatever the seed."""

@@ -89,6 +89,12 @@ class Windows:
         number, local = self._locate(step)
         return self._opened(number).sources_of(local)
 
+    def documents_of(self, step: int) -> list[list[tuple[str, int]]]:
+        """As ``Batches.documents_of``; the index is that in the step's window, which the name says."""
+        number, local = self._locate(step)
+        rows = self._opened(number).documents_of(local)
+        return [[(f"{name}, window {number}", index) for name, index in row] for row in rows]
+
     def batch(self, step: int, rows: slice | None = None) -> Batch:
         """As ``Batches.batch``; makes the step's window, and those before it if they are not known."""
         number, local = self._locate(step)

@@ -1,0 +1,126 @@
+"""A run that begins from another: with its parameters, to the bit, and with data, schedule and length of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_runs import assert_same_bits, checkpoint, digests, losses, run_file, tiny_run
+
+from t5x_like.arrays.trees import unflatten
+from t5x_like.checkpoint.checkpoints import Checkpoints
+from t5x_like.cli.main import main
+from t5x_like.core.config import flatten, override
+from t5x_like.report.ledger import read_ledger
+from t5x_like.train.branch import digest, parse
+
+STILL = ["optimizer.learning_rate=0"]  # one step of it changes no parameter
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory, quick_compiling) -> Path:
+    folder = tmp_path_factory.mktemp("parent") / "run"
+    config = run_file(tiny_run("llama", "train.steps=4", "checkpoint.every.steps=2"))
+    assert main(["train", config, "--directory", str(folder)]) == 0
+    return folder
+
+
+def branch(folder: Path, parent, *more: str) -> int:
+    other = run_file(tiny_run("llama", "data.packing=best_fit", "train.seed=5", "optimizer.schedule.kind=cosine"))
+    return main(["train", other, "--directory", str(folder), f"start.from={parent}", *more])
+
+
+def part(arrays: dict, kind: str) -> dict:
+    return {path: array for path, array in arrays.items() if path.startswith(f"{kind}/")}
+
+
+@pytest.mark.parametrize("what", ["parameters", "parameters+optimizer"])
+def test_a_branch_has_the_parameters_of_the_parent_and_says_so(tmp_path, parent, what):
+    folder = tmp_path / "new"
+    assert branch(folder, f"{parent}@2", *STILL, "train.steps=1", f"start.what={what}") == 0
+    before, after = checkpoint(parent, 2), checkpoint(folder)
+    assert_same_bits(part(after, "params"), part(before, "params"))
+    assert after["step"] == 1 and after["optimizer/count"] == (3 if "optimizer" in what else 1)
+    taken = part(before, "params") | (part(before, "optimizer") if "optimizer" in what else {})
+    wanted = digest(unflatten({path: jnp.asarray(array) for path, array in taken.items()}))
+    record = dict(event="branch", parent=str(parent), parent_step=2, what=what, digest=wanted)
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.metadata()["history"] == [record]
+    assert record.items() <= next(line for line in read_ledger(folder) if line["event"] == "branch").items()
+
+
+def test_it_trains_on_and_does_not_begin_again_when_it_resumes(tmp_path, parent):
+    folder, gone = tmp_path / "new", shutil.copytree(parent, tmp_path / "gone")
+    assert branch(folder, gone, "train.steps=2") == 0
+    first, before = losses(folder), part(checkpoint(folder), "params")
+    shutil.rmtree(gone)  # nothing of it is needed any more
+    assert branch(folder, gone, "train.steps=3", *STILL) == 0
+    assert sorted(losses(folder)) == [1, 2, 3] and losses(folder).items() >= first.items()
+    assert_same_bits(part(checkpoint(folder), "params"), before)
+    assert main(["train", str(folder), "train.steps=4"]) == 0
+
+
+def test_killed_before_it_has_saved_it_takes_the_same_checkpoint(tmp_path, parent, capsys):
+    """Though the parent has gone on meanwhile; and not one that has changed."""
+    moving, folder = tmp_path / "parent", tmp_path / "new"
+    shutil.copytree(parent, moving)
+    shutil.move(moving / "checkpoints" / "4", tmp_path / "4")
+    assert branch(folder, moving, *STILL, "train.steps=1") == 0
+    shutil.rmtree(folder / "checkpoints")
+    shutil.move(tmp_path / "4", moving / "checkpoints" / "4")
+    assert branch(folder, moving, *STILL, "train.steps=1") == 0
+    assert_same_bits(part(checkpoint(folder), "params"), part(checkpoint(parent, 2), "params"))
+    shutil.rmtree(folder / "checkpoints")
+    records = json.loads((folder / "history.json").read_text())
+    (folder / "history.json").write_text(json.dumps([records[0] | {"digest": "another"}]))
+    assert branch(folder, moving) == 2
+    assert "is not what it was when this run was first started" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "start, more, said",
+    [
+        ("{none}", [], "start.from: there is no run in {none}: it has no folder checkpoints"),
+        ("{parent}@3", [], "has no checkpoint of step 3\n  allowed: one of 2, 4"),
+        ("{parent}", ["model.*.width=64"], "of another shape"),
+        ("{parent}", ["start.what=parameters+optimizer", "optimizer=Lion"], "only in the checkpoint"),
+        ("{parent}", ["start.what=both"], "allowed: parameters | parameters+optimizer"),
+    ],
+)
+def test_what_it_cannot_begin_from_is_refused(tmp_path, parent, capsys, start, more, said):
+    names = {"none": str(tmp_path / "none"), "parent": str(parent)}
+    assert branch(tmp_path / "new", start.format(**names), *more) == 2
+    error = capsys.readouterr().err
+    assert said.format(**names) in error and "Traceback" not in error
+    assert not (tmp_path / "new" / "history.json").exists()
+
+
+def test_every_name_that_does_not_fit_is_listed(tmp_path, parent, capsys):
+    assert branch(tmp_path / "new", parent, "model.d_model=24") == 2
+    error = capsys.readouterr().err
+    differ = [path for path in part(checkpoint(parent), "params") if "scale" not in path]
+    assert "of another shape" in error and all(path in error for path in differ)
+
+
+def test_no_code_of_the_other_run_is_run(tmp_path, parent):
+    """Its folder may be a stranger's: only arrays are read, whatever its config says."""
+    stranger = Path(shutil.copytree(parent, tmp_path / "stranger"))
+    (stranger / "code").mkdir()
+    (stranger / "code" / "mine.py").write_text("raise SystemExit('run')\n")
+    (stranger / "config.json").write_text(json.dumps({"type": "Run", "optimizer": {
+        "type": "Mine", "code": {"file": "mine.py", "sha256": "0" * 64}}}))  # fmt: skip
+    before = digests(stranger)
+    assert branch(tmp_path / "new", stranger, *STILL, "train.steps=1") == 0
+    assert digests(stranger) == before
+    assert all(np.isfinite(array).all() for array in part(checkpoint(tmp_path / "new"), "params").values())
+
+
+def test_how_it_is_written():
+    run = override(tiny_run("llama"), ["start.from=runs/one@1200"])
+    assert parse(run.start.from_) == ("runs/one", 1200) and flatten(run)["start.from"] == "runs/one@1200"
+    assert parse("me@home/run") == ("me@home/run", None)
+    assert override(run, ["start.from=''"]).start.from_ == ""

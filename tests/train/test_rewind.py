@@ -1,0 +1,148 @@
+"""Going back, and passing over batches: the same bits as a run that never saw them, on every later start too."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_runs import (
+    assert_same_bits,
+    checkpoint,
+    digests,
+    losses,
+    record_batches,
+    rows,
+    run_file,
+    saved_steps,
+    tiny_run,
+)
+
+from t5x_like.checkpoint.checkpoints import Checkpoints
+from t5x_like.cli.main import main
+from t5x_like.report.ledger import read_ledger
+from t5x_like.report.metrics import changes, read_metrics
+from t5x_like.train.data import data_step
+from t5x_like.train.loop import Loop
+
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def config() -> str:
+    return run_file(tiny_run("llama", f"train.steps={STEPS}", "checkpoint.every.steps=2"), "rewinding")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, config, quick_compiling) -> Path:
+    folder = tmp_path_factory.mktemp("rewind") / "run"
+    assert main(["train", config, "--directory", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, config, quick_compiling) -> Path:
+    """The run that passes over batches 7 and 8 from its start."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    assert main(["train", config, "--directory", str(folder), "data.skip=7:9"]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def metadata(folder: Path) -> dict:
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.metadata()
+
+
+def test_a_rewound_run_is_the_straight_one_that_passes_over_these_batches(
+    folder, straight, config, monkeypatch, capsys, tmp_path
+):
+    """From step 10 back to 7: the checkpoint of step 6 is read, its next batch trained on, two after passed over."""
+    command, before = ["train", config, "--directory", str(folder)], losses(folder)
+    fed = record_batches(monkeypatch)
+    assert main([*command, "--rewind", "3", "--skip", "2"]) == 0
+    assert "going back from step 10 to the checkpoint of step 6; from step 7 on batches 7:9" in capsys.readouterr().out
+    assert len(fed) == 4
+    assert_same_bits(checkpoint(folder), checkpoint(straight))
+    assert rows(folder) == rows(straight)
+    aside = {path.name for path in (folder / "checkpoints").glob("*.aside-*")}
+    assert aside == {"8.aside-1", "10.aside-1"} and saved_steps(folder) == [2, 4, 6, 8, 10]
+
+    # recorded, and marked
+    assert changes(read_metrics(folder)) == {6: ["data.skip", "rewind"]}
+    assert [row["train/loss"] for row in read_metrics(folder / "metrics.aside-1.jsonl") if "train/loss" in row] == [
+        *before.values()
+    ]
+    record = next(line for line in read_ledger(folder) if line["event"] == "rewind")
+    kept = dict(latest=10, to=7, restored=6, skip="7:9", steps=3, batches=2)
+    assert kept.items() <= record.items() and kept.items() <= metadata(folder)["history"][0].items()
+
+    # from the run file, which knows nothing of it, it goes on past these batches
+    for more in (["train.steps=11"], ["train.steps=12", "data.skip=20:21"]):
+        assert main([*command, *more]) == 0
+        (folder / "history.json").unlink()  # the checkpoints have it too
+    assert main(["train", config, "--directory", str(straight.parent / "longer"), "data.skip=7:9,20:21",
+                 "train.steps=12"]) == 0  # fmt: skip
+    assert_same_bits(checkpoint(folder), checkpoint(straight.parent / "longer"))
+
+
+def test_killed_just_after_it_has_gone_back_it_goes_on_from_there(folder, straight, config, monkeypatch):
+    """Before a checkpoint was set aside, and before any was saved."""
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    for where, name in ((Checkpoints, "set_aside"), (Loop, "__call__")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(where, name, kill)
+            back = ["--rewind", "3", "--skip", "2"] if name == "set_aside" else []
+            assert main(["train", config, "--directory", str(folder), *back]) == 130
+    assert main(["train", config, "--directory", str(folder)]) == 0
+    assert_same_bits(checkpoint(folder), checkpoint(straight))
+
+
+def test_a_job_started_again_with_its_command_goes_back_once(folder, straight, config, monkeypatch, capsys):
+    command = ["train", config, "--directory", str(folder), "--rewind", "3", "--skip", "2"]
+    monkeypatch.setenv("T5X_LIKE_JOB", "7")
+    assert main([*command, "train.steps=9"]) == 0
+    assert main(command) == 0
+    assert "was made by an earlier start of this job" in capsys.readouterr().out
+    assert_same_bits(checkpoint(folder), checkpoint(straight))
+    monkeypatch.setenv("T5X_LIKE_JOB", "8")  # another is meant anew: from step 7 the next two
+    assert main(command) == 0
+    assert [record["skip"] for record in metadata(folder)["history"]] == ["7:9", "9:11"]
+    assert metadata(folder)["config"]["data"]["skip"] == ["7:9", "9:11"]
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--rewind", "9"], "--rewind: 9 steps back from step 10 is step 1, and no checkpoint is as old"),
+        (["--rewind", "11"], "at most 8 (checkpoints 2, 4, 6, 8, 10)"),
+        (["--rewind", "-1"], "--rewind: "),
+        (["--skip", "-1"], "--skip: "),
+        (["--rewind", "3", "train.seed=1"], "train.seed: 0 -> 1"),
+    ],
+)
+def test_what_cannot_be_gone_back_to_is_refused_and_nothing_is_touched(folder, config, capsys, options, said):
+    before = digests(folder)
+    assert main(["train", config, "--directory", str(folder), *options]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+    assert digests(folder) == before
+
+
+def test_with_nothing_trained_there_is_nothing_to_go_back_from(tmp_path, config, capsys):
+    assert main(["train", config, "--directory", str(tmp_path / "new"), "--rewind", "1"]) == 2
+    assert "has no checkpoint to go back from" in capsys.readouterr().err
+
+
+def test_numbers_of_batches_with_ranges_passed_over():
+    data = tiny_run("llama", "data.skip=2:4,4:5,7:8").data
+    assert [data_step(data, step) for step in range(6)] == [0, 1, 5, 6, 8, 9]
+    assert json.loads(json.dumps(data.skipped())) == [[2, 5], [7, 8]]
