@@ -39,7 +39,7 @@ def train(options: argparse.Namespace) -> int:
     directory = options.directory or (options.config if Path(options.config).is_dir() else f"runs/{run.name}")
     from t5x_like.train.run import train as train_run
 
-    outcome = train_run(run, directory, options.accept_changed)
+    outcome = train_run(run, directory, options.accept_changed, ends_process=True)
     import jax
 
     if jax.process_index():
@@ -160,7 +160,7 @@ def _inspect_parameters(run, devices: int) -> int:
 
 def _inspect_checkpoint(directory: Path, step: int | None) -> int:
     from t5x_like.checkpoint.checkpoints import Checkpoints
-    from t5x_like.sharding.processes import check_devices
+    from t5x_like.job.join import check_devices
     from t5x_like.train.directory import CHECKPOINTS, read_config
 
     run = read_config(directory)

@@ -30,7 +30,9 @@ from t5x_like.core.own_code import accept, keep_code, own_code, require_code, ru
 from t5x_like.core.paths import make_writable, write_atomically
 from t5x_like.train.config import Run, why_free
 
-HARMLESS = ("report.", "checkpoint.", "data.cache", "data.prepare_processes", "data.read_threads", "data.prefetch")
+HARMLESS = (
+    "report.", "checkpoint.", "job.", "data.cache", "data.prepare_processes", "data.read_threads", "data.prefetch",
+)  # fmt: skip
 CONFIG, STARTS, CHECKPOINTS = "config.json", "starts.jsonl", "checkpoints"
 PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "array-record", "sentencepiece", "numpy")
 

@@ -20,10 +20,10 @@ from t5x_like.decode.sample import Sampling
 from t5x_like.evaluate.task import Values
 from t5x_like.input_pipeline.prepare.vocabulary import load_tokenizer
 from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+from t5x_like.job.join import join_processes
 from t5x_like.models.transformer import Batch
 from t5x_like.sharding.config import AXES, MeshConfig
 from t5x_like.sharding.mesh import Placement, make_placement, use
-from t5x_like.sharding.processes import join_processes
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
 from t5x_like.train.directory import CHECKPOINTS, load_config
@@ -47,7 +47,7 @@ class OpenedRun:
       params: stored parameters, chosen by ``Setup.eval_params``.
       step: number of updates made.
       given_data: the run's text if it is open; None: it is opened when needed.
-      stop: function that says whether to stop an evaluation before its end.
+      stop: function that says whether to stop an evaluation before its end; every process must ask equally often.
       say: function of a warning; by default to standard error.
     """
 
@@ -147,7 +147,7 @@ def open_model(run: Run) -> tuple[Placement, Setup]:
     Raises:
       UserError: a mesh or kernels that the devices or the model do not fit.
     """
-    join_processes()
+    join_processes(run.job)
     placement = make_placement(run.mesh)
     run.model.check_sizes(placement.axis_ways)
     run.model.check_attention(jax.default_backend())
@@ -172,7 +172,7 @@ def open_run(
       UserError: not a run's folder, own code that may not be run, no good checkpoint, a mesh that does not fit.
     """
     run = override(load_config(directory, code, accept_changed), assignments)
-    join_processes()
+    join_processes(run.job)
     assigned = any(each.lstrip("-").startswith("mesh") for each in assignments)
     run, placement, setup = _on_a_mesh_that_fits(run, () if assigned else _other_meshes(run.mesh), say)
     with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,6 +21,8 @@ from t5x_like.core.config import to_plain
 from t5x_like.core.own_code import own_code, trust
 from t5x_like.core.places import with_absolute_paths
 from t5x_like.evaluate.task import Evaluation, Values
+from t5x_like.job.join import join_processes, line
+from t5x_like.job.watchdog import Watchdog
 from t5x_like.models.counts import train_flops
 from t5x_like.plan.chips import memory_bytes, peak_bytes, peak_flops
 from t5x_like.plan.memory import check_memory, in_bytes, step_memory
@@ -28,9 +31,17 @@ from t5x_like.report.console import Console
 from t5x_like.report.metrics import METRICS, read_metrics
 from t5x_like.report.preparing import Preparing
 from t5x_like.report.writers import Reporter, check_outputs
-from t5x_like.train.config import Run
+from t5x_like.train.config import Run, same_in_all
 from t5x_like.train.data import Data
-from t5x_like.train.directory import CHECKPOINTS, config_is_lost, locked, open_directory, read_starts, record_start
+from t5x_like.train.directory import (
+    CHECKPOINTS,
+    config_is_lost,
+    locked,
+    open_directory,
+    read_starts,
+    record_start,
+    versions,
+)
 from t5x_like.train.feed import Feed, check_batch_size, local_share
 from t5x_like.train.hooks import Hook, Measure, Profile, Sample
 from t5x_like.train.loop import Costs, Loop
@@ -40,6 +51,8 @@ from t5x_like.train.setup import Setup
 from t5x_like.train.step import compile_step
 from t5x_like.train.stopping import Stop
 from t5x_like.train.words import data_seen, devices, opening
+
+AGREED = ("t5x_like", "jax", "jaxlib", "orbax-checkpoint")  # whose versions must be equal in all processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,18 +78,31 @@ class Outcome:
     commands: tuple[str, ...] = ()
 
 
-def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -> Outcome:
+def train(
+    run: Run, directory: str | Path, accept_changed: Sequence[str] = (), ends_process: bool = False
+) -> Outcome:
     """Starts or resumes the run in ``directory``; a complete run is left as it is.
 
     Args:
       run: the resolved config.
       directory: the run's folder; made if it is not there.
       accept_changed: names of the user's own files that may differ from those of the training.
+      ends_process: whether a run that is stuck ends this process, as of the command line; of several it always does.
 
     Raises:
       UserError: a mistake in config, folder, corpus or checkpoint; raised before anything is changed.
+      Fault: the processes of the job have not come together.
     """
-    clock, run = Clock(), with_absolute_paths(run)
+    with Stop() as stop:
+        return _train(with_absolute_paths(run), directory, accept_changed, stop, ends_process)
+
+
+def _train(
+    run: Run, directory: str | Path, accept_changed: Sequence[str], stop: Stop, ends_process: bool
+) -> Outcome:
+    """``train``, which a signal may end from the beginning."""
+    clock = Clock()
+    join_processes(run.job, same_in_all(run) | {name: versions()[name] for name in AGREED})
     placement, setup = open_model(run)
     index = jax.process_index()
     check_batch_size(placement, run.train.batch_size, run.train.micro_batches)
@@ -91,21 +117,22 @@ def train(run: Run, directory: str | Path, accept_changed: Sequence[str] = ()) -
     if tight:
         console.note(tight)
     with contextlib.ExitStack() as exits:
+        watchdog = exits.enter_context(Watchdog(run.job, clock, line(), ends_process))
+        stop.joined(watchdog)
         directory = exits.enter_context(locked(directory, index == 0, _of_first))
         open_directory(directory, run, accept_changed)
         check_outputs(directory, run.report)
         checkpoints = exits.enter_context(Checkpoints(directory / CHECKPOINTS, run.checkpoint))
         with Preparing(silent=index > 0) as preparing:
-            data = Data.open(run, preparing, console.note)
+            data = Data.open(run, watchdog.follow(preparing), console.note)
+        _agree("data.corpus", data.facts)
         data.train.check(run.train.steps)
-        stop = exits.enter_context(Stop())  # from here on there is something to save
         with clock.doing("setup" if checkpoints.latest() is None else "checkpoint"):
             start = first_state(run, setup, placement, data, checkpoints, directory)
+        _agree("checkpoints", {"step": start.step})
         if start.step:
             console.note(f"resuming from step {start.step:,}")
-        # Several processes must leave at the same step: the loop sees to that.
-        asked = (lambda: stop.wanted(0)) if jax.process_count() == 1 else (lambda: False)
-        opened = OpenedRun(run, setup, placement, None, start.step, data, asked)
+        opened = OpenedRun(run, setup, placement, None, start.step, data, stop.asked)
         tasks = _tasks(opened, directory)
         if nothing := _nothing_to_do(opened, tasks, directory):
             console.note(nothing)
@@ -170,6 +197,12 @@ def _nothing_to_do(opened: OpenedRun, tasks: dict[Evaluation, bool], directory: 
     if step < total or any(not made and run.times(task).due(step, total) for task, made in tasks.items()):
         return ""
     return f"{run.name} is complete: all {total:,} steps are made. {directory}"
+
+
+def _agree(topic: str, facts: Mapping[str, Any]) -> None:
+    """Raises UserError if the processes of the job say different things."""
+    if others := line():
+        others.agree(topic, facts)
 
 
 def _of_first(free: bool) -> bool:
