@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from t5x_like.core.errors import refuse
 from t5x_like.job.line import Fault, Line
 from t5x_like.job.line import leave as leave_now
 from t5x_like.job.output import lasting_stream
 
+LEAST_FILES = 64  # of one process; a tiny run with data in its own process opens 30
 NO_FILES = "Too many open files"
 
 
@@ -57,10 +59,20 @@ def fault(error: BaseException) -> str:
     return ""
 
 
+def allow_files() -> None:
+    """Lets this process open as many files as the system does. Raises UserError where these are too few for a run."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    refuse(0 <= limit < LEAST_FILES, "ulimit -n", f"{limit}: a run has more files open than that",
+           f"{LEAST_FILES} or more", "ulimit -n 65536")
+
+
 @contextlib.contextmanager
 def lasting() -> Iterator[None]:
     """What holds for a command that runs for long: SIGTERM and SIGHUP end it with exit code 75 where nothing else
-    catches them, it may open as many files as the system lets it, and goes on where nobody reads its output."""
+    catches them, and it goes on where nobody reads its output."""
     before = {}
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -73,9 +85,6 @@ def lasting() -> Iterator[None]:
                 before[number] = signal.signal(number, end)
     except ValueError:  # not the main thread: somebody else's signals
         before.clear()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
     streams = sys.stdout, sys.stderr
     ours = sys.stdout, sys.stderr = lasting_stream(sys.stdout), lasting_stream(sys.stderr)
     try:

@@ -115,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     try:
+        if options.command in LASTING:
+            ends.allow_files()
         from t5x_like.cli import commands  # light: each command imports what it needs
 
         return ends.leave(getattr(commands, options.command)(options))

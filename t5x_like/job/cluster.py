@@ -184,8 +184,8 @@ def resolve(environment: Environment, coordinator: str = "") -> World | None:
       coordinator: HOST:PORT of process 0 if the config names it.
 
     Raises:
-      UserError: some of ``VARIABLES`` are missing with nothing that replaces them, or are not numbers; or a cluster says
-        that there are several processes, and nothing says where process 0 is: each would do the whole job.
+      UserError: some of ``VARIABLES`` are missing with nothing that replaces them, or are not numbers; or a cluster
+        says that there are several processes, and nothing says where process 0 is: each would do the whole job.
     """
     given = [name for name in VARIABLES if environment.get(name)]
     if environment.get("JAX_NUM_PROCESSES") == "1" and len(given) != 2:
@@ -211,7 +211,8 @@ def resolve(environment: Environment, coordinator: str = "") -> World | None:
         _refuse_lost(found)
     host, port = _split(address or f"[{found.host}]" if found else address)
     port = port or _number(environment, "JAX_COORDINATOR_PORT") or (found.port if found and not address else PORT)
-    given = ["job.coordinator"] * bool(coordinator) + [name for name in given if not (coordinator and "ADDRESS" in name)]
+    if coordinator:
+        given = ["job.coordinator", *(name for name in given if name != VARIABLES[0])]
     words = ", ".join([*given, *([f"{found.cluster}: {found.variables}"] if found else [])])
     local = found.local if found else None
     named = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
@@ -232,8 +233,9 @@ def _split(address: str) -> tuple[str, int | None]:
 def _refuse_lost(found: _Found) -> None:
     """Raises UserError if a cluster does not say where process 0 is."""
     srun = "; in a batch script, start it with srun" if found.cluster == "Slurm" else ""
-    got = (f"{found.variables} say that this is one of {found.count} processes of {found.cluster}, and nothing says where "
-           "process 0 is: each would do the whole job")
-    trying = f"JAX_COORDINATOR_ADDRESS={found.first}:61000 JAX_NUM_PROCESSES={found.count} JAX_PROCESS_ID={found.index}"
-    refuse(not found.host, "environment", got, f"{', '.join(VARIABLES)} set in every process, or job.coordinator{srun}; "
-           "JAX_NUM_PROCESSES=1 where one is to work alone", trying)
+    got = (f"{found.variables} say that this is one of {found.count} processes of {found.cluster}, and nothing says "
+           "where process 0 is: each would do the whole job")
+    values = f"{found.first}:61000", found.count, found.index
+    trying = " ".join(f"{name}={value}" for name, value in zip(VARIABLES, values, strict=True))
+    allowed = f"{', '.join(VARIABLES)} set in every process, or job.coordinator{srun}"
+    refuse(not found.host, "environment", got, f"{allowed}; JAX_NUM_PROCESSES=1 where one is to work alone", trying)

@@ -29,7 +29,7 @@ class Peer(Messages):
         connection.setblocking(True)
         connection.settimeout(5.0)  # to send; what is read is there
         super().__init__(connection)
-        self.index, self.name, self.done = -1, "", False
+        self.index, self.name, self.done, self.closed = -1, "", False, False
         self.heard = time.monotonic()
         self.status: tuple[int, str, float, bool] = (0, "start", 0.0, False)
         self.polls: tuple[int, bool] | None = None
@@ -37,6 +37,9 @@ class Peer(Messages):
 
 class Hub(threading.Thread):
     """Listens, and decides. Daemon: ends with the process.
+
+    Attributes:
+      others_gone: set once the connections of all other processes have ended.
 
     Args:
       listeners: sockets that listen, closed once all have come.
@@ -62,6 +65,7 @@ class Hub(threading.Thread):
         self.interval = interval(count, heartbeat)
         self._verdict: tuple[Any, ...] = ()
         self.ended = False
+        self.others_gone = threading.Event()
         self._topics: dict[str, dict[int, str]] = {}
         self._given: dict[str, dict[int, dict[str, Any]]] = {}
         self._accused: list[tuple[int, float, int, int, str]] = []  # kind, when, process, exit code, why
@@ -72,7 +76,7 @@ class Hub(threading.Thread):
         self.select.register(connection, selectors.EVENT_READ, Peer(connection))
 
     def run(self) -> None:
-        while not self.ended or any(not peer.done for peer in self.came.values()):
+        while not self.ended or not self.others_gone.is_set():
             for key, _ in self.select.select(TICK):
                 peer = key.data
                 if peer is None:
@@ -131,6 +135,9 @@ class Hub(threading.Thread):
         with contextlib.suppress(KeyError, ValueError):
             self.select.unregister(peer.connection)
         peer.connection.close()
+        peer.closed = True
+        if all(each.closed for index, each in self.came.items() if index):
+            self.others_gone.set()
         if self.came.get(peer.index) is peer and not peer.done:
             peer.done = True
             self._accuse(LOST, peer, 1, "has ended without a word: killed, or its machine is gone")
@@ -230,7 +237,8 @@ class Hub(threading.Thread):
         (here,), there = [facts for i, facts in given.items() if i], given[0]
         index = next(i for i in given if i)
         names = [name for name in {**there, **here} if here.get(name) != there.get(name)]
-        lines = [f"\n    {name}: {_short(here.get(name))}, in process 0 {_short(there.get(name))}" for name in names[:10]]
+        pairs = [(name, _short(here.get(name)), _short(there.get(name))) for name in names[:10]]
+        lines = [f"\n    {name}: {mine}, in process 0 {its}" for name, mine, its in pairs]
         more = f"\n    and {len(names) - 10} more" if len(names) > 10 else ""
         got = f"process {index} ({self.came[index].name}) differs from process 0 in{''.join(lines)}{more}"
         self._say("refused", topic, topic, got, "the same in all processes of a job")

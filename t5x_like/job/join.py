@@ -76,10 +76,13 @@ def _meet(world: World, job: JobConfig) -> tuple[str, str]:
     if world.index == 0:
         listeners, bound, address = _listen(world)
         theirs, connection = socket.socketpair()
-        Hub(listeners, theirs, world.count, address, arrival, heartbeat).start()
+        hub = Hub(listeners, theirs, world.count, address, arrival, heartbeat)
+        hub.start()
     else:
         connection = _connect(world, arrival)
     _line = Line(connection, world.index, world.count, heartbeat)
+    if world.index == 0:
+        _line.others_gone = hub.others_gone
     _line.start()
     _line.messages.send("hello", world.index, world.count, f"{socket.gethostname()}, process id {os.getpid()}")
     return bound, _line.wait_for_go(arrival + 5.0)

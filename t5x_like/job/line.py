@@ -2,8 +2,8 @@
 
 jax and gloo notice a lost process late, and end with a dump of C++. Over this line a process that ends, is stopped or
 stuck is known at once and by name, and all agree on facts and on the step to stop at. The connections are made on
-the coordinator's port before jax listens there (``job.join``), so no other port is needed. Lines of JSON; nothing that comes
-is executed. Must not know JAX.
+the coordinator's port before jax listens there (``job.join``), so no other port is needed. Lines of JSON; nothing that
+comes is executed. Must not know JAX.
 
     from a process: hello, alive, agree, facts, stop, polls, fault, bye     ``Line``
     from process 0: go, alive, agreed, refused, facts, polls, at, leave, end, bye    ``job.hub.Hub``
@@ -27,6 +27,7 @@ from t5x_like.core.errors import UserError
 
 GATHER = 0.3  # seconds in which process 0 hears of other faults, before it says which one was the cause
 LAST = 0.25  # seconds by which the one at fault waits for the others, so that what it prints comes last
+LEAST = 1.5  # seconds by which process 0 waits for all others: where it goes first, jax's C++ ends them with a dump
 
 
 class Fault(Exception):
@@ -112,6 +113,7 @@ class Line(threading.Thread):
       voice: who answers for this process; None: nothing is there to save.
       status: function of (number of polls, activity, seconds without progress, whether that is too long).
       stuck: function that prints where this process is.
+      others_gone: in process 0, set once all others have ended.
     """
 
     def __init__(self, connection: socket.socket, index: int, count: int, heartbeat: float):
@@ -120,6 +122,7 @@ class Line(threading.Thread):
         self.voice: Voice | None = None
         self.status: Callable[[], tuple[int, str, float, bool]] = lambda: (0, "start", 0.0, False)
         self.stuck: Callable[[], None] = lambda: None
+        self.others_gone = threading.Event()
         self.waits = False  # for the others, which is no reason to be called stuck
         self.over = False  # the job has ended well
         self._facts: dict[str, Mapping[str, Any]] = {}
@@ -165,7 +168,7 @@ class Line(threading.Thread):
         self._failing, self._follows = threading.Event(), follows
         self.messages.send("fault", code, what, follows)
         self._failing.wait(GATHER + 2.0)
-        time.sleep(LAST)
+        self.others_gone.wait(LAST if self.index else LEAST)
         return True
 
     def close(self, code: int, seconds: float = 5.0) -> None:
@@ -224,7 +227,7 @@ class Line(threading.Thread):
         elif kind == "leave":
             if self.index == 0:
                 print("stopped before the first step: nothing to save", file=sys.stderr, flush=True)
-                time.sleep(LAST)  # it is the others' end of the line
+                self.others_gone.wait(LEAST)
             leave(values[0])
         elif kind == "end":
             return self._end(*values)
@@ -241,7 +244,7 @@ class Line(threading.Thread):
         if self.index == 0:
             if why:
                 print(f"error: {why}", file=sys.stderr, flush=True)
-            time.sleep(LAST / 2)  # until the others have heard
+            self.others_gone.wait(LEAST)
         leave(code)
         return True
 

@@ -26,8 +26,10 @@ LEARNED = ("step", "data")  # activities whose limit is that of steps
 class Activity(Protocol):
     """What is asked of the run's clock."""
 
-    activity: str
     changes: int
+
+    @property
+    def activity(self) -> str: ...
 
     def seconds_per_step(self) -> float | None: ...
 
