@@ -112,6 +112,7 @@ class Line(threading.Thread):
     Attributes:
       voice: who answers for this process; None: nothing is there to save.
       status: function of (number of polls, activity, seconds without progress, whether that is too long).
+      record: function of an event and its values, for the run's ledger.
       stuck: function that prints where this process is.
       others_gone: in process 0, set once all others have ended.
     """
@@ -121,6 +122,7 @@ class Line(threading.Thread):
         self.messages, self.index, self.count, self.heartbeat = Messages(connection), index, count, heartbeat
         self.voice: Voice | None = None
         self.status: Callable[[], tuple[int, str, float, bool]] = lambda: (0, "start", 0.0, False)
+        self.record: Callable[..., None] = lambda event, **values: None
         self.stuck: Callable[[], None] = lambda: None
         self.others_gone = threading.Event()
         self.waits = False  # for the others, which is no reason to be called stuck
@@ -208,6 +210,7 @@ class Line(threading.Thread):
             self._failing.set()
         elif not self.over:
             if self.index == 1:  # of the others, one says it
+                self.record("fault", kind="lost", message=f"process 0 {how}")
                 print(f"error: process 0 {how}", file=sys.stderr, flush=True)
             leave(1)
 
@@ -226,6 +229,7 @@ class Line(threading.Thread):
             self.voice.stop_at(*values)
         elif kind == "leave":
             if self.index == 0:
+                self.record("stop", message="before the first step")
                 print("stopped before the first step: nothing to save", file=sys.stderr, flush=True)
                 self.others_gone.wait(LEAST)
             leave(values[0])
@@ -242,6 +246,8 @@ class Line(threading.Thread):
             time.sleep(LAST)
             self.stuck()
         if self.index == 0:
+            kind = "stuck" if stuck else "lost" if why else "failed"
+            self.record("fault", kind=kind, message=why or f"process {culprits[0]} has failed", processes=culprits)
             if why:
                 print(f"error: {why}", file=sys.stderr, flush=True)
             self.others_gone.wait(LEAST)

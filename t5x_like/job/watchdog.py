@@ -47,6 +47,7 @@ class Watchdog:
     def __init__(self, config: JobConfig, clock: Activity, line: Line | None, exits: bool):
         self._config, self._clock, self._line, self._exits = config, clock, line, exits
         self._beats, self._polls, self._seconds, self._said = 0, 0, 0.0, False
+        self._record: Callable[..., None] = lambda event, **values: None
         self._main = threading.get_ident()
         self._done = threading.Event()
         limits = [each for each in (config.step_limit, config.phase_limit) if each] or [4.0]
@@ -65,6 +66,12 @@ class Watchdog:
         if self._line:
             faulthandler.cancel_dump_traceback_later()
             self._line.status = lambda: (self._polls, "end", 0.0, False)
+
+    def record(self, add: Callable[..., None]) -> None:
+        """``add(event, **values)`` is called with faults from here on: ``report.ledger.Ledger.add``."""
+        self._record = add
+        if self._line:
+            self._line.record = add
 
     def polled(self) -> None:
         """Progress of the loop or of an evaluation, of which all processes make the same number."""
@@ -108,7 +115,9 @@ class Watchdog:
         if self._said:
             return
         self._said = True
-        print(f"error: stuck for {self._seconds:.0f} s: {self._clock.activity}", file=sys.stderr, flush=True)
+        what = f"stuck for {self._seconds:.0f} s: {self._clock.activity}"
+        self._record("fault", kind="stuck", message=what)
+        print(f"error: {what}", file=sys.stderr, flush=True)
         self.show()
         if self._exits:
             leave(1)

@@ -50,6 +50,7 @@ class Clock:
         self._stack: list[Activity] = ["setup"]
         self._since = now()
         self._seconds: dict[Activity, float] = dict.fromkeys(MEANING, 0.0)
+        self._told: dict[str, float] = dict.fromkeys(MEANING, 0.0)  # as of the last call of `lap`
         self._marks: collections.deque[tuple[float, int]] = collections.deque(maxlen=window + 1)  # seconds, steps
         self._baseline: tuple[float, float] | None = None  # running and paused seconds at the first step told
         self._paused_at = 0.0  # running seconds at the end of the last pause
@@ -112,6 +113,14 @@ class Clock:
         total = sum(self._seconds.values())
         shares = [Share(activity, seconds, seconds / total) for activity, seconds in self._seconds.items() if seconds]
         return sorted(shares, key=lambda share: share.seconds, reverse=True)
+
+    def lap(self) -> dict[str, float]:
+        """Seconds of each activity since the last call, or since the beginning, to a tenth of a millisecond."""
+        self._settle()
+        spent: dict[str, float] = {a: round(seconds - self._told[a], 4) for a, seconds in self._seconds.items()}
+        for activity, seconds in spent.items():
+            self._told[activity] += seconds  # what is rounded off comes with the next
+        return {activity: seconds for activity, seconds in spent.items() if seconds}
 
     def _total(self, activities: tuple[Activity, ...]) -> float:
         return sum(self._seconds[activity] for activity in activities)

@@ -17,6 +17,7 @@ from typing import Any
 from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.paths import write_atomically
 from t5x_like.report.config import ReportConfig
+from t5x_like.report.ledger import LEDGER
 from t5x_like.report.metrics import CHANGED, METRICS, read_metrics
 
 
@@ -93,7 +94,7 @@ def check_outputs(directory: Path, config: ReportConfig) -> None:
     """
     if config.wandb:
         _wandb(config.wandb)
-    for name in (METRICS, "starts.jsonl", "code", "wandb_id", "curves.png", "tensorboard", "profile"):
+    for name in (METRICS, LEDGER, "code", "wandb_id", "curves.png", "tensorboard", "profile"):
         path, is_folder = directory / name, "." not in name and "_" not in name
         if path.exists():
             kind = "folder" if is_folder else "file"

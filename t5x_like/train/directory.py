@@ -1,8 +1,8 @@
-"""A run's folder: the config, a log of its starts, and whether a config may resume it.
+"""A run's folder: the config, how it came to be, and whether a config may resume it.
 
     config.json        the resolved config of the last start, all fields
     code/              copies of the user's own files that define classes of it (core.own_code)
-    starts.jsonl       one line per start, never rewritten: time, command, versions, devices, config, what it changed
+    ledger/            one line per event (report.ledger); of a start with versions, devices and config
     metrics.jsonl      metrics; also tensorboard/
     checkpoints/       one folder per saved step, each with the config that it was trained with
     curves.png         drawn when the run ends
@@ -13,12 +13,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.metadata
-import json
 import os
 import platform
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,12 +26,13 @@ from t5x_like.core.config import diff, drop_unknown, read_json, structure, to_js
 from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.own_code import accept, keep_code, own_code, require_code, run_code
 from t5x_like.core.paths import make_writable, write_atomically
+from t5x_like.report.ledger import Ledger
 from t5x_like.train.config import Run, why_free
 
 HARMLESS = (
     "report.", "checkpoint.", "job.", "data.cache", "data.prepare_processes", "data.read_threads", "data.prefetch",
 )  # fmt: skip
-CONFIG, STARTS, CHECKPOINTS = "config.json", "starts.jsonl", "checkpoints"
+CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "array-record", "sentencepiece", "numpy")
 
 
@@ -221,33 +220,27 @@ def versions() -> dict[str, str]:
     return {"t5x_like": __version__, "python": platform.python_version(), **found}
 
 
-def read_starts(directory: Path) -> list[dict[str, Any]]:
-    """The lines of the log of starts; one that is torn is left out."""
-    path, found = directory / STARTS, []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return [start for start in found if isinstance(start, dict)]
-
-
 def record_start(
-    directory: Path, run: Run, step: int, devices: str, changed: Mapping[str, tuple[Any, Any]],
+    directory: Path, run: Run, ledger: Ledger, step: int, devices: str, changed: Mapping[str, tuple[Any, Any]],
     peak_flops: float | None = None,
 ) -> None:  # fmt: skip
-    """Writes the config, and adds a line on how this start came about; called once nothing can be refused any more.
+    """Writes the config, and how this start came about; called once nothing can be refused any more. Of the processes
+    of a job the first does so; the others say that they are there.
 
     Args:
-      directory, run: folder and config of the run.
+      directory, run, ledger: folder, config and ledger of the run.
       step: number of updates made before.
       devices: the devices, in words.
       changed: field to its values in the checkpoint's config and in this one.
       peak_flops: peak operations per second of all devices; None if unknown.
     """
+    where = {"host": platform.node(), "pid": os.getpid()}
+    if step:
+        ledger.add("restore", step)
+    if ledger.process:
+        ledger.add("start", step, **where)
+        return
     keep_code(run, directory)
     write_atomically(directory / CONFIG, to_json(run))
-    start = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": step, "command": list(sys.argv), "devices": devices,
-             "peak_flops": peak_flops, "versions": versions(), "changed": changed, "config": to_plain(run)}  # fmt: skip
-    path = directory / STARTS
-    torn = path.is_file() and not path.read_bytes().endswith(b"\n")  # by a kill or a full disk
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n" * torn + json.dumps(start) + "\n")
+    ledger.add("start", step, **where, command=list(sys.argv), devices=devices, peak_flops=peak_flops,
+               versions=versions(), changed=changed, config=to_plain(run))  # fmt: skip

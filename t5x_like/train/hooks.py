@@ -69,6 +69,7 @@ class Measure(Hook):
         if found is None:  # told to stop on the way
             return
         self.made_at = step
+        self.opened.ledger.add("evaluation", step, name=name, values=found)
         if not found:
             self.console.note(f"WARNING: {name}: not one target in what is held out, or nothing else to measure")
             return
@@ -100,6 +101,7 @@ class Sample(Hook):
             return
         with self.clock.doing("evaluate"), self.console.doing("writing a sample"):
             written = write_sample(self.opened.at(step, state))
+        self.opened.ledger.add("sample", step, text=written)
         if step == self.opened.run.train.steps:
             self.last = written
             return

@@ -19,6 +19,7 @@ from t5x_like.core.errors import UserError
 from t5x_like.models.transformer import Batch
 from t5x_like.report.clock import Clock
 from t5x_like.report.console import Console
+from t5x_like.report.ledger import Ledger
 from t5x_like.report.writers import Reporter
 from t5x_like.train.config import Run
 from t5x_like.train.hooks import Hook
@@ -73,6 +74,7 @@ class Loop:
       costs: costs of one step.
       totals: name to [sum, weight] of the metrics of all steps since the last row of them; checkpoints keep it, so
         that a resumed run writes the same rows as an uninterrupted one.
+      ledger: that of the run.
     """
 
     run: Run
@@ -87,6 +89,7 @@ class Loop:
     data_metrics: Callable[[int], Mapping[str, float]]
     costs: Costs
     totals: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    ledger: Ledger = dataclasses.field(default_factory=Ledger)
     _unread: tuple[int, Pairs] | None = None
 
     def __call__(self, state: State, first: int, batches: Iterator[Batch]) -> tuple[State, int]:
@@ -103,6 +106,8 @@ class Loop:
                 with self.clock.doing("data"):
                     batch = next(batches)
                 state, metrics = self._dispatch(state, batch, compiles=done == first)
+                if done == first:
+                    self.ledger.add("compile", first)
                 done += 1
                 self._read()
                 self._unread = (done, metrics)
@@ -142,6 +147,7 @@ class Loop:
         if not means.pop("finite"):
             raise NotFinite(step, means["loss"], means["gradient_norm"])
         self.clock.stepped()
+        self.ledger.stepped(step)
         seconds, costs = self.clock.seconds_per_step(), self.costs
         rate = costs.tokens / seconds if seconds else None
         utilization = costs.flops / seconds / costs.peak_flops if seconds and costs.peak_flops else None
@@ -164,7 +170,9 @@ class Loop:
         self._read()  # so that a step that was not finite is not saved as made
         with self.clock.doing("checkpoint"):
             kept = {"totals": dict(self.totals)} if self.totals else {}  # a copy: it is written in the background
-            self.checkpoints.save(step, state, {**self.metadata(step), **kept})
+            saved = self.checkpoints.save(step, state, {**self.metadata(step), **kept})
+        if saved:
+            self.ledger.add("save", step)
 
     def _call_hooks(self, state: State, step: int) -> None:
         for hook in self.hooks:

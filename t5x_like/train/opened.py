@@ -22,6 +22,7 @@ from t5x_like.input_pipeline.prepare.vocabulary import load_tokenizer
 from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
 from t5x_like.job.join import join_processes
 from t5x_like.models.transformer import Batch
+from t5x_like.report.ledger import Ledger
 from t5x_like.sharding.config import AXES, MeshConfig
 from t5x_like.sharding.mesh import Placement, make_placement, use
 from t5x_like.train.config import Run
@@ -49,6 +50,7 @@ class OpenedRun:
       given_data: the run's text if it is open; None: it is opened when needed.
       stop: function that says whether to stop an evaluation before its end; every process must ask equally often.
       say: function of a warning; by default to standard error.
+      ledger: that of the training; of a run opened from a checkpoint it writes nothing.
     """
 
     run: Run
@@ -59,6 +61,7 @@ class OpenedRun:
     given_data: Data | None = None
     stop: Callable[[], bool] = lambda: False
     say: Callable[[str], None] = _say
+    ledger: Ledger = dataclasses.field(default_factory=Ledger)
     _compiled: dict[tuple, Callable] = dataclasses.field(default_factory=dict)  # shared with all ``at`` other steps
 
     @functools.cached_property

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -28,20 +28,13 @@ from t5x_like.plan.chips import memory_bytes, peak_bytes, peak_flops
 from t5x_like.plan.memory import check_memory, in_bytes, step_memory
 from t5x_like.report.clock import Clock
 from t5x_like.report.console import Console
+from t5x_like.report.ledger import Ledger, next_attempt, read_starts
 from t5x_like.report.metrics import METRICS, read_metrics
 from t5x_like.report.preparing import Preparing
 from t5x_like.report.writers import Reporter, check_outputs
 from t5x_like.train.config import Run, same_in_all
 from t5x_like.train.data import Data
-from t5x_like.train.directory import (
-    CHECKPOINTS,
-    config_is_lost,
-    locked,
-    open_directory,
-    read_starts,
-    record_start,
-    versions,
-)
+from t5x_like.train.directory import CHECKPOINTS, config_is_lost, locked, open_directory, record_start, versions
 from t5x_like.train.feed import Feed, check_batch_size, local_share
 from t5x_like.train.hooks import Hook, Measure, Profile, Sample
 from t5x_like.train.loop import Costs, Loop
@@ -53,6 +46,7 @@ from t5x_like.train.stopping import Stop
 from t5x_like.train.words import data_seen, devices, opening
 
 AGREED = ("t5x_like", "jax", "jaxlib", "orbax-checkpoint")  # whose versions must be equal in all processes
+T = TypeVar("T", bool, int)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +126,9 @@ def _train(
         _agree("checkpoints", {"step": start.step})
         if start.step:
             console.note(f"resuming from step {start.step:,}")
-        opened = OpenedRun(run, setup, placement, None, start.step, data, stop.asked)
+        ledger = Ledger(directory, _of_first(next_attempt(directory)), index, clock.lap)
+        watchdog.record(ledger.add)
+        opened = OpenedRun(run, setup, placement, None, start.step, data, stop.asked, ledger=ledger)
         tasks = _tasks(opened, directory)
         if nothing := _nothing_to_do(opened, tasks, directory):
             console.note(nothing)
@@ -145,7 +141,7 @@ def _go_on(
     stop: Stop, console: Console, clock: Clock,
 ) -> Outcome:  # fmt: skip
     """Runs the loop from ``start`` on. From here on nothing is refused, and the folder is written."""
-    run, setup, placement, data = opened.run, opened.setup, opened.placement, opened.data
+    run, setup, placement, data, ledger = opened.run, opened.setup, opened.placement, opened.data, opened.ledger
     first, total, index = start.step, run.train.steps, jax.process_index()
     reporter = Reporter(directory, run.report, first_step=first + 1, process_index=index, run_config=to_plain(run))
     costs = _costs(run, setup, directory)
@@ -155,11 +151,11 @@ def _go_on(
     loop = Loop(
         run, compile_step(setup, placement), hooks, checkpoints, reporter, console, clock, stop,
         functools.partial(metadata, run, data), functools.partial(_data_metrics, data, feed), costs, start.totals,
+        ledger,
     )  # fmt: skip
     if first and config_is_lost(directory):
         console.note("WARNING: config.json was lost or torn; it is written again, compared with the checkpoint's")
-    if index == 0:
-        record_start(directory, run, first, devices(), start.changes, costs.peak_flops)
+    record_start(directory, run, ledger, first, devices(), start.changes, costs.peak_flops)
     if start.changes:
         console.note(start.described)
         reporter.mark(first, start.changes)
@@ -167,13 +163,17 @@ def _go_on(
     console.facts(run.name, opening(run, setup, placement, first, directory))
     clock.start()
     try:
-        _, done = loop(start.state, first, iter(feed))
+        with ledger.faults():
+            _, done = loop(start.state, first, iter(feed))
     finally:
         console.close()
         for hook in hooks:
             hook.close()
         picture = reporter.close()
     complete = done == total and stop.signal is None
+    if stop.signal is not None:
+        ledger.add("stop", done, signal=stop.signal)
+    ledger.add("end", done, complete=complete, exit_code=0 if complete else stop.exit_code)
     facts = {
         "updates": f"{done:,} of {total:,}",
         "checkpoint": str(directory / CHECKPOINTS / str(done)),
@@ -205,9 +205,9 @@ def _agree(topic: str, facts: Mapping[str, Any]) -> None:
         others.agree(topic, facts)
 
 
-def _of_first(free: bool) -> bool:
-    """What the first process of the job says."""
-    return bool(multihost_utils.broadcast_one_to_all(np.bool_(free))) if jax.process_count() > 1 else free
+def _of_first(found: T) -> T:
+    """What the first process of the job has found: a number, or whether something is so."""
+    return multihost_utils.broadcast_one_to_all(np.asarray(found)).item() if jax.process_count() > 1 else found
 
 
 def _commands(opened: OpenedRun) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from t5x_like.core.config import flatten as flatten_config
 from t5x_like.core.config import from_json, to_json
 from t5x_like.core.spelling import spell
 from t5x_like.input_pipeline.tokenizers.bytes import ByteTokenizer
+from t5x_like.report.ledger import read_starts
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
 from t5x_like.train.setup import make_setup
@@ -71,11 +72,11 @@ def logits_of(folder: Path, step: int | None = None):
 
 def test_what_a_run_leaves(finished):
     assert {path.name for path in finished.iterdir()} == {
-        "config.json", "starts.jsonl", "metrics.jsonl", "tensorboard", "checkpoints", "curves.png"
+        "config.json", "ledger", "metrics.jsonl", "tensorboard", "checkpoints", "curves.png"
     }  # fmt: skip
     wanted = config_of("llama", *WRITTEN)
     assert from_json(Run, (finished / "config.json").read_text()) == wanted
-    (start,) = [json.loads(line) for line in (finished / "starts.jsonl").read_text().splitlines()]
+    (start,) = read_starts(finished)
     assert start["step"] == 0 and start["devices"].endswith("cpu") and start["command"]
     assert start["versions"]["t5x_like"] == __version__
     assert set(start["versions"]) >= {"jax", "orbax-checkpoint", "python"}

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from tiny_runs import ROOT, environment, run_file, saved_steps, tiny_run
 
+from t5x_like.report.ledger import read_ledger
+
 FAULTY = Path(__file__).with_name("faulty.py")
 DATA = "t5x_like.train.feed:to_devices"
 QUICK = ("job.heartbeat_timeout=3", "job.initialization_timeout=20", "job.step_limit=2", "job.step_factor=5")
@@ -131,6 +133,8 @@ def test_one_that_is_stuck_is_named_with_its_stack(tmp_path):
     assert "time.sleep(600)  # the planted line" in ended[1].text
     assert delay(ended) < 12 and not noise(ended) and "stack" not in ended[0].text + ended[2].text
     assert "Timeout" not in "".join(each.text for each in ended)  # faulthandler's net behind
+    (fault,) = read_ledger(tmp_path / "run", "fault")
+    assert fault["kind"] == "stuck" and fault["processes"] == [1] and "process 1 (" in fault["message"]
 
 
 def test_one_process_that_is_stuck_ends_itself(tmp_path):

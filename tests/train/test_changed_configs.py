@@ -12,9 +12,10 @@ from tiny_runs import ROOT, checkpoint, digests, losses, run_file, tiny_run
 from t5x_like.cli.main import main
 from t5x_like.core.config import to_plain
 from t5x_like.core.errors import UserError
+from t5x_like.report.ledger import read_starts
 from t5x_like.report.metrics import changes, read_metrics
 from t5x_like.train.config import FREE_TO_CHANGE
-from t5x_like.train.directory import read_config, read_starts, refuse_changes
+from t5x_like.train.directory import read_config, refuse_changes
 
 RATE = "optimizer.learning_rate"
 
@@ -36,10 +37,6 @@ def folder(two_steps, tmp_path) -> Path:
     return Path(shutil.copytree(two_steps, tmp_path / "run"))
 
 
-def starts(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
-
-
 def test_an_override_forgotten_at_the_second_start_is_said(folder, config, capsys):
     assert main(["train", config, "--directory", str(folder), "train.steps=4"]) == 0
     out = capsys.readouterr().out
@@ -48,7 +45,7 @@ def test_an_override_forgotten_at_the_second_start_is_said(folder, config, capsy
     assert "here on" in " ".join(table[0]) and "the end" in " ".join(table[1])
     assert "WARNING: the learning rate of step 3 is 0.003, 300 times the 1e-05 of the config before" in out
     assert changes(read_metrics(folder)) == {2: [RATE, "train.steps"]}
-    first, second = starts(folder)
+    first, second = read_starts(folder)
     assert first["config"]["optimizer"]["learning_rate"] == 1e-5 and first["changed"] == {}
     assert second["config"] == to_plain(read_config(folder)) and second["changed"][RATE] == [1e-5, 3e-3]
 
@@ -62,7 +59,7 @@ def test_a_folder_alone_goes_on_exactly_as_it_was(folder, config, capsys):
     shutil.rmtree(again / "checkpoints" / "4")
     assert main(["train", str(again)]) == 0  # the last config, whose four steps are not all there
     assert losses(again) == losses(folder)
-    assert [start["step"] for start in starts(again)] == [0, 2, 2]
+    assert [start["step"] for start in read_starts(again)] == [0, 2, 2]
     assert changes(read_metrics(again)) == {2: ["train.steps"]}  # once, however often the run starts from there
 
 
@@ -76,10 +73,10 @@ def test_an_unchanged_config_says_nothing(folder, config, capsys):
 
 def test_the_peak_that_utilization_is_a_share_of_is_the_highest_measured(folder, config, monkeypatch):
     """Measured while something else computed, it is too low: another start then must not show other shares."""
-    before = starts(folder)[0]["peak_flops"]
+    before = read_starts(folder)[0]["peak_flops"]
     monkeypatch.setattr("t5x_like.train.run.peak_flops", lambda device: 1.0)
     assert main(["train", config, "--directory", str(folder), "train.steps=3"]) == 0
-    assert starts(folder)[-1]["peak_flops"] == before > 8.0
+    assert read_starts(folder)[-1]["peak_flops"] == before > 8.0
 
 
 def test_extending_a_cosine_run_lifts_the_rate_and_is_said(tmp_path, capsys):
@@ -119,9 +116,10 @@ def test_a_lost_or_torn_config_is_that_of_the_checkpoint(folder, config, capsys,
 
 
 def test_a_log_of_starts_with_odd_values_is_no_fault(folder):
-    lines = [{"devices": "1 x cpu", "peak_flops": value} for value in ("fast", None, float("nan"))]
-    with (folder / "starts.jsonl").open("a") as file:
-        file.write("".join(json.dumps(line) + "\n" for line in lines))
+    line = {"time": 1, "event": "start", "devices": "1 x cpu"}
+    lines = [{**line, "peak_flops": value} for value in ("fast", None, float("nan"))]
+    with (folder / "ledger" / "1-0.jsonl").open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in [*lines, [], {"event": 3}, {"event": "start"}]))
     assert main(["train", str(folder), "train.steps=3"]) == 0
     assert 3 in losses(folder)
 
@@ -153,8 +151,8 @@ def test_a_checkpoint_of_a_version_with_fewer_fields_goes_on(folder, monkeypatch
 
 
 def test_a_torn_line_of_the_log_of_starts_costs_itself_only(folder):
-    path = folder / "starts.jsonl"
-    path.write_bytes(path.read_bytes()[:-20])
+    path = folder / "ledger" / "1-0.jsonl"
+    path.write_bytes(path.read_bytes().splitlines()[0][:-20])
     assert main(["train", str(folder), "train.steps=3"]) == 0
     assert [start["step"] for start in read_starts(folder)] == [2]
 

@@ -20,6 +20,8 @@ from tiny_runs import (
     wait_for_step,
 )
 
+from t5x_like.report.ledger import read_starts
+
 STEPS = 1600
 FAST = dict(JAX_DISABLE_MOST_OPTIMIZATIONS="1")  # compiles in a quarter of the time
 
@@ -64,7 +66,7 @@ def test_interrupted_three_times_and_started_again(tmp_path):
         process.kill()
     assert process.returncode == 0, out
     assert f"resuming from step {last:,}" in out
-    assert len((folder / "starts.jsonl").read_text().splitlines()) == 4
+    assert [start["attempt"] for start in read_starts(folder)] == [1, 2, 3, 4]
     assert sorted(losses(folder)) == list(range(1, STEPS + 1))
     assert rows(folder) == rows(tmp_path / "straight")
     assert_same_bits(checkpoint(folder), checkpoint(tmp_path / "straight"))

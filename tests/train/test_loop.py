@@ -11,6 +11,7 @@ import pytest
 from tiny_runs import tiny_run
 
 from t5x_like.core.every import Every
+from t5x_like.report.ledger import Ledger
 from t5x_like.train.hooks import Measure
 from t5x_like.train.loop import Costs, Loop, NotFinite
 
@@ -38,6 +39,7 @@ class Recorder:
     found: dict = dataclasses.field(default_factory=lambda: {"loss": 1.0, "perplexity": 2.7, "accuracy": 0.5})
     exit_code: int = 75
     name: str = "held_out"
+    ledger: Ledger = dataclasses.field(default_factory=Ledger)
 
     def step(self, state, batch):
         number = batch + 1

@@ -66,10 +66,12 @@ def test_mistakes_of_the_report_are_found_before_the_corpus_is_prepared(tmp_path
     config, cache = run_file(tiny_run("llama", f"data.cache={tmp_path / 'cache'}")), tmp_path / "cache"
     assert main(["train", config, "--directory", str(tmp_path / "run"), "report.wandb=project"]) == 2
     assert "report.wandb: project 'project', but the package" in capsys.readouterr().err
-    for name in ("metrics.jsonl", "starts.jsonl"):
-        (tmp_path / name / name).mkdir(parents=True)
-        assert main(["train", config, "--directory", str(tmp_path / name)]) == 2
-        assert f"{name}: is no file" in capsys.readouterr().err
+    (tmp_path / "one" / "metrics.jsonl").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "ledger").write_text("")
+    for folder, said in (("one", "metrics.jsonl: is no file"), ("other", "ledger: is no folder")):
+        assert main(["train", config, "--directory", str(tmp_path / folder)]) == 2
+        assert said in capsys.readouterr().err
     assert not cache.exists()
 
 

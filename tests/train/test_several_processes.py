@@ -4,7 +4,6 @@ stop they all save one step; one process goes on from there, on another mesh."""
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import sys
 
@@ -27,6 +26,7 @@ from tiny_runs import (
 )
 
 from t5x_like.cli.main import main
+from t5x_like.report.ledger import read_ledger, read_starts
 from t5x_like.train.directory import locked
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")]
@@ -51,7 +51,8 @@ def test_two_processes_are_one_and_one_goes_on(tmp_path, monkeypatch, capsys):
     done = saved_steps(folder)[-1]
     assert done >= 4 and out.count(f"saved at step {done}; to resume: ") == 1, out
     assert "8 x cpu in 2 processes" in out and "[Gloo]" not in out
-    assert len((folder / "starts.jsonl").read_text().splitlines()) == 1
+    present = read_ledger(folder, "start")
+    assert sorted((s["attempt"], s["process"], "config" in s) for s in present) == [(1, 0, True), (1, 1, False)]
     assert sorted(losses(folder)) == list(range(1, done + 1))
 
     # one process, straight through, and then the two processes' folder gone on with by one on another mesh
@@ -70,8 +71,8 @@ def test_two_processes_are_one_and_one_goes_on(tmp_path, monkeypatch, capsys):
     assert main([*command, "mesh.fsdp=1", "mesh.tensor=2", "--directory", str(folder)]) == 0
     assert fed[:3] == straight
     assert losses(folder) == pytest.approx(losses(alone), abs=1e-5)
-    starts = [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
-    assert [(s["step"], s["devices"]) for s in starts] == [(0, "8 x cpu in 2 processes"), (done, "8 x cpu")]
+    found = [(start["step"], start["devices"]) for start in read_starts(folder)]
+    assert found == [(0, "8 x cpu in 2 processes"), (done, "8 x cpu")]
     before = checkpoint(folder)
     capsys.readouterr()
 
