@@ -76,8 +76,10 @@ def lasting() -> Iterator[None]:
     before = {}
 
     def end(number: int, frame: FrameType | None) -> None:
-        leave(75)
-        leave_now(75)
+        if line := _line():
+            line.stop(number)  # all end, by their threads
+        else:
+            leave_now(75)
 
     try:
         for number in (signal.SIGTERM, signal.SIGHUP):

@@ -101,7 +101,7 @@ class Hub(threading.Thread):
             "hello": self._hello, "agree": self._agree, "facts": self._facts, "stop": self._stopped,
             "polls": self._polled, "fault": self._fault, "bye": self._bye,
         }  # fmt: skip
-        if kind == "alive":
+        if kind == "alive" and peer.index >= 0:
             peer.status = tuple(values)  # type: ignore[assignment]
         elif kind in hear and (peer.index >= 0 or kind == "hello"):
             hear[kind](peer, *values)

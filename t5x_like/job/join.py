@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 import threading
@@ -56,6 +57,7 @@ def join_processes(job: JobConfig | None = None, facts: Mapping[str, Any] | None
             _line.agree("config", facts)
         keep_stdout_to_python()
         _end_all_on_exceptions(_line)
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             jax.distributed.initialize(
                 address, world.count, world.index, None if world.local_devices is None else [*world.local_devices],
@@ -65,6 +67,8 @@ def join_processes(job: JobConfig | None = None, facts: Mapping[str, Any] | None
             )  # fmt: skip
         except RuntimeError as error:
             raise Fault(f"jax.distributed: process {world.index} at {address}: {str(error).splitlines()[0]}") from None
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # jax has put its own there, which acts only where it is polled
     check_devices()
 
 

@@ -55,7 +55,6 @@ class Stop:
         self._watchdog = watchdog
         if others := line():
             others.voice = self
-        self._install()  # jax has put its own in the place of SIGTERM's
 
     def __enter__(self) -> Stop:
         self._wake, ours = socket.socketpair()
@@ -65,13 +64,10 @@ class Stop:
                 self._previous[number] = signal.getsignal(number)
         if self._previous:
             self._woke = signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
-        self._install()
-        threading.Thread(target=self._listen, args=(ours,), name="t5x_like signals", daemon=True).start()
-        return self
-
-    def _install(self) -> None:
         for number in self._previous:
             signal.signal(number, self._catch)
+        threading.Thread(target=self._listen, args=(ours,), name="t5x_like signals", daemon=True).start()
+        return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
@@ -108,7 +104,8 @@ class Stop:
         alone = line() is None
         if number == signal.SIGINT and (self._presses > 1 or (alone and not self._ready)):
             raise KeyboardInterrupt  # asked a second time, or with nothing to save: stop at once
-        self._hear(number)
+        if alone:  # else the thread does it: a handler may have interrupted what sends to the line
+            self._hear(number)
         if alone and not self._ready:
             raise SystemExit(TERMINATED)
 

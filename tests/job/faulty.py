@@ -1,6 +1,7 @@
 """The command ``t5x-like``, in one process of which something goes wrong at the n-th call of a function: $FAULT is JSON
 of process, place (module:name), call and what happens."""
 
+import ctypes
 import importlib
 import json
 import os
@@ -19,6 +20,8 @@ def go_wrong(what: str) -> None:
         threading.Thread(target=go_wrong, args=("raise",)).start()
     elif what == "sleep":
         time.sleep(600)  # the planted line
+    elif what == "hold":
+        ctypes.PyDLL(None).sleep(600)  # C that keeps Python from running
     else:
         os.kill(os.getpid(), getattr(signal, what))
 

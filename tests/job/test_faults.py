@@ -41,20 +41,20 @@ class Ended:
 
 def start_job(
     folder: Path, *assignments: str, count: int = 2, fault: dict | None = None, own: dict | None = None,
-    host: str = "127.0.0.1", port: int = 0, only: tuple[int, ...] = (),
+    host: str = "127.0.0.1", port: int = 0, only: tuple[int, ...] = (), command: list[str] | None = None,
 ) -> list[subprocess.Popen]:  # fmt: skip
     """The processes of one job of ``train``; ``own``: further assignments of one; ``only``: those that start."""
     config, started = run_file(tiny_run("llama", "train.steps=100_000", "train.batch_size=12")), []
     port = port or free_port()
     for index in only or range(count):
-        command = [sys.executable, str(FAULTY), "train", config, "--directory", str(folder), *QUICK, *assignments]
+        train = ["train", config, "--directory", str(folder), *QUICK, *assignments]
+        called = [sys.executable, str(FAULTY), *(command or train), *(own or {}).get(index, ())]
         told = environment(
             1, JAX_COORDINATOR_ADDRESS=f"{host}:{port}", JAX_NUM_PROCESSES=str(count), JAX_PROCESS_ID=str(index),
             JAX_DISABLE_MOST_OPTIMIZATIONS="1", FAULT=json.dumps(fault),
         )  # fmt: skip
-        command += (own or {}).get(index, ())
         with (folder.parent / f"{index}.log").open("w") as out:
-            started.append(subprocess.Popen(command, env=told, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT))
+            started.append(subprocess.Popen(called, env=told, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT))
     return started
 
 
@@ -135,6 +135,25 @@ def test_one_that_is_stuck_is_named_with_its_stack(tmp_path):
     assert "Timeout" not in "".join(each.text for each in ended)  # faulthandler's net behind
     (fault,) = read_ledger(tmp_path / "run", "fault")
     assert fault["kind"] == "stuck" and fault["processes"] == [1] and "process 1 (" in fault["message"]
+
+
+def test_one_that_keeps_python_from_running_is_noticed_too(tmp_path):
+    ended = run_job(tmp_path / "run", fault=dict(process=1, place=DATA, call=5, what="hold"))
+    assert [each.code for each in ended] == [1, 1], ended
+    assert "Timeout (0:00:03)!" in ended[1].text and "in go_wrong" in ended[1].text
+    assert "error: process 1 (" in ended[0].text and delay(ended) < 8 and not noise(ended)
+
+
+def test_sigterm_ends_an_evaluation_by_command(tmp_path):
+    """``eval`` has nothing to save: all of its processes leave at once."""
+    config = run_file(tiny_run("llama", "train.steps=2", "train.batch_size=2", "data.corpus.heldout=0.5"))
+    run = str(tmp_path / "run")
+    (trained,) = ends(start_job(tmp_path / "run", count=1, command=["train", config, "--directory", run]),
+                      [tmp_path / "0.log"])  # fmt: skip
+    assert trained.code == 0, trained.text
+    fault = dict(process=1, place="t5x_like.train.opened:OpenedRun.sums", call=3, what="SIGTERM")
+    ended = run_job(tmp_path / "run", fault=fault, command=["eval", run])
+    assert [each.code for each in ended] == [75, 75] and delay(ended) < 3 and not noise(ended), ended
 
 
 def test_one_process_that_is_stuck_ends_itself(tmp_path):
