@@ -90,6 +90,9 @@ class Hub(threading.Thread):
                 except (EOFError, TypeError, ValueError):  # what is no message is no process of ours
                     self._gone(peer)
             self._tick()
+        for key in list(self.select.get_map().values()):
+            key.fileobj.close()  # type: ignore[union-attr]
+        self.select.close()
 
     def _say(self, *message: Any) -> None:
         for peer in list(self.came.values()):
