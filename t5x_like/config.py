@@ -48,6 +48,7 @@ from t5x_like.input_pipeline.config import (
 )
 from t5x_like.input_pipeline.recipes import recipe
 from t5x_like.input_pipeline.tokenizers.config import SentencePieceModel
+from t5x_like.job.config import JobConfig
 from t5x_like.layers.attention import Attention
 from t5x_like.layers.block import Layer
 from t5x_like.layers.feed_forward import FeedForward
@@ -93,16 +94,14 @@ from t5x_like.train.config import Run, StartConfig, TrainConfig
 __all__ = [
     "UL2", "Adafactor", "AdamW", "Adapter", "Alibi", "ArrayRecord", "Attention", "Autoregressive", "BatchArray",
     "BelowOne", "Bytes", "CheckpointConfig", "Config", "Corpus", "Csv", "DataConfig", "Dropout", "Evaluation", "Every",
-    "Example", "FanIn", "Features", "FeedForward", "FillInTheMiddle", "Filters", "FiniteFloat", "FutureTokens",
-    "Group", "HeadTransform", "HeldOut", "HuggingFaceDataset", "HuggingFaceTokenizer", "IidDenoising", "Init",
-    "Inputs", "Joined", "JsonLines", "Layer", "LayerNorm", "Learned", "Lion", "Loss", "MaskedLM", "MeshConfig",
+    "Example", "FanIn", "Features", "FeedForward", "FillInTheMiddle", "Filters", "FiniteFloat", "FutureTokens", "Group",
+    "HeadTransform", "HeldOut", "HuggingFaceDataset", "HuggingFaceTokenizer", "IidDenoising", "Init", "Inputs",
+    "JobConfig", "Joined", "JsonLines", "Layer", "LayerNorm", "Learned", "Lion", "Loss", "MaskedLM", "MeshConfig",
     "Mixer", "Mixture", "ModelConfig", "Muon", "NoPositions", "NonNegativeFloat", "NonNegativeInt", "Norm", "Normal",
-    "Objective", "Optax", "OptimizerConfig", "PackageText", "Parquet", "Part", "PerToken", "PermutationLM",
-    "Positions", "PositiveFloat", "PositiveInt", "PrefixLM", "Probability", "Proportional", "PythonGenerator",
-    "RMSNorm", "Range", "RateSchedule", "ReportConfig", "Rope", "Rule", "Run", "Sampling", "Schedule", "ScheduleFree",
-    "SentencePiece", "SentencePieceModel", "Side", "Sinusoidal", "Source", "SpanCorruption", "Stack", "StartConfig",
-    "T5Relative",
+    "Objective", "Optax", "OptimizerConfig", "PackageText", "Parquet", "Part", "PerToken", "PermutationLM", "Positions",
+    "PositiveFloat", "PositiveInt", "PrefixLM", "Probability", "Proportional", "PythonGenerator", "RMSNorm", "Range",
+    "RateSchedule", "ReportConfig", "Rope", "Rule", "Run", "Sampling", "Schedule", "ScheduleFree", "SentencePiece",
+    "SentencePieceModel", "Side", "Sinusoidal", "Source", "SpanCorruption", "Stack", "StartConfig", "T5Relative",
     "TextFiles", "TfRecord", "TfdsBuilder", "TokenLoss", "TokenizerConfig", "Tokens", "TrainConfig", "UserError",
-    "bert", "byt5", "code", "gpt2", "llama", "mt5", "recipe", "t5_1_0", "t5_1_1", "transformer_2017", "umt5",
-    "uniform",
+    "bert", "byt5", "code", "gpt2", "llama", "mt5", "recipe", "t5_1_0", "t5_1_1", "transformer_2017", "umt5", "uniform",
 ]  # fmt: skip

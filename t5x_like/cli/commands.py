@@ -41,7 +41,7 @@ def train(options: argparse.Namespace) -> int:
     from t5x_like.train.run import train as train_run
 
     back = None if options.rewind is None and options.skip is None else Rewind(options.rewind or 0, options.skip or 0)
-    outcome = train_run(run, directory, options.accept_changed, back)
+    outcome = train_run(run, directory, options.accept_changed, back, ends_process=True)
     import jax
 
     if jax.process_index():
@@ -174,7 +174,7 @@ def _inspect_parameters(run, devices: int) -> int:
 
 def _inspect_checkpoint(directory: Path, step: int | None) -> int:
     from t5x_like.checkpoint.checkpoints import Checkpoints
-    from t5x_like.sharding.processes import check_devices
+    from t5x_like.job.join import check_devices
     from t5x_like.train.directory import CHECKPOINTS, read_config
 
     run = read_config(directory)

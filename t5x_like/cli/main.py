@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from t5x_like import __version__
+from t5x_like.cli import ends
 from t5x_like.cli.checkpoint import add_arguments as add_checkpoint_arguments
 from t5x_like.cli.generate import add_arguments as add_generate_arguments
 from t5x_like.cli.generate import split_prompts
@@ -19,6 +20,8 @@ from t5x_like.core.errors import UserError
 from t5x_like.core.loading import user_files
 from t5x_like.core.mistakes import mistake
 from t5x_like.core.spelling import GRAMMAR
+
+LASTING = ("train", "prepare", "eval")  # commands that a launcher runs as a job
 
 EPILOG = f"""\
 A CONFIG is a run file by path (configs/t5_sotu.py) or, if it is shipped, by name (t5_sotu).
@@ -124,38 +127,50 @@ def _tokenizer_arguments(command: argparse.ArgumentParser, common: argparse.Argu
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0 done, 1 an internal error, 2 a user's mistake, 75 saved and to be run
-    again, 130 Ctrl-C."""
+    """Runs one command; returns the exit code: 0 done, 1 a fault of the job or of ours, 2 a user's mistake, 75 saved
+    and to be run again, 130 Ctrl-C. In a job of several processes all end with it."""
     options = _parse(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that is no text here is shown by its bytes
             stream.reconfigure(errors="backslashreplace")
+    with ends.lasting() if options.command in LASTING else contextlib.nullcontext():
+        return _main(options)
+
+
+def _main(options: argparse.Namespace) -> int:
     try:
+        if options.command in LASTING:
+            ends.allow_files()
         from t5x_like.cli import commands  # light: each command imports what it needs
 
-        return getattr(commands, options.command)(options)
+        return ends.leave(getattr(commands, options.command)(options))
     except UserError as error:
         return _refuse(error, options.traceback)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        return _leave(130)
+        return ends.fail(130, lambda: print("interrupted", file=sys.stderr, flush=True))
+    except SystemExit as error:  # told to end where there is nothing to save
+        return ends.leave(int(error.code or 0))
     except BrokenPipeError:  # the reader of our output has ended: head, say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         # A mistake in the user's own class, or a fault of ours: shown whole, and other processes are not waited for.
+        if said := ends.fault(error):
+            return ends.fail(1, lambda: print(f"error: {said}", file=sys.stderr, flush=True))
         if theirs := mistake(error, user_files()):
             return _refuse(theirs, options.traceback)
-        traceback.print_exc()
-        return _leave(1)
+        return ends.fail(1, traceback.print_exc, error)
 
 
 def _refuse(error: UserError, whole: bool) -> int:
     """Says what a user can mend."""
-    if whole:
-        traceback.print_exc()
-    print("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr, flush=True)
-    return _leave(2)
+
+    def say() -> None:
+        if whole:
+            traceback.print_exc()
+        print("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr, flush=True)
+
+    return ends.fail(2, say)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -180,16 +195,3 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     elif rest:
         options.assignments += rest
     return options
-
-
-def _leave(code: int) -> int:
-    """The exit code; in a job of several processes leaves at once, since an orderly exit would wait for all others."""
-    if "jax" in sys.modules:
-        import jax
-
-        if jax.distributed.is_initialized():
-            sys.stdout.flush()
-            if jax.process_index() == 0:  # the others lose it last, and have not to say that they did
-                time.sleep(1.0)
-            os._exit(code)
-    return code

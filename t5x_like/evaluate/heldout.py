@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from t5x_like.models.transformer import Batch
     from t5x_like.train.opened import OpenedRun
+
+AHEAD = 8  # batches that the device is given ahead; no more, so that a stop need not wait for them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +61,18 @@ def means(
       loss (nats per target), perplexity, targets (the sum of their weights), and each other sum over its own weight;
       empty if not one target has a weight.
     """
+    import jax
+
     from t5x_like.arrays.sums import Totals
 
-    totals = Totals()
+    totals, ahead = Totals(), collections.deque()
     for batch in batches:
         if stop():
             return None
-        totals.add(sums(batch))
+        ahead.append(sums(batch))
+        totals.add(ahead[-1])
+        if len(ahead) > AHEAD:
+            jax.block_until_ready(ahead.popleft())
     total = totals.result()
     if not total or not total["loss"][1]:
         return {}

@@ -38,7 +38,12 @@ class Clock:
     Args:
       now: seconds from a clock that never goes back; given by tests.
       window: over how many calls of `stepped` the present speed is averaged.
+
+    Attributes:
+      changes: grows whenever something begins or ends: a sign of progress.
     """
+
+    changes = 0
 
     def __init__(self, now: Callable[[], float] = time.perf_counter, window: int = 50):
         self._now = now
@@ -49,6 +54,11 @@ class Clock:
         self._marks: collections.deque[tuple[float, int]] = collections.deque(maxlen=window + 1)  # seconds, steps
         self._baseline: tuple[float, float] | None = None  # running and paused seconds at the first step told
         self._paused_at = 0.0  # running seconds at the end of the last pause
+
+    @property
+    def activity(self) -> Activity:
+        """What is on."""
+        return self._stack[-1]
 
     def start(self) -> None:
         """The end of setup; from here on time belongs to ``other`` unless said otherwise."""
@@ -117,6 +127,7 @@ class Clock:
 
     def _settle(self) -> None:
         now = self._now()
+        self.changes += 1
         self._seconds[self._stack[-1]] += now - self._since
         self._since = now
 

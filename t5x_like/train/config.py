@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from t5x_like.checkpoint.config import CheckpointConfig
-from t5x_like.core.config import Config
+from t5x_like.core.config import Config, flatten
 from t5x_like.core.errors import refuse, require
 from t5x_like.core.every import Every
 from t5x_like.core.ranges import BelowOne, NonNegativeFloat, NonNegativeInt, OffOrPositive, PositiveInt, Range, Seed
 from t5x_like.evaluate.heldout import HeldOut
 from t5x_like.evaluate.task import Evaluation
 from t5x_like.input_pipeline.config import DataConfig
+from t5x_like.job.config import JobConfig
 from t5x_like.models.adapters import Adapter
 from t5x_like.models.config import ModelConfig
 from t5x_like.objectives import Objective
@@ -99,6 +100,7 @@ class Run(Config, where=""):
       mesh: how arrays are split over devices.
       checkpoint: when the state is saved, and which checkpoints are kept.
       report: metrics, plots and samples of text.
+      job: how the processes of the job find and watch one another.
       evaluations: measurements during training, in order.
       adapters: further parameters that change the model's, in order.
       start: another run whose parameters this one begins with.
@@ -113,6 +115,7 @@ class Run(Config, where=""):
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     report: ReportConfig = ReportConfig()
+    job: JobConfig = JobConfig()
     evaluations: tuple[Evaluation, ...] = (HeldOut(),)
     adapters: tuple[Adapter, ...] = ()
     start: StartConfig = StartConfig()
@@ -155,10 +158,11 @@ class Run(Config, where=""):
 # Fields that a resumed run may change, and why: none of them changes which parameters or batches the run has.
 _WRITTEN, _MEASURED = "what is written, not what is computed", "what is measured, not what is trained"
 _SAME, _HENCE = "the same sums, in another order or form", "from here on; what was trained before stays"
+_WATCHED = "how processes find and watch one another"
 _READ, _LIES = "how text is read, not which", "where the text lies; which it is, is compared by its tokens"
 FREE_TO_CHANGE = {
     "name": "a label", "start": "the beginning, which is behind", "mesh": _SAME, "checkpoint": _WRITTEN,
-    "report": _WRITTEN, "optimizer": _HENCE,
+    "report": _WRITTEN, "job": _WATCHED, "optimizer": _HENCE,
     "evaluations": _MEASURED, "train.evaluate_every": _MEASURED, "train.evaluate_batches": _MEASURED,
     "train.steps": "the end; schedules that depend on it change from here on", "train.micro_batches": _SAME,
     "train.compiled": "where programs lie", "train.logits_chunk": _SAME, "train.z_loss": _HENCE,
@@ -171,6 +175,12 @@ FREE_TO_CHANGE = {
     "data.corpus.*source.paths": _LIES, "data.corpus.*source.directory": _LIES, "data.corpus.*source.file": _LIES,
     "data.corpus.*tokenizer.path": _LIES,
 }  # fmt: skip
+
+
+def same_in_all(run: Run) -> dict[str, Any]:
+    """Dotted field to value of what must be equal in all processes of a job: all but where and how text is read, which
+    may be another on each machine; that it is the same text is compared by its tokens."""
+    return {name: value for name, value in flatten(run).items() if why_free(name) not in (_READ, _LIES)}
 
 
 def why_free(field: str) -> str:

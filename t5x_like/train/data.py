@@ -70,6 +70,12 @@ class Data:
         held_out = Batches(kept, *common, 0, shuffle=False) if kept else None
         return cls(tokenizer, fingerprint, train, held_out, caches, next(iter(kept.values()), None))
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What must be equal in all processes of a job: digests of tokens and of the tokenizer."""
+        caches = {name: cache.fingerprint for name, cache in self.caches.items()}
+        return {"all texts": self.fingerprint, "tokenizer": self.tokenizer.fingerprint, **caches}
+
 
 def data_step(data: DataConfig, step: int) -> int:
     """The number of the batch that is trained on at ``step``, skipped ones counted."""

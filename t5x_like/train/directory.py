@@ -29,7 +29,9 @@ from t5x_like.core.paths import make_writable, write_atomically
 from t5x_like.report.ledger import Ledger
 from t5x_like.train.config import Run, why_free
 
-HARMLESS = ("report.", "checkpoint.", "data.cache", "data.prepare_processes", "data.read_threads", "data.prefetch")
+HARMLESS = (
+    "report.", "checkpoint.", "job.", "data.cache", "data.prepare_processes", "data.read_threads", "data.prefetch",
+)  # fmt: skip
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "array-record", "sentencepiece", "numpy")
 

@@ -20,11 +20,11 @@ from t5x_like.decode.sample import Sampling
 from t5x_like.evaluate.task import Values
 from t5x_like.input_pipeline.prepare.vocabulary import load_tokenizer
 from t5x_like.input_pipeline.tokenizers.tokenizer import Tokenizer
+from t5x_like.job.join import join_processes
 from t5x_like.models.transformer import Batch
 from t5x_like.report.ledger import Ledger
 from t5x_like.sharding.config import AXES, MeshConfig
 from t5x_like.sharding.mesh import Placement, make_placement, use
-from t5x_like.sharding.processes import join_processes
 from t5x_like.train.compiled import keep_compiled
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
@@ -49,7 +49,7 @@ class OpenedRun:
       params: stored parameters, chosen by ``Setup.eval_params``.
       step: number of updates made.
       given_data: the run's text if it is open; None: it is opened when needed.
-      stop: function that says whether to stop an evaluation before its end.
+      stop: function that says whether to stop an evaluation before its end; every process must ask equally often.
       say: function of a warning; by default to standard error.
       ledger: that of the training; of a run opened from a checkpoint it writes nothing.
     """
@@ -152,7 +152,7 @@ def open_model(run: Run) -> tuple[Placement, Setup]:
       UserError: a mesh or kernels that the devices or the model do not fit.
     """
     keep_compiled(run.train.compiled)
-    join_processes()
+    join_processes(run.job)
     placement = make_placement(run.mesh)
     run.model.check_sizes(placement.axis_ways)
     run.model.check_attention(placement.device.platform)
@@ -177,7 +177,7 @@ def open_run(
       UserError: not a run's folder, own code that may not be run, no good checkpoint, a mesh that does not fit.
     """
     run = override(load_config(directory, code, accept_changed), assignments)
-    join_processes()
+    join_processes(run.job)
     assigned = any(each.lstrip("-").startswith("mesh") for each in assignments)
     run, placement, setup = on_a_mesh_that_fits(run, () if assigned else other_meshes(run.mesh), say)
     with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:

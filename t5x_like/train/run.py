@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -23,6 +23,8 @@ from t5x_like.core.places import with_absolute_paths
 from t5x_like.evaluate.task import Evaluation, Values
 from t5x_like.input_pipeline.batches.features import Batch as HostBatch
 from t5x_like.input_pipeline.batches.show import show_row
+from t5x_like.job.join import join_processes, line
+from t5x_like.job.watchdog import Watchdog
 from t5x_like.models.counts import train_flops
 from t5x_like.plan.chips import memory_bytes, peak_bytes, peak_flops
 from t5x_like.plan.memory import check_step, in_bytes
@@ -32,9 +34,10 @@ from t5x_like.report.ledger import Ledger, next_attempt, read_starts
 from t5x_like.report.metrics import METRICS, read_metrics
 from t5x_like.report.preparing import Preparing
 from t5x_like.report.writers import Reporter, check_outputs
-from t5x_like.train.config import Run
+from t5x_like.sharding.mesh import Placement
+from t5x_like.train.config import Run, same_in_all
 from t5x_like.train.data import Data
-from t5x_like.train.directory import CHECKPOINTS, config_is_lost, locked, open_directory, record_start
+from t5x_like.train.directory import CHECKPOINTS, config_is_lost, locked, open_directory, record_start, versions
 from t5x_like.train.feed import Feed, check_batch_size, local_share
 from t5x_like.train.history import History, Rewind
 from t5x_like.train.hooks import Hook, Measure, Sample
@@ -47,6 +50,7 @@ from t5x_like.train.step import compile_step
 from t5x_like.train.stopping import Stop
 from t5x_like.train.words import data_seen, devices, opening
 
+AGREED = ("t5x_like", "jax", "jaxlib", "orbax-checkpoint")  # whose versions must be equal in all processes
 T = TypeVar("T", bool, int)
 
 
@@ -74,7 +78,8 @@ class Outcome:
 
 
 def train(
-    run: Run, directory: str | Path, accept_changed: Sequence[str] = (), rewind: Rewind | None = None
+    run: Run, directory: str | Path, accept_changed: Sequence[str] = (), rewind: Rewind | None = None,
+    ends_process: bool = False,
 ) -> Outcome:
     """Starts or resumes the run in ``directory``; a complete run is left as it is.
 
@@ -83,22 +88,46 @@ def train(
       directory: the run's folder; made if it is not there.
       accept_changed: names of the user's own files that may differ from those of the training.
       rewind: how far to go back before, and how many batches to pass over from there.
+      ends_process: whether a run that is stuck ends this process, as of the command line; of several it always does.
 
     Raises:
       UserError: a mistake in config, folder, corpus or checkpoint; raised before anything is changed.
+      Fault: the processes of the job have not come together.
     """
-    clock, run = Clock(), with_absolute_paths(run)
+    with Stop() as stop:
+        return _train(with_absolute_paths(run), directory, accept_changed, rewind, stop, ends_process)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Session:
+    """What a training has open from its first step on."""
+
+    opened: OpenedRun
+    start: Start
+    tasks: dict[Evaluation, bool]
+    directory: Path
+    checkpoints: Checkpoints
+    history: History
+    profile: Profile
+    stop: Stop
+    console: Console
+    clock: Clock
+
+
+def _train(
+    run: Run, directory: str | Path, accept_changed: Sequence[str], rewind: Rewind | None, stop: Stop,
+    ends_process: bool,
+) -> Outcome:  # fmt: skip
+    """``train``, which a signal may end from the beginning."""
+    clock = Clock()
+    join_processes(run.job, same_in_all(run) | {name: versions()[name] for name in AGREED})
     placement, setup = open_model(run)
     index = jax.process_index()
-    check_batch_size(placement, run.train.batch_size, run.train.micro_batches)
-    local_share(placement, run.train.batch_size)  # each row has its process, or it says why not
-    setup.abstract_state(placement)  # every parameter has a place on the mesh, or says why not
-    mesh, available = dict(placement.mesh.shape), memory_bytes(jax.local_devices()[0])
-    tight = check_step(setup, run, mesh, placement.batch_ways, available)
     console = Console(run.train.steps, process_index=index)
-    if tight:
-        console.note(tight)
+    _check_fit(run, placement, setup, console)
     with contextlib.ExitStack() as exits:
+        watchdog = exits.enter_context(Watchdog(run.job, clock, line(), ends_process))
+        stop.joined(watchdog)
         directory = exits.enter_context(locked(directory, index == 0, _of_first))
         open_directory(directory, run, accept_changed)
         check_outputs(directory, run.report)
@@ -107,41 +136,51 @@ def train(
         history = History(directory, checkpoints, console.note)
         run = history.applied(run) if rewind is None else history.rewind(history.applied(run), rewind)
         with Preparing(silent=index > 0) as preparing:
-            data = Data.open(run, preparing, console.note)
+            data = Data.open(run, watchdog.follow(preparing), console.note)
+        _agree("data.corpus", data.facts)
         data.train.check(run.train.steps)
-        stop = exits.enter_context(Stop())  # from here on there is something to save
         with clock.doing("setup" if checkpoints.latest() is None else "checkpoint"):
             for record in history.new:  # a rewind: refused before anything is changed
                 check(run, data, checkpoints.metadata(record["restored"]))
             history.commit()
             start = first_state(run, setup, placement, data, checkpoints, directory, history)
+        _agree("checkpoints", {"step": start.step})
         if start.step:
             console.note(f"resuming from step {start.step:,}")
-        # Several processes must leave at the same step: the loop sees to that.
-        asked = (lambda: stop.wanted(0)) if jax.process_count() == 1 else (lambda: False)
         ledger = Ledger(directory, _of_first(next_attempt(directory)), index, clock.lap)
         checkpoints.record = ledger.add
-        opened = OpenedRun(run, setup, placement, None, start.step, data, asked, ledger=ledger)
+        watchdog.record(ledger.add)
+        opened = OpenedRun(run, setup, placement, None, start.step, data, stop.asked, ledger=ledger)
         tasks = _tasks(opened, directory)
         if nothing := _nothing_to_do(opened, tasks, directory):
             console.note(nothing)
             return Outcome(start.step, True, 0, directory, commands=_commands(opened))
         profile = Profile(run.report.profile, run.report.profile_steps, directory / "profile", asked_profile, console,
                           ledger)  # fmt: skip
-        return _go_on(opened, start, tasks, profile, checkpoints, history, directory, stop, console, clock)
+        return _go_on(
+            _Session(opened, start, tasks, directory, checkpoints, history, profile, stop, console, clock)
+        )
 
 
-def _go_on(
-    opened: OpenedRun, start: Start, tasks: dict[Evaluation, bool], profile: Profile, checkpoints: Checkpoints,
-    history: History,
-    directory: Path, stop: Stop, console: Console, clock: Clock,
-) -> Outcome:  # fmt: skip
+def _check_fit(run: Run, placement: Placement, setup: Setup, console: Console) -> None:
+    """Raises UserError where devices cannot share batch or parameters, or the step does not fit into their memory."""
+    check_batch_size(placement, run.train.batch_size, run.train.micro_batches)
+    local_share(placement, run.train.batch_size)  # each row has its process, or it says why not
+    setup.abstract_state(placement)  # every parameter has a place on the mesh, or says why not
+    mesh, available = dict(placement.mesh.shape), memory_bytes(jax.local_devices()[0])
+    if tight := check_step(setup, run, mesh, placement.batch_ways, available):
+        console.note(tight)
+
+
+def _go_on(session: _Session) -> Outcome:
     """Runs the loop from ``start`` on. From here on nothing is refused, and the folder is written."""
+    opened, start, directory, checkpoints = session.opened, session.start, session.directory, session.checkpoints
+    history, stop, console, clock = session.history, session.stop, session.console, session.clock
     run, setup, placement, data, ledger = opened.run, opened.setup, opened.placement, opened.data, opened.ledger
     first, total, index = start.step, run.train.steps, jax.process_index()
     reporter = Reporter(directory, run.report, first_step=first + 1, process_index=index, run_config=to_plain(run))
     costs = _costs(run, setup, directory)
-    hooks = [*_hooks(opened, tasks, reporter, console, clock, checkpoints.measured), profile]
+    hooks = _hooks(session, reporter)
     share = local_share(placement, run.train.batch_size)
     reader = data.train.reader(first, *share, stop_step=total)
     feed = Feed(placement, reader, share, functools.partial(_record_rows, opened))
@@ -221,6 +260,12 @@ def _nothing_to_do(opened: OpenedRun, tasks: dict[Evaluation, bool], directory: 
     return f"{run.name} is complete: all {total:,} steps are made. {directory}"
 
 
+def _agree(topic: str, facts: Mapping[str, Any]) -> None:
+    """Raises UserError if the processes of the job say different things."""
+    if others := line():
+        others.agree(topic, facts)
+
+
 def _of_first(found: T) -> T:
     """What the first process of the job has found: a number, or whether something is so."""
     return multihost_utils.broadcast_one_to_all(np.asarray(found)).item() if jax.process_count() > 1 else found
@@ -241,19 +286,17 @@ def _tasks(opened: OpenedRun, directory: Path) -> dict[Evaluation, bool]:
     return {task: task.label(opened) in made for task in tasks if opened.data.held_out or not task.needs_held_out}
 
 
-def _hooks(
-    opened: OpenedRun, tasks: dict[Evaluation, bool], reporter: Reporter, console: Console, clock: Clock,
-    measured: Callable[[int, Values], None],
-) -> list[Hook]:  # fmt: skip
+def _hooks(session: _Session, reporter: Reporter) -> list[Hook]:
     """Actions between steps, in order."""
-    run = opened.run
+    opened, console, clock = session.opened, session.console, session.clock
     hooks: list[Hook] = [
-        Measure(task, run.times(task), opened, reporter, console, clock, opened.step if made else None, measured)
-        for task, made in tasks.items()
-    ]
+        Measure(task, opened.run.times(task), opened, reporter, console, clock, opened.step if made else None,
+                session.checkpoints.measured)
+        for task, made in session.tasks.items()
+    ]  # fmt: skip
     if opened.data.held_out_split is not None and jax.process_count() == 1:
         hooks.append(Sample(opened, console, clock))
-    return hooks
+    return [*hooks, session.profile]
 
 
 def _costs(run: Run, setup: Setup, directory: Path) -> Costs:

@@ -17,7 +17,6 @@ from t5x_like.core.errors import UserError
 from t5x_like.models.counts import parameter_count
 from t5x_like.sharding.config import MeshConfig, Rule
 from t5x_like.sharding.mesh import constrain, make_placement, use
-from t5x_like.sharding.processes import process_arguments, refuse_unjoined
 from t5x_like.sharding.rules import RULES, partition
 from t5x_like.sharding.table import parameter_table
 from t5x_like.train.feed import to_devices
@@ -143,32 +142,6 @@ def test_constrain_names_an_activation_and_leaves_what_does_not_divide():
         assert constrain(x, "batch", None, "mlp") is x
 
 
-ENVIRONMENT = {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
-
-
-def test_process_arguments():
-    assert process_arguments({}) is None
-    assert process_arguments({"JAX_COORDINATOR_ADDRESS": "", "PATH": "x"}) is None
-    assert process_arguments(ENVIRONMENT | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}) is None
-    arguments = process_arguments(ENVIRONMENT)
-    wanted = {"coordinator_address": "host:1234", "num_processes": 4, "process_id": 3}
-    assert {name: arguments[name] for name in wanted} == wanted
-    assert all(arguments[f"{name}_timeout_seconds"] > 0 for name in ("heartbeat", "shutdown"))
-
-
-@pytest.mark.parametrize(
-    "change, part",
-    [
-        (dict(JAX_PROCESS_ID=""), "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES set, JAX_PROCESS_ID not"),
-        (dict(JAX_PROCESS_ID="4"), "JAX_PROCESS_ID=4 of JAX_NUM_PROCESSES=4\n  allowed: 0 to 3"),
-        (dict(JAX_PROCESS_ID="-1"), "JAX_PROCESS_ID=-1"),
-        (dict(JAX_NUM_PROCESSES="four"), "is not a number"),
-    ],
-)
-def test_process_arguments_refuse(change, part):
-    assert part in refused(process_arguments, ENVIRONMENT | change)
-
-
 def test_a_run_may_place_axes_elsewhere():
     """Rules of a run replace those of the table: for parameters, activations, and sizes to be divided."""
     specs = built(tiny("llama"))[1]
@@ -200,32 +173,3 @@ def test_batches_are_split_by_their_declared_axes():
     }  # fmt: skip
     for name, array in placed.items():
         assert np.array_equal(np.asarray(array), rows[name])
-
-
-@pytest.mark.parametrize(
-    "environment, index",
-    [
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "2"}, "$SLURM_PROCID"),
-        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "1", "SLURM_PROCID": "2"}, "$SLURM_PROCID"),
-        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}, "$OMPI_COMM_WORLD_RANK"),
-        ({"PMI_SIZE": "4", "PMI_RANK": "0"}, "$PMI_RANK"),
-        ({"SKYPILOT_NUM_NODES": "4", "SKYPILOT_NODE_RANK": "1"}, "$SKYPILOT_NODE_RANK"),
-        ({"TPU_WORKER_HOSTNAMES": "a,b,c,d", "TPU_WORKER_ID": "3"}, "3"),
-        ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1", "MEGASCALE_NUM_SLICES": "2",
-          "MEGASCALE_SLICE_ID": "1"}, "3"),
-    ],
-)  # fmt: skip
-def test_processes_that_do_not_know_of_each_other_are_refused(environment, index):
-    with pytest.raises(UserError, match="one of 4 processes") as error:
-        refuse_unjoined(environment)
-    assert f"JAX_NUM_PROCESSES=4 JAX_PROCESS_ID={index}" in error.value.suggestion
-    assert "JAX_COORDINATOR_ADDRESS" in error.value.allowed
-
-
-def test_one_process_of_a_cluster_is_no_job_of_several():
-    for alone in ({}, {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, {"SLURM_NTASKS": "4"}, {"WORLD_SIZE": "1"},
-                  {"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"},  # one step of a larger job
-                  {"SLURM_NTASKS": "²", "SLURM_PROCID": "0"},
-                  {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}):  # fmt: skip
-        refuse_unjoined(alone)
-    assert process_arguments({"JAX_NUM_PROCESSES": "1"}) is None

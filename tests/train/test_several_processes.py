@@ -95,6 +95,8 @@ def test_a_mistake_is_told_once_and_a_folder_in_use_is_refused_by_all(tmp_path):
                 out, _ = process.communicate(timeout=90)
             finally:
                 process.kill()
+        first, _, out = out.partition("\n")
+        assert first.startswith("job: process 0 of 2, process 0 at 127.0.0.1:") and "JAX_COORDINATOR_ADDRESS" in first
         assert process.returncode == 2 and out.startswith("error: ") and out.count("error: ") == 1, out
         assert said in out and len(out.splitlines()) < 5, out
     assert not folder.exists()
