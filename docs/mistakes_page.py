@@ -127,6 +127,7 @@ COMMANDS = {
     "a config.json that is cut off": "inspect config torn",
     "a temperature below 0": "generate done hello --temperature -1",
     "a batch of no rows": "inspect data my_run.py --rows -1",
+    "a report of a folder that is none of a run": "report texts",
     "curves of one run": "diff done my_run.py --plot curves.png",
     "a vocabulary too small": "tokenizer train texts --output my.model --vocab-size 100",
     "a tokenizer to show that is not there": "tokenizer show no.model",

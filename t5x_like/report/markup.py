@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 
 
@@ -33,8 +34,13 @@ def markup(tag: str, *content: str, kind: str = "", style: str = "", title: str 
 def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Text:
     """A table; on a narrow screen it is scrolled sideways."""
     head = markup("tr", *(markup("th", name) for name in names))
-    body = [markup("tr", *(markup("td", cell, kind="short" if len(cell) < 26 else "") for cell in row)) for row in rows]
+    body = [markup("tr", *(markup("td", cell, kind="short" * _is_short(cell)) for cell in row)) for row in rows]
     return markup("div", markup("table", head, *body), kind="scroll")
+
+
+def _is_short(cell: str) -> bool:
+    """Whether what is read of a cell stands in one line."""
+    return len(re.sub("<[^>]*>", "", cell) if isinstance(cell, Text) else cell) < 26
 
 
 def figure(title: str, drawn: str, note: str, legend: Sequence[tuple[str, str]] = ()) -> Text:

@@ -55,6 +55,7 @@ th { text-align: left; color: #555; font-weight: 600; }
 th, td { padding: 4px 14px 4px 0; border-bottom: 1px solid #e6e6e6; vertical-align: top; }
 td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; min-width: 2ch; }
 td.short { white-space: nowrap; }
+td:not(.short) { min-width: 190px; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f6f8; border-radius: 6px; padding: 10px 12px;
   font-size: 13px; margin: 6px 0; }
 summary { cursor: pointer; font-weight: 600; margin-top: 20px; }

@@ -97,10 +97,11 @@ def times(run: Told) -> Text:
     account = run.account
     if not account.total:
         return markup("p", "The ledger has no line, so that nothing is known of the time.")
-    rows = [[markup("span", kind="box", style=f"background:{TIME_COLOURS[name]}"), name, duration(seconds),
-             f"{seconds / account.total:.1%}", meaning]
+    rows = [[markup("span", kind="box", style=f"background:{TIME_COLOURS[name]}"), duration(seconds),
+             f"{seconds / account.total:.1%}", _explained(name, meaning)]
             for name, meaning in MEANING.items() if (seconds := account.seconds[name])]  # fmt: skip
-    rows.append(["", "in all", duration(account.total), "100%", "from the first start to the last line of the ledger"])
+    whole_time = _explained("in all", "from the first start to the last line of the ledger")
+    rows.append(["", duration(account.total), "100%", whole_time])
     whole = _bar([(name, seconds) for name, seconds in account.seconds.items()], account.total)
     bars = [markup("div", markup("span", f"attempt {attempt.number}", kind="name"), _timeline(attempt, run), kind="row")
             for attempt in account.attempts]  # fmt: skip
@@ -113,11 +114,15 @@ def times(run: Told) -> Text:
     drawn = chart([Line("", milli, COLOURS[0])], "step", "time of a step", (0, run.last), from_zero=True)
     note = "Mean over stretches of a second to a minute; waiting for data, saves and evaluations left out."
     return markup(
-        "section", markup("p", goodput), whole, table(("", "what", "time", "share", "meaning"), rows),
+        "section", markup("p", goodput), whole, table(("", "time", "share", "spent on"), rows),
         markup("h3", "Attempts over time"), *bars[-40:],
         markup("p", "Each line is one start of the run; its place and length are those on the clock.", kind="note"),
         markup("div", figure("time of a step, ms", drawn, note) if drawn else "", kind="panels"),
     )  # fmt: skip
+
+
+def _explained(name: str, meaning: str) -> Text:
+    return Text(markup("b", name) + markup("div", meaning, kind="note"))
 
 
 def _bar(parts: Iterable[tuple[str, float]], total: float) -> Text:
@@ -198,7 +203,7 @@ def data(run: Told) -> Text:
         shown += [markup("h3", "What the model wrote"),
                   markup("p", "Of a held-out text, which it was not trained on: what it was given, what it wrote, and "
                               "what the text says. Brackets are around what the model filled in.")]  # fmt: skip
-    for event in samples[-SAMPLES:]:
+    for event in [*{event["step"]: event for event in samples}.values()][-SAMPLES:]:
         lines = [[name, str(text)[:1500]] for name, text in event["text"].items()]
         shown += [markup("p", f"after step {event['step'] or 0:,}"), table(("", "text"), lines)]
     return markup("section", *shown) if shown else Text("")

@@ -6,6 +6,7 @@
     metrics.jsonl      metrics; also tensorboard/
     checkpoints/       one folder per saved step, each with the config that it was trained with
     curves.png         drawn when the run ends
+    profile/           profiles, and report.html, the page of t5x-like report, where they were asked for
 """
 
 from __future__ import annotations
