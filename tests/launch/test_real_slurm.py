@@ -98,28 +98,33 @@ def test_preempted_and_with_a_lost_rank_it_ends_with_the_bits_of_an_undisturbed_
         [sys.executable, str(ROOT / "launch" / "slurm.py"), "follow", str(tmp_path / "run")], env=cluster,
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+    local = [sys.executable, str(ROOT / "launch" / "local.py"), "--processes", "2", "--devices", "2", "--"]
+    undisturbed = [*local, sys.executable, "-m", "t5x_like", *job.words[1:-1], str(tmp_path / "alone")]
+    alone = None
     try:
         until(lambda: job.step() > 3)
         assert ": RUNNING, " in job.slurm("status", str(tmp_path / "run"))
         other = ["sbatch", "--partition=high", "--exclusive", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1"]
         subprocess.run(other, env=cluster, check=True, capture_output=True)
         until(lambda: ": saved" in job.log())
+        # While the job waits to be started again:
+        alone = subprocess.Popen(undisturbed, env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         stopped = saved_steps(tmp_path / "run")[-1]
         assert 3 < stopped < STEPS
         until(lambda: job.step() > stopped + 3)
         os.kill(job.process(1), signal.SIGKILL)
         until(lambda: "ended with 137, failure 1 of at most 3" in job.log())
         out, _ = follower.communicate(timeout=120)
+        said, _ = alone.communicate(timeout=120)
     finally:
-        follower.kill()
+        for process in filter(None, (follower, alone)):
+            process.kill()
     assert follower.returncode == 0 and "COMPLETED (0)" in out
     assert re.findall(r"job \d+, start (\d), 2 processes on slurmn\[1-2\]", out) == ["1", "2", "3"]
     assert f"resuming from step {stopped}" in out
     print(f"{time.monotonic() - began:.0f} s until the job was complete", file=sys.stderr)
 
-    local = [sys.executable, str(ROOT / "launch" / "local.py"), "--processes", "2", "--devices", "2", "--"]
-    alone = [*local, sys.executable, "-m", "t5x_like", *job.words[1:-1], str(tmp_path / "alone")]
-    subprocess.run(alone, env=cluster, check=True, capture_output=True, timeout=120)
+    assert alone.returncode == 0, said
     assert saved_steps(tmp_path / "alone")[-1] == STEPS
     assert_same_bits(checkpoint(tmp_path / "run"), checkpoint(tmp_path / "alone"))
     print(f"{time.monotonic() - began:.0f} s in all", file=sys.stderr)

@@ -302,4 +302,4 @@ def test_told_to_stop_before_there_is_anything_to_save_is_no_failure(cluster, sc
         assert process.wait(timeout=20) == 0
     finally:
         process.kill()
-    assert (cluster.folder / "codes.0").read_text() == "75\n"
+    assert (cluster.folder / "codes.0").read_text().split()[1] == "75"

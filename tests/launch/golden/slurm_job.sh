@@ -40,16 +40,17 @@ trap "told=yes; kill -TERM \$child 2>/dev/null" TERM
 wait $child; code=$?
 while [ "$told" ]; do told=; stopped=yes; wait $child; code=$?; done
 [ "$code" = 143 ] && [ "$stopped" ] && code=75  # told before there was anything to save
-[ "$code" = 0 ] || echo $code >"$CODES.$SLURM_PROCID"
+[ "$code" = 0 ] || echo "$(date +%s.%N) $code" >"$CODES.$SLURM_PROCID"
 [ "$code" = 75 ] && exit 0
 exit $code
 ' bash "$@"
 code=$?
-codes=" $(cat "$CODES".* 2>/dev/null | tr '\n' ' ') "
+codes=" $(sort -n "$CODES".* 2>/dev/null | cut -d ' ' -f 2 | tr '\n' ' ') "  # in order of time
 rm -f "$CODES".*
 case $codes in
 *" 2 "*) code=2 ;;                       # a mistake, which they have said
 *" 75 "*) [ $code = 0 ] && code=75 ;;    # saved: run me again
+*[0-9]*) read -r code _ <<<"$codes" ;;   # the cause, not how srun has ended the others
 esac
 
 failures=0 best=-1
