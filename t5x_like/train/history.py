@@ -122,6 +122,8 @@ class History:
                 shutil.copyfile(metrics, next(name for name in names if not name.exists()))
             write_atomically(path, json.dumps(self.records, indent=1) + "\n")
         left = [step for step in self._checkpoints.steps() if self._is_left_behind(step)]
+        if any("restored" in record for record in self.records) and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("t5x_like history compared")  # by all, before any is renamed
         self._checkpoints.set_aside(left, "was left behind by --rewind")
 
     def _is_left_behind(self, step: int) -> bool:

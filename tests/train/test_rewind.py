@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
+import jax
 import pytest
 from tiny_runs import (
+    ROOT,
     assert_same_bits,
     checkpoint,
     digests,
     losses,
     record_batches,
+    recorded,
+    recorder,
     rows,
     run_file,
     saved_steps,
+    start,
     tiny_run,
 )
 
@@ -117,6 +123,23 @@ def test_a_job_started_again_with_its_command_goes_back_once(folder, straight, c
     assert main(command) == 0
     assert [record["skip"] for record in metadata(folder)["history"]] == ["7:9", "9:11"]
     assert metadata(folder)["config"]["data"]["skip"] == ["7:9", "9:11"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
+def test_two_processes_go_back_and_pass_over_the_same_batches(folder, straight, config, tmp_path, monkeypatch):
+    fed = record_batches(monkeypatch)
+    assert main(["train", config, "--directory", str(tmp_path / "straight"), "data.skip=7:9"]) == 0
+    launcher = [sys.executable, str(ROOT / "launch" / "local.py"), "--processes", "2", "--devices", "4", "--"]
+    command = [*launcher, *recorder(), "train", config, "--directory", str(folder)]
+    for number, back in enumerate((["--rewind", "3", "--skip", "2", "train.steps=9"], [])):  # resumed without a word
+        process = start([*command, *back], RECORD=str(tmp_path / f"{number}"), JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, out
+    together = recorded(tmp_path / "0")[:3] + recorded(tmp_path / "1")[:1]
+    assert together == fed[6:10]
+    assert losses(folder) == pytest.approx(losses(straight), abs=1e-5)
+    assert saved_steps(folder) == [2, 4, 6, 8, 9, 10]
 
 
 @pytest.mark.parametrize(
