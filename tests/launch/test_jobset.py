@@ -32,7 +32,7 @@ SHAPES = {
     "GPUs": ["--gpus", "8", "--nodes", "4", "--select", "cloud.google.com/gke-accelerator=nvidia-h100-80gb"],
     "no chips": ["--request", "cpu=16", "--request", "memory=64Gi", "--service-account", "trainer"],
 }
-COMMAND = ["train", "t5_sotu", "mesh.fsdp=-1"]
+COMMAND = ["train", "t5_sotu", "mesh.fsdp=16"]
 
 
 def made(shape: str, *options: str) -> dict[str, Any]:
