@@ -32,7 +32,7 @@ from manifest import to_yaml
 from slices import CHIPS, Slice, slice_of
 
 MOUNT, PORT, MAIN, REPLICATED = "/mnt", 8476, "train", "slice"
-NUMBER = "$(($JOB_INDEX * $HOSTS + $JOB_COMPLETION_INDEX))"  # of a process
+NUMBER = "$(($JOB_INDEX * $PROCESSES_IN_JOB + $JOB_COMPLETION_INDEX))"  # of a process
 
 
 def parser() -> argparse.ArgumentParser:
@@ -140,7 +140,7 @@ def pod(
         "POD_IP": {"fieldRef": {"fieldPath": "status.podIP"}},
         "JAX_COORDINATOR_BIND_ADDRESS": f"$(POD_IP):{PORT}",  # not reachable by any other of the node's addresses
         "JAX_NUM_PROCESSES": str(hosts * replicas),
-        "HOSTS": str(hosts),
+        "PROCESSES_IN_JOB": str(hosts),
         "JOB_INDEX": {"fieldRef": {"fieldPath": label}},
         **platforms,
         **({"T5X_LIKE_CACHE": f"{mount}/cache"} if claim else {}),

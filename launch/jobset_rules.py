@@ -12,6 +12,7 @@ only, Python 3.8 or newer.
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -313,11 +314,10 @@ def _actions(spec: Node, job: Node) -> Found:
 
 
 def main() -> int:
-    if len(sys.argv) != 2:
-        print("usage: jobset_rules.py FILE", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(description="Check a JobSet without a cluster.")
+    parser.add_argument("file", help="JSON, or YAML where PyYAML is installed")
     try:
-        found = problems(read(sys.argv[1]))
+        found = problems(read(parser.parse_args().file))
     except (OSError, ValueError) as error:
         found = [str(error)]
     for line in found:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +19,17 @@ from tiny_runs import ROOT, assert_close, checkpoint, losses, run_file, start, t
 from t5x_like.cli.main import main
 
 sys.path.append(str(ROOT / "launch"))
-jobset, local = map(importlib.import_module, ("jobset", "local"))
+jobset = importlib.import_module("jobset")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")]
 
 
-def pods(manifest: dict[str, Any], port: int) -> list[tuple[list[str], dict[str, str]]]:
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def pods(manifest: dict[str, Any], port: int, joined_by: str) -> list[tuple[list[str], dict[str, str]]]:
     """The command and the environment of every pod, as the kubelet, JobSet and GKE's webhook make them."""
     job = manifest["spec"]["replicatedJobs"][0]
     slices, hosts = job["replicas"], job["template"]["spec"]["parallelism"]
@@ -48,11 +55,17 @@ def pods(manifest: dict[str, Any], port: int) -> list[tuple[list[str], dict[str,
         known = {key: value.replace(f":{jobset.PORT}", f":{port}") for key, value in known.items()}
         here = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
         command = [word.replace("$$", "$") for word in [*container["command"], *container["args"]]]
+        if joined_by == "GKE":  # a manifest without any JAX_ variable, as others write it
+            command, known = container["args"], {"JAX_COORDINATOR_PORT": str(port)}
+            gke = {key: re.sub(r"[a-z]+-slice-[-0-9]+\.[a-z]+", "127.0.0.1", value) for key, value in gke.items()}
         found.append((command, {**known, **gke, "JOB_COMPLETION_INDEX": str(index % hosts), **here}))
     return found
 
 
-def test_two_slices_of_two_hosts_train_what_one_process_trains(tmp_path):
+@pytest.mark.parametrize("joined_by", ["the manifest", "GKE"])
+def test_two_slices_of_two_hosts_train_what_one_process_trains(tmp_path, joined_by):
+    if joined_by == "GKE":
+        pytest.importorskip("t5x_like.job.cluster", reason="this version reads JAX_ variables only")
     config = run_file(tiny_run("llama", "train.steps=4", "mesh.fsdp=4"))
     parser = jobset.parser()
     words = ["--topology", "v5e:2x4", "--slices", "2", "--image", "x", "--claim", f"runs:{tmp_path}", "--",
@@ -63,7 +76,7 @@ def test_two_slices_of_two_hosts_train_what_one_process_trains(tmp_path):
     assert jobset.rules.problems(manifest) == []
     processes: list[subprocess.Popen] = []
     try:
-        for command, environment in pods(manifest, local.free_port()):
+        for command, environment in pods(manifest, free_port(), joined_by):
             processes.append(start(command, **environment))
         said = [process.communicate(timeout=120)[0] for process in processes]
     finally:

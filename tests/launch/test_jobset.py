@@ -32,7 +32,7 @@ SHAPES = {
     "GPUs": ["--gpus", "8", "--nodes", "4", "--select", "cloud.google.com/gke-accelerator=nvidia-h100-80gb"],
     "no chips": ["--request", "cpu=16", "--request", "memory=64Gi", "--service-account", "trainer"],
 }
-COMMAND = ["train", "t5_sotu", "mesh.fsdp=-1"]
+COMMAND = ["train", "t5_sotu", "mesh.fsdp=16"]
 
 
 def made(shape: str, *options: str) -> dict[str, Any]:
@@ -168,7 +168,7 @@ MUTANTS = {
     "requests against limits": ("C.resources.requests", {rules.TPU: 1}, f"C.resources.requests[{rules.TPU}]"),
     "no image": ("C.image", GONE),
     "image with a space": ("C.image", "t5x like"),
-    "variable twice": ("C.env", lambda old: [*old, {"name": "HOSTS", "value": "4"}], "C.env[8].name"),
+    "variable twice": ("C.env", lambda old: [*old, {"name": "JOB_INDEX", "value": "4"}], "C.env[8].name"),
     "variable not a text": ("C.env[0].value", 4),
     "variable of both kinds": ("C.env[0].valueFrom", {}),
     "wrong number of processes": ("C.env[3].value", "16"),
@@ -298,7 +298,7 @@ def test_the_first_process_has_the_run_checked_and_only_a_mistake_stops_it(tmp_p
     (tmp_path / "t5x-like").chmod(0o755)
     job = jobset.jobs.job_of(["train", "t5_sotu"])
     variables = {
-        "JOB_INDEX": "0", "HOSTS": "4", "JOB_COMPLETION_INDEX": str(number), "JAX_NUM_PROCESSES": "4",
+        "JOB_INDEX": "0", "PROCESSES_IN_JOB": "4", "JOB_COMPLETION_INDEX": str(number), "JAX_NUM_PROCESSES": "4",
         "JAX_COORDINATOR_ADDRESS": "x:1", "CODE": str(code), "PATH": f"{tmp_path}:/usr/bin:/bin",
     }  # fmt: skip
     words = ["sh", "-c", jobset.script_of(job, jobset.NUMBER, "tpu:16"), "train", *job.words]
@@ -313,7 +313,7 @@ def test_the_first_process_has_the_run_checked_and_only_a_mistake_stops_it(tmp_p
 def test_the_pods_script_numbers_the_processes_and_leaves_its_place_to_the_program():
     job = jobset.jobs.job_of(["--", sys.executable, "-c", "x"][1:])
     program = "import os; print(os.environ['JAX_PROCESS_ID'], os.getpid())"
-    variables = {"JOB_INDEX": "2", "HOSTS": "4", "JOB_COMPLETION_INDEX": "3", "PATH": "/usr/bin:/bin"}
+    variables = {"JOB_INDEX": "2", "PROCESSES_IN_JOB": "4", "JOB_COMPLETION_INDEX": "3", "PATH": "/usr/bin:/bin"}
     script = jobset.script_of(job, jobset.NUMBER, "")
     words = ["sh", "-c", script, "train", sys.executable, "-c", program]
     with subprocess.Popen(words, env=variables, stdout=subprocess.PIPE, text=True) as process:
