@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from table import Point, at_most, show_points, write_json
 
@@ -49,7 +51,7 @@ def measure(steps: int) -> dict[str, float]:
     began: list[float] = []
     spent: dict[str, list[float]] = {name: [] for name in PARTS}
 
-    def timed(name, function):
+    def timed(name: str, function: Callable[..., Any]) -> Any:
         def call(*args, **kwargs):
             if name == "_dispatch":
                 began.append(time.thread_time())

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_like.arrays.keys import named
+from t5x_like.arrays.sums import Pairs
 from t5x_like.arrays.trees import Tree, map_named
 from t5x_like.layers.param import abstract, initialize
 from t5x_like.losses import Loss, TokenLoss, stacked
@@ -59,7 +60,7 @@ class Setup:
             params = convert(params)
         return nnx.merge(self.structure, params)
 
-    def measure(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+    def measure(self, model: Any, batch: Batch) -> Pairs:
         """name: [2], (sum, weight) of what the loss measures on one batch, without dropout."""
         return stacked(self.loss.measured()(model, batch, None))
 

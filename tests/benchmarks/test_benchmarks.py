@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_runs import run_file, tiny_run
 
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 
@@ -53,6 +54,14 @@ def test_the_input_benchmark_runs_and_writes_every_point(tmp_path):
     assert goals["packed / Grain's first fit from RAM"] == ">= 4"
     assert goals["order of 100,000 documents, packed, MB of memory of its own"] == "<= 1000"
     assert "Grain's best fit, from RAM" in done.stdout and "UL2, joined" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_start_benchmark_ends_with_the_first_step_and_writes_every_point(tmp_path):
+    by_name, _ = run(tmp_path, "start.py", "--config", run_file(tiny_run()))
+    point = by_name["CPU s to the end of step 1, programs kept"]
+    assert point["goal"] == "<= 8" and 0 < point["figure"] < by_name["s to the end of step 1, again"]["figure"] * 16
+    assert by_name["CPU s to the end of step 1, first start"]["figure"] > 0
 
 
 @pytest.mark.slow
