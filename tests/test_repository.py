@@ -45,7 +45,7 @@ def test_the_reading_path_to_the_train_step_is_short():
 def test_links_and_commands_of_the_documents():
     """Every local link leads somewhere, every make target and every t5x-like command named exists."""
     sys.path.insert(0, str(ROOT))
-    from t5x_like.cli.main import parser
+    from t5x_like.cli.arguments import parser
 
     commands = set(parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr]
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_runs import run_file, tiny_run
 
-from t5x_like.cli.main import _parse, main
+from t5x_like.cli.arguments import parse
+from t5x_like.cli.main import main
 from t5x_like.sharding.config import MeshConfig
 from t5x_like.train import opened
 
@@ -44,7 +45,7 @@ def folder(tmp_path_factory, quick_compiling) -> Path:
     ],
 )
 def test_prompts_may_begin_with_a_dash(arguments, prompts):
-    options = _parse(["generate", *arguments])
+    options = parse(["generate", *arguments])
     assert options.run == "R" and options.prompts == prompts
 
 
@@ -58,21 +59,21 @@ OPTIONS = st.sampled_from([["--seed", "-3"], ["--seed=7"], ["--top-k", "2"], ["-
 def test_prompts_and_options_in_any_order(parts, literal):
     prompts = [part for part in parts if isinstance(part, str)]
     arguments = ["R", *(word for part in parts for word in ([part] if isinstance(part, str) else part))]
-    options = _parse(["generate", *arguments, *(["--", *literal] if literal else [])])
+    options = parse(["generate", *arguments, *(["--", *literal] if literal else [])])
     assert (options.run, options.prompts, options.literal) == ("R", [*prompts, *literal], len(literal))
     seeds = [int(part[-1].split("=")[-1]) for part in parts if part[0].startswith("--seed")]
     assert options.seed == (seeds[-1] if seeds else 0) and options.jsonl == (["--jsonl"] in parts)
 
 
 def test_options_keep_their_values():
-    options = _parse(["generate", "--set", "mesh.data=1", "R", "--seed", "-3", "-7", "--step", "4", "--code", "x.py"])
+    options = parse(["generate", "--set", "mesh.data=1", "R", "--seed", "-3", "-7", "--step", "4", "--code", "x.py"])
     assert (options.assignments, options.seed, options.step) == (["mesh.data=1"], -3, 4)
     assert options.code == ["x.py"] and options.prompts == ["-7"]
 
 
 def test_an_unknown_option_takes_no_option_for_its_value(capsys):
     with pytest.raises(SystemExit):
-        _parse(["generate", "R", "--hello", "--max-new-tokens", "2"])
+        parse(["generate", "R", "--hello", "--max-new-tokens", "2"])
     assert "unrecognized arguments: --hello" in capsys.readouterr().err
 
 
@@ -85,7 +86,7 @@ def test_more_new_tokens_than_there_is_room_for(folder, capsys, new, said):
 
 def test_an_unknown_option_is_no_prompt(capsys):
     with pytest.raises(SystemExit) as left:
-        _parse(["generate", "R", "--temprature", "2"])
+        parse(["generate", "R", "--temprature", "2"])
     assert left.value.code == 2 and "stands behind --" in capsys.readouterr().err
 
 
