@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 STEPS, EVERY = 24, 6  # updates of a run, and between two checkpoints
 FIELDS = (f"train.steps={STEPS}", f"checkpoint.every.steps={EVERY}", "train.batch_size=12")
 LAUNCHER = (sys.executable, str(ROOT / "launch/local.py"))
+WATCHED = ("job.step_limit=15", "job.heartbeat_timeout=10")  # what stands still is noticed soon here
 PATIENCE = 240.0  # seconds after which a job that has not ended has failed its test
 
 
@@ -175,10 +176,6 @@ def command_line(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
-
-
-# A job that stands still is noticed soon here.
-WATCHED: tuple[str, ...] = ()
 
 
 def damageable(directory: Path) -> list[Path]:
