@@ -33,6 +33,10 @@ slurm: $(TEST_STAMP)
 	.ci/slurm
 	$(BIN)/python -m pytest tests/launch/test_real_slurm.py
 
+# A hundred faults of real jobs, and sixty resumes elsewhere; the table goes into docs/faults.md.
+faults: $(TEST_STAMP)
+	$(BIN)/python -m pytest -m "" tests/faults
+
 bench: $(TEST_STAMP)
 	$(BIN)/python benchmarks/all.py --json benchmarks/latest.json
 
