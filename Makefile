@@ -12,7 +12,7 @@ comma = ,
 TEST_EXTRAS = quickstart,test$(if $(PARITY),$(comma)parity)
 TEST_STAMP = $(VENV)/.test$(if $(PARITY),-parity)
 
-.PHONY: train test check proof slurm bench kernels-aot on-device clean
+.PHONY: train test check proof faults slurm bench kernels-aot on-device clean
 
 train: $(VENV)/.train
 	$(BIN)/t5x-like train $(CONFIG) $(ARGS)
