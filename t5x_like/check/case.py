@@ -22,12 +22,13 @@ from t5x_like.input_pipeline.prepare.vocabulary import tokenizer_place
 from t5x_like.input_pipeline.sources.files import File
 from t5x_like.input_pipeline.tokenizers.base import Tokenizer
 from t5x_like.input_pipeline.tokenizers.tokenizer import open_tokenizer
+from t5x_like.job.cluster import resolve
+from t5x_like.job.join import check_devices
 from t5x_like.plan.chips import memory_bytes
 from t5x_like.plan.compile import missing_compiler, topology_devices, topology_size
 from t5x_like.report.writers import check_outputs
 from t5x_like.sharding.config import AXES
 from t5x_like.sharding.mesh import Placement, make_placement
-from t5x_like.sharding.processes import check_devices, process_arguments
 from t5x_like.sharding.rules import rules_of
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
@@ -97,7 +98,8 @@ class Case:
     @once
     def processes(self) -> int:
         """How many processes the environment says that the job has; 1 where it says nothing."""
-        return int((process_arguments(self.environment) or {}).get("num_processes", 1))
+        world = resolve(self.environment, self.run.job.coordinator)
+        return world.count if world else 1
 
     @once
     def devices(self) -> Sequence[Any] | int:

@@ -49,11 +49,12 @@ def state_bytes(case: Case) -> int:
 
 
 def most_kept(config: CheckpointConfig, steps: int) -> int:
-    """How many checkpoints the keep-rules allow at most on disk, in a run of ``steps`` steps."""
+    """How many checkpoints the keep-rules allow at most on disk, in a run of ``steps`` steps; without ``keep_hours``,
+    since nobody knows yet how long a step takes."""
     between = config.every.steps or (max(1, round(config.every.share * steps)) if config.every.share else steps)
     saved = -(-steps // between)  # the end of a run is always saved
     for_good = steps // config.keep_every if config.keep_every else 0
-    return min(saved, (config.keep_last or saved) + for_good)
+    return min(saved, (config.keep_last or saved) + for_good + config.keep_best)
 
 
 def free_bytes(path: Path) -> int:
