@@ -30,9 +30,10 @@ echo "job $id, start $((${SLURM_RESTART_COUNT:-0} + 1)), $SLURM_NTASKS processes
 JAX_COORDINATOR_ADDRESS=$node:$port srun --kill-on-bad-exit=1 bash -c '
 export JAX_NUM_PROCESSES=$SLURM_NTASKS JAX_PROCESS_ID=$SLURM_PROCID
 [ $DEVICES_EACH = 0 ] || export JAX_LOCAL_DEVICE_IDS=$(seq -s , $((SLURM_LOCALID * DEVICES_EACH))     $(((SLURM_LOCALID + 1) * DEVICES_EACH - 1)))
-told=
-trap "told=yes; kill -TERM \$child 2>/dev/null" TERM
+told= child=
+trap "told=yes; [ -z \$child ] || kill -TERM \$child 2>/dev/null" TERM
 "$@" & child=$!
+[ -z "$told" ] || kill -TERM $child  # told in between
 wait $child; code=$?
 while [ "$told" ]; do told=; stopped=yes; wait $child; code=$?; done
 [ "$code" = 143 ] && [ "$stopped" ] && code=75  # told before there was anything to save
