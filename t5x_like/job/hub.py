@@ -19,7 +19,7 @@ from t5x_like.job.line import GATHER, Messages, interval
 
 LOST, OWN, STUCK, FOLLOWS = range(4)  # of several faults at once, the first kind is the cause
 COLLECTIVE = "step"  # activity in which a process waits for the others
-TICK = 0.1
+TICK = 0.05
 
 
 class Peer(Messages):

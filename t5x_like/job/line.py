@@ -25,8 +25,8 @@ from typing import Any, Protocol
 
 from t5x_like.core.errors import UserError
 
-GATHER = 0.3  # seconds in which process 0 hears of other faults, before it says which one was the cause
-LAST = 0.25  # seconds by which the one at fault waits for the others, so that what it prints comes last
+GATHER = 0.15  # seconds in which process 0 hears of other faults, before it says which one was the cause
+LAST = 0.1  # seconds by which the one at fault waits for the others, so that what it prints comes last
 LEAST = 1.5  # seconds by which process 0 waits for all others: where it goes first, jax's C++ ends them with a dump
 
 
