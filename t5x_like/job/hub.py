@@ -19,7 +19,7 @@ from t5x_like.job.line import GATHER, Messages, interval
 
 LOST, OWN, STUCK, FOLLOWS = range(4)  # of several faults at once, the first kind is the cause
 COLLECTIVE = "step"  # activity in which a process waits for the others
-TICK = 0.1
+TICK = 0.05
 
 
 class Peer(Messages):
@@ -69,7 +69,7 @@ class Hub(threading.Thread):
         self._topics: dict[str, dict[int, str]] = {}
         self._given: dict[str, dict[int, dict[str, Any]]] = {}
         self._accused: list[tuple[int, float, int, int, str]] = []  # kind, when, process, exit code, why
-        self._stop = 0  # the signal
+        self._signal = 0  # the signal
         self._since_stuck: tuple[list[int], float] = ([], 0.0)
 
     def _register(self, connection: socket.socket) -> None:
@@ -249,16 +249,16 @@ class Hub(threading.Thread):
     # Stopping
 
     def _stopped(self, peer: Peer, number: int) -> None:
-        if self._stop:
+        if self._signal:
             return
-        self._stop = number
+        self._signal = number
         if self.listeners:  # those that have not come yet find nobody
             self._leave()
         else:
             self._say("polls")
 
     def _leave(self) -> None:
-        self._say("leave", 130 if self._stop == 2 else 75)
+        self._say("leave", 130 if self._signal == 2 else 75)
         self.ended = True
 
     def _polled(self, peer: Peer, polls: int, ready: bool) -> None:
@@ -266,7 +266,7 @@ class Hub(threading.Thread):
         said = [each.polls for each in self.came.values() if each.polls]
         if len(said) == self.count:
             if all(ready for _, ready in said):
-                self._say("at", max(polls for polls, _ in said) + 1, self._stop)
+                self._say("at", max(polls for polls, _ in said) + 1, self._signal)
             else:
                 self._leave()
 

@@ -85,6 +85,7 @@ def _meet(world: World, job: JobConfig) -> tuple[str, str]:
     else:
         connection = _connect(world, arrival)
     _line = Line(connection, world.index, world.count, heartbeat)
+    _line.patience = job.shutdown_timeout
     if world.index == 0:
         _line.others_gone = hub.others_gone
     _line.start()
@@ -177,8 +178,8 @@ def _end_all_on_exceptions(made: Line) -> None:
 
     def end(kind: type[BaseException], error: BaseException | None, trace: Any) -> None:
         stopped = issubclass(kind, KeyboardInterrupt)
-        if made.fail(130 if stopped else 1, kind.__name__, issubclass(kind, jax.errors.JaxRuntimeError)):
-            traceback.print_exception(kind, error, trace)
+        made.fail(130 if stopped else 1, kind.__name__, issubclass(kind, jax.errors.JaxRuntimeError))
+        traceback.print_exception(kind, error, trace)
         leave(130 if stopped else 1)
 
     sys.excepthook = end

@@ -25,9 +25,9 @@ from typing import Any, Protocol
 
 from t5x_like.core.errors import UserError
 
-GATHER = 0.3  # seconds in which process 0 hears of other faults, before it says which one was the cause
-LAST = 0.25  # seconds by which the one at fault waits for the others, so that what it prints comes last
-LEAST = 1.5  # seconds by which process 0 waits for all others: where it goes first, jax's C++ ends them with a dump
+GATHER = 0.15  # seconds in which process 0 hears of other faults, before it says which one was the cause
+LAST = 0.1  # seconds by which the one at fault waits for the others, so that what it prints comes last
+OTHERS = 1.5  # seconds by which process 0 waits for all others: where it goes first, jax's C++ ends them with a dump
 
 
 class Fault(Exception):
@@ -114,6 +114,7 @@ class Line(threading.Thread):
       status: function of (number of polls, activity, seconds without progress, whether that is too long).
       record: function of an event and its values, for the run's ledger.
       stuck: function that prints where this process is.
+      patience: longest time that process 0 waits for the others at the end, in seconds.
       others_gone: in process 0, set once all others have ended.
     """
 
@@ -124,7 +125,7 @@ class Line(threading.Thread):
         self.status: Callable[[], tuple[int, str, float, bool]] = lambda: (0, "start", 0.0, False)
         self.record: Callable[..., None] = lambda event, **values: None
         self.stuck: Callable[[], None] = lambda: None
-        self.others_gone = threading.Event()
+        self.patience, self.others_gone = 60.0, threading.Event()
         self.waits = False  # for the others, which is no reason to be called stuck
         self.over = False  # the job has ended well
         self._facts: dict[str, Mapping[str, Any]] = {}
@@ -156,7 +157,7 @@ class Line(threading.Thread):
         """Has all processes stop at one point, by signal ``number``."""
         self.messages.send("stop", int(number))
 
-    def fail(self, code: int, what: str, follows: bool = False) -> bool:
+    def fail(self, code: int, what: str, follows: bool = False) -> None:
         """Has all processes end with ``code``; returns once they have, if this process is the one to say why. Another
         process's fault ends this one here.
 
@@ -166,19 +167,18 @@ class Line(threading.Thread):
           follows: whether it may be nothing but what the fault of another process leads to.
         """
         if self.over:
-            return True
+            return
         self._failing, self._follows = threading.Event(), follows
         self.messages.send("fault", code, what, follows)
         self._failing.wait(GATHER + 2.0)
-        self.others_gone.wait(LAST if self.index else LEAST)
-        return True
+        self.others_gone.wait(LAST if self.index else OTHERS)
 
-    def close(self, code: int, seconds: float = 5.0) -> None:
-        """Tells the others that this process ends well; process 0 waits until they do too."""
+    def close(self, code: int) -> None:
+        """Tells the others that this process ends well; process 0 waits until they do too, for ``patience``."""
         self.over = True
         self.messages.send("bye", code)
         if self.index == 0:
-            self.join(seconds)
+            self.join(self.patience)
 
     # The thread
 
@@ -231,7 +231,7 @@ class Line(threading.Thread):
             if self.index == 0:
                 self.record("stop", message="before the first step")
                 print("stopped before the first step: nothing to save", file=sys.stderr, flush=True)
-                self.others_gone.wait(LEAST)
+                self.others_gone.wait(OTHERS)
             leave(values[0])
         elif kind == "end":
             return self._end(*values)
@@ -250,7 +250,7 @@ class Line(threading.Thread):
             self.record("fault", kind=kind, message=why or f"process {culprits[0]} has failed", processes=culprits)
             if why:
                 print(f"error: {why}", file=sys.stderr, flush=True)
-            self.others_gone.wait(LEAST)
+            self.others_gone.wait(OTHERS)
         leave(code)
         return True
 

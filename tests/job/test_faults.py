@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_runs import ROOT, environment, run_file, saved_steps, tiny_run
+from tiny_runs import ROOT, environment, run_file, saved_steps, start, tiny_run
 
 from t5x_like.report.ledger import read_ledger
 
@@ -182,6 +182,21 @@ def test_a_long_phase_of_one_is_no_reason_to_end_those_that_wait_for_it(tmp_path
 # Joining
 
 
+def test_two_slices_of_two_tpu_hosts_are_one_job(tmp_path):
+    """The environment that GKE gives to the hosts of two slices, on CPUs of one machine."""
+    config, port = run_file(tiny_run("llama", "train.steps=2")), str(free_port())
+    command = [sys.executable, "-m", "t5x_like", "train", config, "--directory", str(tmp_path / "run")]
+    hosts = dict(
+        TPU_WORKER_HOSTNAMES="127.0.0.1,127.0.0.1", MEGASCALE_NUM_SLICES="2",
+        MEGASCALE_COORDINATOR_ADDRESS="127.0.0.1:8080", JAX_COORDINATOR_PORT=port, JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+    )  # fmt: skip
+    processes = [start(command, 1, **hosts, TPU_WORKER_ID=str(i % 2), MEGASCALE_SLICE_ID=str(i // 2)) for i in range(4)]
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, said
+    assert f"job: process 0 of 4, process 0 at 127.0.0.1:{port} (from TPU hosts: TPU_WORKER_HOSTNAMES" in said[0]
+    assert "4 x cpu in 4 processes" in said[0] and saved_steps(tmp_path / "run") == [2]
+
+
 def test_ranks_that_never_start_are_named_within_the_time(tmp_path):
     began = time.time()
     ended = run_job(tmp_path / "run", "job.initialization_timeout=4", count=4, only=(0, 2))
@@ -244,6 +259,19 @@ def test_where_there_is_nothing_to_save_all_leave_at_once(tmp_path, place, proce
     ended = run_job(tmp_path / "run", fault=dict(process=process, place=place, what=what))
     assert [each.code for each in ended] == [code, code], ended
     assert delay(ended) < 3 and not noise(ended) and not any("Traceback" in each.text for each in ended)
+
+
+@pytest.mark.parametrize(
+    "place, what, code",
+    [
+        ("t5x_like.train.data:prepare", "SIGTERM", 75),
+        ("t5x_like.train.run:compile_step", "SIGHUP", 75),
+        ("t5x_like.train.run:first_state", "SIGINT", 130),
+    ],
+)
+def test_so_does_one_process_alone(tmp_path, place, what, code):
+    (ended,) = run_job(tmp_path / "run", count=1, fault=dict(process=0, place=place, what=what))
+    assert ended.code == code and delay([ended]) < 3 and "Traceback" not in ended.text, ended
 
 
 @pytest.mark.parametrize(
