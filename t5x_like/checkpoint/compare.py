@@ -10,7 +10,9 @@ from t5x_like.core.errors import nearest, refuse
 SHOWN = 12  # names listed of each kind before the rest is only counted
 
 
-def compare(where: str, saved: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Any], partial: bool) -> None:
+def compare(
+    where: str, saved: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Any], partial: bool, shown: int = SHOWN
+) -> None:
     """Raises UserError unless every wanted array was saved with its shape and (not ``partial``) nothing else was.
 
     Args:
@@ -18,6 +20,7 @@ def compare(where: str, saved: Mapping[str, Mapping[str, Any]], wanted: Mapping[
       saved: path to ``{"shape": [...]}``.
       wanted: path to anything with a ``shape``.
       partial: whether the checkpoint may hold more arrays than wanted.
+      shown: largest number of names listed of each kind of difference.
     """
     missing = [path for path in wanted if path not in saved]
     unused = [path for path in saved if path not in wanted]
@@ -25,8 +28,8 @@ def compare(where: str, saved: Mapping[str, Mapping[str, Any]], wanted: Mapping[
     shapes = [path for path in wanted if path in saved and tuple(saved[path]["shape"]) != tuple(wanted[path].shape)]
     other = [f"{path}: {tuple(saved[path]['shape'])} in the checkpoint, {tuple(wanted[path].shape)} wanted"
              for path in shapes]  # fmt: skip
-    lines = _listed("not in the checkpoint", [f"{path}  {nearest(path, unused)}".rstrip() for path in missing])
-    lines += _listed("only in the checkpoint", extra) + _listed("of another shape", other)
+    lines = _listed("not in the checkpoint", [f"{path}  {nearest(path, unused)}".rstrip() for path in missing], shown)
+    lines += _listed("only in the checkpoint", extra, shown) + _listed("of another shape", other, shown)
     refuse(bool(lines), where, "\n".join(["is of another model or optimizer", *lines]),
            "a checkpoint of the same config", "the config.json beside the checkpoint, or a new run directory")
 
@@ -43,8 +46,8 @@ def without_optional(
     return one, other
 
 
-def _listed(title: str, lines: list[str]) -> list[str]:
+def _listed(title: str, lines: list[str], shown: int) -> list[str]:
     if not lines:
         return []
-    more = [f"    ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return [f"  {title} ({len(lines)}):", *(f"    {line}" for line in lines[:SHOWN]), *more]
+    more = [f"    ... and {len(lines) - shown} more"] if len(lines) > shown else []
+    return [f"  {title} ({len(lines)}):", *(f"    {line}" for line in lines[:shown]), *more]

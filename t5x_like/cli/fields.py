@@ -33,7 +33,10 @@ def fields_of(kind: type) -> dict[str, Field]:
     hints, said = type_hints(kind), meanings(kind)
     given = {name: _default(value) for name, value in defaults(kind).items()}
     names = init_fields(kind)
-    return {name: Field(name, describe_type(hints[name]), given.get(name, ""), said.get(name, "")) for name in names}
+    return {
+        name: Field(spelled_name(name), describe_type(hints[name]), given.get(name, ""), said.get(name, ""))
+        for name in names
+    }
 
 
 def meanings(kind: type) -> dict[str, str]:

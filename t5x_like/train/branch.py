@@ -38,7 +38,7 @@ def begun_from(
       before: the record of an earlier start that saved nothing: the same checkpoint is taken, not a later one.
 
     Raises:
-      UserError: no such run or checkpoint; it is damaged; it has other parameters, with every name up to a dozen.
+      UserError: no such run or checkpoint; it is damaged; it has other parameters, with every name.
     """
     parent, step = parse(run.start.from_)
     folder, step = Path(parent) / CHECKPOINTS, before["parent_step"] if before else step
@@ -86,7 +86,7 @@ def _template(run: Run, setup: Setup, placement: Placement, there: dict[str, Any
     wanted = {path: leaf for path, leaf in wanted.items() if path in there or path in own or path.startswith("opt")}
     saved = {path: {"shape": leaf.shape} for path, leaf in there.items() if path.split("/")[0] in kinds}
     try:
-        compare(f"start.from: {parent}", saved, wanted, partial=False)
+        compare(f"start.from: {parent}", saved, wanted, partial=False, shown=len(wanted) + len(saved))
     except UserError as error:
         suggestion = f"the model and optimizer of {parent}/config.json"
         raise UserError(error.where, error.got, "a run with the same parameters", suggestion) from None

@@ -100,10 +100,11 @@ def test_what_it_cannot_begin_from_is_refused(tmp_path, parent, capsys, start, m
 
 
 def test_every_name_that_does_not_fit_is_listed(tmp_path, parent, capsys):
-    assert branch(tmp_path / "new", parent, "model.d_model=24") == 2
-    error = capsys.readouterr().err
-    differ = [path for path in part(checkpoint(parent), "params") if "scale" not in path]
-    assert "of another shape" in error and all(path in error for path in differ)
+    what = ["model.d_model=24", "start.what=parameters+optimizer"]
+    assert branch(tmp_path / "new", parent, *what) == 2
+    error, arrays = capsys.readouterr().err, checkpoint(parent)
+    differ = [*part(arrays, "params"), *(path for path in part(arrays, "optimizer") if "count" not in path)]
+    assert "of another shape" in error and len(differ) > 30 and all(f"    {path}: " in error for path in differ)
 
 
 def test_no_code_of_the_other_run_is_run(tmp_path, parent):
