@@ -67,8 +67,8 @@ def measure(steps: int) -> dict[str, float]:
         setattr(loop.Loop, name, timed(name, getattr(loop.Loop, name)))
     batches = run.Feed.__iter__
 
-    def each(feed):
-        following = timed("next", batches(feed).__next__)
+    def each(self):
+        following = timed("next", batches(self).__next__)
         while True:
             try:
                 yield following()

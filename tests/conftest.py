@@ -20,7 +20,10 @@ os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # nothing is kep
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the oracle of tests/parity is built from configs, never fetched
 
 import jax  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
+settings.register_profile("shared", deadline=None)  # a machine that others use too stands still at times
+settings.load_profile("shared")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 

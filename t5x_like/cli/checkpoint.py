@@ -72,7 +72,7 @@ def _list(options: argparse.Namespace, directory: Path) -> int:
 
 def _verify(options: argparse.Namespace, directory: Path) -> int:
     from t5x_like.checkpoint.checkpoints import Checkpoints
-    from t5x_like.sharding.processes import check_devices
+    from t5x_like.job.join import check_devices
 
     check_devices()
     wrong = 0
@@ -141,7 +141,7 @@ def _average(options: argparse.Namespace, directory: Path) -> int:
     from t5x_like.checkpoint.average import average
     from t5x_like.checkpoint.checkpoints import Checkpoints
     from t5x_like.core.own_code import FOLDER
-    from t5x_like.sharding.processes import check_devices
+    from t5x_like.job.join import check_devices
     from t5x_like.train.directory import CHECKPOINTS, CONFIG
 
     refuse((options.steps is None) == (options.last is None), "average", "takes either --steps or --last")

@@ -22,10 +22,10 @@ from t5x_like.core.errors import refuse
 from t5x_like.core.ranges import PositiveInt
 from t5x_like.core.structure import structure
 from t5x_like.input_pipeline.batches.features import Batch as HostBatch
+from t5x_like.job.join import join_processes
 from t5x_like.models.transformer import Batch
 from t5x_like.report.metrics import read_metrics
 from t5x_like.sharding.mesh import Placement, use
-from t5x_like.sharding.processes import join_processes
 from t5x_like.train.branch import begun_from
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data

@@ -131,8 +131,8 @@ def write_table(found: list[Result]) -> None:
         if of:
             seconds = sorted(each.noticed for each in of if each.noticed is not None)
             noticed = f"{seconds[len(seconds) // 2]:.1f} s, {seconds[-1]:.1f} s" if seconds else ""
-            lost = max(each.lost for each in of)
-            lines.append(f"| {fault.name} | {fault.end.replace('_', ' ')} | {len(of)} | {noticed} | {lost} | {good(of)} |")
+            lost, end = max(each.lost for each in of), fault.end.replace("_", " ")
+            lines.append(f"| {fault.name} | {end} | {len(of)} | {noticed} | {lost} | {good(of)} |")
     lost = max(each.lost for each in found)
     lines += ["", f"{good(found)} of {len(found)} as they must; at most {lost} steps lost, a save every {EVERY}."]
     mark = "<!-- table -->"
