@@ -70,6 +70,16 @@ def script_of(job: jobs.Job, number: str, devices: str) -> str:
     return "\n".join([*lines, "export JAX_PROCESS_ID", 'exec "$@"'])
 
 
+def check_line(job: jobs.Job, cluster: str, topology: str) -> str:
+    """The command that finds what would stop a run, and compiles its step for the topology, before it is submitted."""
+    words = list(job.arguments)
+    if "--directory" in words:  # which is not here
+        at = words.index("--directory")
+        words[at : at + 2] = []
+    more = ["--cluster", cluster, *(["--topology", topology] if topology else [])]
+    return shlex.join([*job.program, "check", *words, *more])
+
+
 @dataclass(frozen=True)
 class State:
     """Of a submitted job.

@@ -27,7 +27,7 @@ from typing import Any
 
 import job as jobs
 import jobset_rules as rules
-from elsewhere import ENDS, State, folder_here, pairs, plan_of, script_of, states
+from elsewhere import ENDS, State, check_line, folder_here, pairs, plan_of, script_of, states
 from manifest import to_yaml
 from slices import CHIPS, Slice, slice_of
 
@@ -302,6 +302,10 @@ def main() -> int:
         file.write(to_yaml(made) + "\n")
     print(f"manifest: {path}")
     if not options.go:
+        gpus = f"gpu:{options.gpus * options.nodes}" if options.gpus else ""
+        slices = options.topology + f" x{options.slices}" * (options.slices > 1)
+        if job.command == "train":
+            print(f"where it is installed: {check_line(job, 'jobset', slices if options.topology else gpus)}")
         print(f"not submitted; --go does: {shlex.join(kubectl(options, 'apply', f'--filename={path}'))}")
         return 0
     submit(options, name, to_yaml(made) + "\n")

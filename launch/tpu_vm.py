@@ -27,7 +27,7 @@ import time
 from typing import Any
 
 import job as jobs
-from elsewhere import ENDS, State, folder_here, in_source, pairs, plan_of, script_of, states
+from elsewhere import ENDS, State, check_line, folder_here, in_source, pairs, plan_of, script_of, states
 from slices import CHIPS, Slice, slice_of
 
 PORT = 8476
@@ -313,6 +313,9 @@ def show(tpus: Tpus, job: jobs.Job, tpu: Slice) -> None:
     """Prints the command lines that bring a job to its start."""
     lines = [tpus.create(tpu), tpus.copy("SOURCE.tar.gz"), tpus.install(), tpus.address()]
     lines += [tpus.start(node, "ADDRESS") for node in range(tpus.options.slices)]
+    if job.command == "train":
+        topology = tpus.options.topology + f" x{tpus.options.slices}" * (tpus.options.slices > 1)
+        print(f"where it is installed: {check_line(job, 'tpu-vm', topology)}")
     print("not started; --go runs, each when the one before it has succeeded:")
     for words in lines:
         print("  " + shlex.join(words))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
@@ -223,12 +223,14 @@ LEAVES = st.none() | st.booleans() | st.integers() | st.text()
 JSONS = st.recursive(LEAVES, lambda each: st.lists(each) | st.dictionaries(st.text(max_size=80), each))
 
 
+@settings(max_examples=100, deadline=None)
 @given(JSONS)
 def test_any_value_survives_yaml(value):
     yaml = pytest.importorskip("yaml")
     assert yaml.safe_load(manifest.to_yaml(value)) == value
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_no_change_of_a_manifest_makes_a_traceback(data):
     """Any one value of a good manifest replaced by any other: problems or none, never an error of ours."""

@@ -56,6 +56,7 @@ def test_without_go_nothing_is_called_and_the_manifest_is_written(kubectl, tmp_p
     assert done.returncode == 0, done.stderr
     assert kubectl.calls == []
     assert "start or resume" in done.stdout and "not submitted" in done.stdout
+    assert "t5x-like check t5_sotu train.steps=100 --cluster jobset --topology v5e:4x4\n" in done.stdout
     written = (tmp_path / "runs/t5_sotu/launch/t5-sotu.yaml").read_text()
     assert "kueue.x-k8s.io/queue-name: tpus" in written and "namespace: ml" in written
 

@@ -169,6 +169,7 @@ def test_without_go_the_lines_are_shown_and_nothing_is_called(gcloud):
     done = launch(gcloud, *TRAIN)
     assert done.returncode == 0 and gcloud.calls == []
     assert "queued-resources create t5 --accelerator-type=v6e-16" in done.stdout and "process.sh" in done.stdout
+    assert "t5x-like check t5_sotu train.steps=100 --cluster tpu-vm --topology 'v6e:4x4 x2'\n" in done.stdout
 
 
 @pytest.mark.parametrize("words, said", [
