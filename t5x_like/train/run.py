@@ -204,7 +204,7 @@ def _tasks(opened: OpenedRun, directory: Path) -> dict[Evaluation, bool]:
 
 def _hooks(
     opened: OpenedRun, tasks: dict[Evaluation, bool], directory: Path, reporter: Reporter, console: Console,
-    clock: Clock, measured: Callable[[int, Values], None],
+    clock: Clock, measured: Callable[[int, Mapping[str, float]], None],
 ) -> list[Hook]:  # fmt: skip
     """Actions between steps, in order."""
     run, report = opened.run, opened.run.report
