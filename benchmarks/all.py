@@ -1,4 +1,4 @@
-"""The quick benchmarks one after the other, as ``make bench`` runs them: train step, attention, input,
+"""The quick benchmarks one after the other, as ``make bench`` runs them: train step, attention, input, checkpoints,
 installation.
 
     python benchmarks/all.py [--json FILE]
@@ -22,6 +22,7 @@ QUICK = (
     ("step.py", "--starts", "1", "--rounds", "9", "--steps", "1"),
     ("attention_cpu.py", "--rounds", "3", "--lengths", "256", "1024", "2048"),
     ("input.py", "--megabytes", "20", "--documents", "2e7", "--rounds", "3"),
+    ("checkpoint.py", "--rounds", "3"),
     ("install.py",),
 )
 

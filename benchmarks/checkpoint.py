@@ -1,6 +1,6 @@
 """Saving and restoring a state of 420 MB: against a copy of its files, Orbax alone, and another checkout.
 
-    python benchmarks/checkpoint.py [--megabytes 420] [--rounds 5] [--against TREE] [--json FILE]
+    python benchmarks/checkpoint.py [--megabytes 420] [--rounds 5] [--against TREE] [--smoke] [--json FILE]
 
 Every figure is a median over rounds in which all contenders take turns, each in a folder of its own; files are in the
 page cache for all. The state is 100 float32 matrices of random numbers, which hardly compress. With --against the
@@ -126,7 +126,10 @@ def main() -> int:
     parser.add_argument("--folder", metavar="DIR", help="where to write (default: the temporary folder)")
     parser.add_argument("--against", metavar="TREE", help="another checkout whose restore is measured in turn")
     parser.add_argument("--json", metavar="FILE", help="write the points to this file")
+    parser.add_argument("--smoke", action="store_true", help="4 MB, one round: shows that everything runs")
     options = parser.parse_args()
+    if options.smoke:
+        options.megabytes, options.rounds = 4, 1
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     sys.path.insert(0, str(HERE))
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

@@ -98,6 +98,7 @@ FIELDS = {
     "nothing between two commas": "optimizer.no_decay=scale,,bias",
     "an evaluation that is not there": "evaluations.3.name=mine",
     "an evaluation misspelled": "evaluations=Heldout",
+    "local saves to a relative folder": "checkpoint.local.directory=saves",
 }
 # What is wrong: (text of the run file, what stands there instead).
 FILES = {
@@ -121,6 +122,8 @@ COMMANDS = {
     "a run file that is not there": "train t5_sotuu",
     "a folder that is none of a run": "eval texts",
     "a checkpoint that is not there": "eval done --step 7",
+    "a checkpoint to keep that is not there": "checkpoint prune done --keep 7",
+    "an average of nothing": "checkpoint average done --last 1 --output mean",
     "nothing held out": "eval done",
     "another run in the folder": "train my_run.py --directory done train.seed=1",
     "no checkpoint as old as one goes back": "train done --rewind 9",

@@ -32,6 +32,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from typing import IO
 
 import job
@@ -221,6 +222,7 @@ class Local:
         self.work, self.options, self.gpus = work, options, names
         self.processes: list[subprocess.Popen[str]] = []
         self.told = 0  # signals to stop
+        self.identity = os.environ.get("T5X_LIKE_JOB") or uuid.uuid4().hex  # the same at each start
         self.deadline: float | None = None  # when to kill what still runs
         self.watcher, self.pipe = watch(options.grace)
         for number in STOPS:
@@ -240,7 +242,7 @@ class Local:
         read what it prints."""
         told = environment(index, self.options.processes, port, self.options.devices, self.gpus)
         new = subprocess.Popen(
-            self.work.words, env={**os.environ, "PYTHONUNBUFFERED": "1", **told}, start_new_session=True,
+            self.work.words, env={**os.environ, "PYTHONUNBUFFERED": "1", "T5X_LIKE_JOB": self.identity, **told}, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
         )  # fmt: skip
         self.processes.append(new)

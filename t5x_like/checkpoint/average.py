@@ -33,7 +33,7 @@ def average(checkpoints: Checkpoints, steps: Sequence[int], output: Path) -> dic
       UserError: fewer than two steps, one that is not there or damaged, of different models, or a folder in use.
     """
     steps = sorted(set(steps))
-    require(len(steps) > 1, "--steps", steps or "none", "two steps or more")
+    require(len(steps) > 1, "--steps", ", ".join(map(str, steps)) or "none", "two steps or more")
     arrays = {step: checkpoints.arrays(step) for step in steps}
     last = steps[-1]
     for step in steps:

@@ -26,7 +26,7 @@ from t5x_like.checkpoint import digests, folder
 from t5x_like.checkpoint.compare import compare, without_optional
 from t5x_like.checkpoint.config import CheckpointConfig
 from t5x_like.checkpoint.folder import Damaged, patiently, read_block, reason
-from t5x_like.checkpoint.job import Job
+from t5x_like.checkpoint.job import Job, require_shared
 from t5x_like.checkpoint.keep import FALLBACK, reasons
 from t5x_like.checkpoint.layout import LAYOUT, renamed
 from t5x_like.checkpoint.local import LocalSaves, token_of
@@ -84,7 +84,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             refuse(not self._directory.is_dir(), "checkpoints", got, "the folder of a trained run")
         else:
             make_writable(self._directory, "checkpoints")
-            _require_shared(self._directory, self._job)
+            require_shared(self._directory, self._job)
         self._latest: int | None = self._job.first(self._open)
         self._local: LocalSaves | None = None
         if self._config.local.directory and not read_only:
@@ -433,21 +433,3 @@ def _reading() -> Iterator[None]:
         raise  # out of memory, for one, is no fault of the checkpoint
     except Exception as error:  # see the docstring
         raise Damaged(f"cannot be read: {reason(error)}") from error
-
-
-def _require_shared(directory: Path, job: Job) -> None:
-    """Fails at once where Orbax would hang: processes that see different folders under one name."""
-    if job.count == 1:
-        return
-    probe = directory / job.first(lambda: _touch(directory / f".shared.{time.time_ns()}"))
-    seen = job.gather(int(probe.exists()))
-    if job.index == 0:
-        probe.unlink()
-    blind = ", ".join(str(process) for process, sees in enumerate(seen) if not sees)
-    refuse(bool(blind), "checkpoints", f"{directory} is not the same folder for processes {blind} and process 0",
-           "a folder that all processes share")
-
-
-def _touch(path: Path) -> str:
-    path.touch()
-    return path.name

@@ -9,13 +9,17 @@ import asyncio
 import dataclasses
 import itertools
 import json
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
+
+from t5x_like.core.errors import refuse
 
 T = TypeVar("T")
 SECONDS = 1800  # longest wait for the others: a process may read, and read again, its share of a checkpoint meanwhile
@@ -88,3 +92,21 @@ class Job:
         if self.count > 1:
             name = f"t5x_like checkpoints {next(_numbers)}"
             asyncio.run(ocp.multihost.sync_global_processes(name, operation_id="t5x_like", timeout=SECONDS))
+
+
+def require_shared(directory: Path, job: Job) -> None:
+    """Fails at once where Orbax would hang: processes that see different folders under one name."""
+    if job.count == 1:
+        return
+    probe = directory / job.first(lambda: _touch(directory / f".shared.{time.time_ns()}"))
+    seen = job.gather(int(probe.exists()))
+    if job.index == 0:
+        probe.unlink()
+    blind = ", ".join(str(process) for process, sees in enumerate(seen) if not sees)
+    refuse(bool(blind), "checkpoints", f"{directory} is not the same folder for processes {blind} and process 0",
+           "a folder that all processes share")
+
+
+def _touch(path: Path) -> str:
+    path.touch()
+    return path.name

@@ -161,7 +161,8 @@ def _array(path: str, leaf: jax.ShapeDtypeStruct, holders: Mapping[str, zipfile.
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     read: dict[str, np.ndarray] = {}
 
-    def shard(index: Any) -> np.ndarray:
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+        index = index or ()
         name = f"{path}@{_name(index, leaf.shape)}"
         if name not in read:
             if name not in holders:

@@ -99,8 +99,10 @@ def _read_plain(directory: Path, silent: bool = False) -> Any:
     if not _has_checkpoint(directory):
         raise problem
     from t5x_like.checkpoint.checkpoints import Checkpoints
+    from t5x_like.checkpoint.job import Job
 
-    with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
+    # Alone: this process may be the only one that could not read the file.
+    with Checkpoints(directory / CHECKPOINTS, read_only=True, job=Job()) as checkpoints:
         for step in reversed(checkpoints.steps()):
             with contextlib.suppress(UserError):  # damaged: the one before it has a config too
                 config = checkpoints.metadata(step)["config"]

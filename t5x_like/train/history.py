@@ -31,7 +31,7 @@ from t5x_like.train.config import Run
 from t5x_like.train.data import data_step
 
 HISTORY = "history.json"
-JOBS = ("T5X_LIKE_JOB", "SLURM_JOB_ID")  # set to the same by all starts of one submitted job
+JOBS = ("T5X_LIKE_JOB", "SLURM_JOB_ID", "SKYPILOT_TASK_ID")  # set to the same by all starts of one submitted job
 
 
 @dataclasses.dataclass(frozen=True)

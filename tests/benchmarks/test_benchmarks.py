@@ -65,6 +65,16 @@ def test_the_start_benchmark_ends_with_the_first_step_and_writes_every_point(tmp
 
 
 @pytest.mark.slow
+def test_the_checkpoint_benchmark_runs_and_writes_every_point(tmp_path):
+    by_name, _ = run(tmp_path, "checkpoint.py", "--against", str(BENCHMARKS.parent))
+    goals = {name: point["goal"] for name, point in by_name.items()}
+    assert goals["async save: seconds blocked / seconds of a save"] == "<= 0.1"
+    assert goals["restore with verification / Orbax's own, seconds"] == "<= 1.15"
+    assert goals["restore, CPU seconds, ours / the other checkout's"] == "<= 0.5"
+    assert all(point["figure"] > 0 for point in by_name.values())
+
+
+@pytest.mark.slow
 def test_the_attention_benchmark_shows_agreement_and_writes_every_point(tmp_path):
     by_name, _ = run(tmp_path, "attention_cpu.py")
     assert by_name["largest difference of results, forward + backward, causal, T 64"]["met"]
@@ -73,8 +83,8 @@ def test_the_attention_benchmark_shows_agreement_and_writes_every_point(tmp_path
 @pytest.mark.parametrize(
     "script",
     [
-        "step.py", "input.py", "install.py", "attention_cpu.py", "kernels_static.py", "kernels_gpu.py", "on_device.py",
-        "all.py",
+        "step.py", "input.py", "install.py", "checkpoint.py", "attention_cpu.py", "kernels_static.py", "kernels_gpu.py",
+        "on_device.py", "all.py",
     ],
 )  # fmt: skip
 def test_every_benchmark_says_how_it_is_run(script):
