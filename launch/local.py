@@ -242,8 +242,8 @@ class Local:
         read what it prints."""
         told = environment(index, self.options.processes, port, self.options.devices, self.gpus)
         new = subprocess.Popen(
-            self.work.words, env={**os.environ, "PYTHONUNBUFFERED": "1", "T5X_LIKE_JOB": self.identity, **told}, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+            self.work.words, env={**os.environ, "PYTHONUNBUFFERED": "1", "T5X_LIKE_JOB": self.identity, **told},
+            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
         )  # fmt: skip
         self.processes.append(new)
         print(f"+{new.pid}", file=self.pipe)

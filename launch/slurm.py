@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Submits a command of t5x-like to Slurm, as one job or as an array of them over values of fields.
 
-    python launch/slurm.py --nodes 2 --gpus 8 --time 24:00:00 train t5_1_1_base mesh.data=1 mesh.fsdp=-1          # shows the script
-    python launch/slurm.py --nodes 2 --gpus 8 --time 24:00:00 train t5_1_1_base mesh.data=1 mesh.fsdp=-1 --go     # submits it
+    python launch/slurm.py --nodes 2 --gpus 8 --time 24:00:00 train t5_1_1_base mesh.data=1 mesh.fsdp=-1      # shows
+    python launch/slurm.py --nodes 2 --gpus 8 --time 24:00:00 train t5_1_1_base mesh.data=1 mesh.fsdp=-1 --go
     python launch/slurm.py --sweep optimizer.learning_rate=1e-3,2e-3 train t5_sotu --go               # an array
     python launch/slurm.py follow t5_1_1_base                                                         # status, cancel
 
