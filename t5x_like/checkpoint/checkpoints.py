@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -427,9 +429,25 @@ class Checkpoints(contextlib.AbstractContextManager):
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
     """Whatever Orbax, TensorStore or the file system raise inside is ``Damaged``; there is no list of their errors."""
+    _say_nothing_of_other_reads()
     try:
         yield
     except (Damaged, jax.errors.JaxRuntimeError, MemoryError):
         raise  # out of memory, for one, is no fault of the checkpoint
     except Exception as error:  # see the docstring
         raise Damaged(f"cannot be read: {reason(error)}") from error
+
+
+@functools.cache
+def _say_nothing_of_other_reads() -> None:
+    """After the first read that fails Orbax closes its loop and leaves the others to themselves; each would print a
+    traceback or a warning, some time later."""
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
+    before = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if "Event loop is closed" not in str(found.exc_value):
+            before(found)
+
+    sys.unraisablehook = hook

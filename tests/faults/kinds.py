@@ -238,7 +238,7 @@ KINDS = (
     Fault("a flipped bit anywhere", "again", stopped_then_damaged(flip)),
     Fault("one failed read", "again", failed_read),
     Fault("disk full of own leftovers", "again", filled_by_leftovers),
-    Fault("disk full of others' files", "refused", filled_by_others, "could not be written", others_removed),
+    Fault("disk full of others' files", "refused", filled_by_others, "a folder with room left", others_removed),
     Fault("a directory that is not shared", "refused", unshared, "is not the same folder"),
     Fault("a second trainer", "goes_on", second_trainer),
     Fault("every checkpoint damaged", "refused", every_checkpoint_damaged, "damaged", whole_again),
