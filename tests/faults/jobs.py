@@ -58,10 +58,10 @@ class Job:
             "--grace", "60", "--", sys.executable, str(HERE / "rank.py"), "train", self.config,
             "--directory", str(self.directory), *WATCHED,
         ]  # fmt: skip
-        self.output = (self.folder / "output").open("a+")
-        self.launcher = subprocess.Popen(
-            command, env=environment, stdout=self.output, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
+        with (self.folder / "output").open("a") as output:
+            self.launcher = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            )
 
     def order(self, rank: int, step: int, do: str) -> None:
         """Has a rank fail by itself."""

@@ -54,7 +54,7 @@ def must_be_as_undisturbed(job: Job) -> None:
     state, stream = undisturbed(job.processes, job.devices)
     assert_same_bits(job.arrays(), state)
     assert job.stream() == stream, "another stream of batches"
-    assert job.lost() <= EVERY + 1, f"{job.lost()} steps lost"  # one step is on its way when the checkpoint is saved
+    assert job.lost() < 2 * EVERY, f"{job.lost()} steps lost"  # a save is written while the next steps are made
     assert not job.leftovers(), job.leftovers()
 
 

@@ -37,7 +37,10 @@ def test_every_event_is_in_its_place(folder):
              ("end", 4)]  # fmt: skip
     second = [("restore", 4), ("start", 4), ("data", 4), ("compile", 4), ("save", 6), ("evaluation", 6),
               ("save", 8), ("evaluation", 8), ("sample", 8), ("end", 8)]  # fmt: skip
-    assert told(folder) == [(n, *line) for n, lines in ((1, first), (2, second)) for line in lines]
+    expected = [(n, *line) for n, lines in ((1, first), (2, second)) for line in lines]
+    assert sorted(told(folder)) == sorted(expected)
+    without = lambda lines: [line for line in lines if line[1] != "save"]  # noqa: E731, which end in the background
+    assert without(told(folder)) == without(expected)
     by_event = {line["event"]: line for line in read_ledger(folder)}
     assert set(by_event["evaluation"]["values"]) >= {"loss", "targets"} and by_event["evaluation"]["name"] == "held_out"
     assert set(by_event["sample"]["text"]) == {"given", "model", "truth"}

@@ -72,12 +72,14 @@ def test_a_rewound_run_is_the_straight_one_that_passes_over_these_batches(
     command, before = ["train", config, "--directory", str(folder)], losses(folder)
     fed = record_batches(monkeypatch)
     assert main([*command, "--rewind", "3", "--skip", "2"]) == 0
-    assert "going back from step 10 to the checkpoint of step 6; from step 7 on batches 7:9" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "going back from step 10 to the checkpoint of step 6; from step 7 on batches 7:9" in said.out
+    assert all(f"left behind by --rewind; it is renamed to {step}.aside-1" in said.err for step in (8, 10))
     assert len(fed) == 4
     assert_same_bits(checkpoint(folder), checkpoint(straight))
     assert rows(folder) == rows(straight)
-    aside = {path.name for path in (folder / "checkpoints").glob("*.aside-*")}
-    assert aside == {"8.aside-1", "10.aside-1"} and saved_steps(folder) == [2, 4, 6, 8, 10]
+    aside = {path.name for path in (folder / "checkpoints").glob("*.aside-*")}  # gone with the checkpoint of step 10
+    assert not aside and saved_steps(folder) == [2, 4, 6, 8, 10]
 
     # recorded, and marked
     assert changes(read_metrics(folder)) == {6: ["data.skip", "rewind"]}
