@@ -285,7 +285,8 @@ def read_lines(path: str) -> list[dict[str, Any]]:
 
 def read_starts(directory: str) -> list[dict[str, Any]]:
     """The starts that a run's ledger records, one of each attempt, in order."""
-    folder, found = os.path.join(directory, "ledger"), read_lines(os.path.join(directory, "starts.jsonl"))
+    folder = os.path.join(directory, "ledger")
+    found: list[dict[str, Any]] = []
     with contextlib.suppress(OSError):
         for name in sorted(os.listdir(folder)):
             if re.search(r"-0+\.jsonl$", name):  # process 0
