@@ -16,7 +16,8 @@ from types import ModuleType
 import pytest
 from tiny_runs import run_file, saved_steps, tiny_run
 
-from t5x_like.cli.main import main, parser
+from t5x_like.cli.arguments import parser
+from t5x_like.cli.main import main
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 LAUNCHERS = sorted(LAUNCH.glob("*.py"))
