@@ -4,6 +4,7 @@
     code/              copies of the user's own files that define classes of it (core.own_code)
     ledger/            one line per event (report.ledger); of a start with versions, devices and config
     metrics.jsonl      metrics; also tensorboard/
+    .training          while one runs: its process, host, and since when
     checkpoints/       one folder per saved step, each with the config that it was trained with
     curves.png         drawn when the run ends
     profile/           profiles, and report.html, the page of t5x-like report, where they were asked for
@@ -18,6 +19,7 @@ import os
 import platform
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from t5x_like.train.config import Run, why_free
 HARMLESS = (
     "report.", "checkpoint.", "job.", "data.cache", "data.prepare_processes", "data.read_threads", "data.prefetch",
 )  # fmt: skip
-CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+CONFIG, CHECKPOINTS, TRAINING = "config.json", "checkpoints", ".training"
 PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "array-record", "sentencepiece", "numpy")
 
 
@@ -144,7 +146,8 @@ def _refuse_address(directory: str | Path) -> None:
 def locked(directory: str | Path, first: bool = True, agree: Callable[[bool], bool] = bool) -> Iterator[Path]:
     """Makes the folder and keeps it for one training on this machine; leaves no empty folder behind.
 
-    The lock is the operating system's on the folder itself: a process that is killed frees it.
+    The lock is the operating system's on the folder itself: a process that is killed frees it. ``TRAINING`` says to
+    others who holds it.
 
     Args:
       directory: the run's folder.
@@ -162,14 +165,27 @@ def locked(directory: str | Path, first: bool = True, agree: Callable[[bool], bo
     descriptor, free = os.open(directory, os.O_RDONLY), False
     try:
         free = agree(not first or _lock(descriptor))
-        refuse(not free, str(directory), "another training is running in this folder", "one training in a folder",
-               f"another folder (--directory {directory}-2), or wait for its end")
+        refuse(not free, str(directory), f"another training is running in this folder{_holder(directory)}",
+               "one training in a folder", f"another folder (--directory {directory}-2), or wait for its end")
+        if first:
+            holder = f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
+            with contextlib.suppress(OSError):  # a full disk: told when something matters
+                write_atomically(directory / TRAINING, f"{holder}\n")
         yield directory
     finally:
+        if first and free:
+            (directory / TRAINING).unlink(missing_ok=True)
         for path in (directory / CHECKPOINTS, *made) * free:  # where it is not, they are those of the other training
             with contextlib.suppress(OSError):  # not empty, so not of a start that failed
                 path.rmdir()
         os.close(descriptor)  # last, so that nobody takes a folder that is about to go
+
+
+def _holder(directory: Path) -> str:
+    """Who holds the lock, in words; empty where it does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        return f": {(directory / TRAINING).read_text(encoding='utf-8').strip()}"
+    return ""
 
 
 def _lock(descriptor: int) -> bool:

@@ -3,6 +3,7 @@ folder behind."""
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 
@@ -31,14 +32,15 @@ def test_a_second_training_is_refused_and_a_killed_one_is_not_in_the_way(tmp_pat
     try:
         assert other.stdout is not None and other.stdout.readline() == "locked\n"
         assert main(command) == 2
-        assert f"{folder}: another training is running in this folder" in capsys.readouterr().err
-        assert folder.is_dir() and not digests(folder)
+        who = f"process {other.pid} on {platform.node()} since 20"
+        assert f"{folder}: another training is running in this folder: {who}" in capsys.readouterr().err
+        assert set(digests(folder)) == {".training"}
         (folder / "checkpoints").mkdir()  # of the other training, which has saved nothing yet
         assert main(command) == 2 and (folder / "checkpoints").is_dir()
     finally:
         other.kill()
         other.communicate()
-    assert main(command) == 0
+    assert main(command) == 0 and not (folder / ".training").exists()
     with locked(folder), pytest.raises(UserError, match="another training"):
         with locked(folder):
             pass
