@@ -133,8 +133,9 @@ def test_one_that_is_stuck_is_named_with_its_stack(tmp_path):
     assert "time.sleep(600)  # the planted line" in ended[1].text
     assert delay(ended) < 12 and not noise(ended) and "stack" not in ended[0].text + ended[2].text
     assert "Timeout" not in "".join(each.text for each in ended)  # faulthandler's net behind
-    (fault,) = read_ledger(tmp_path / "run", "fault", process=0)  # another may see the connection end first
-    assert fault["kind"] == "stuck" and fault["processes"] == [1] and "process 1 (" in fault["message"]
+    faults = read_ledger(tmp_path / "run", "fault")  # what waits may see its connection end, too
+    (fault,) = [each for each in faults if each["kind"] == "stuck"]
+    assert fault["processes"] == [1] and "process 1 (" in fault["message"]
 
 
 def test_one_that_keeps_python_from_running_is_noticed_too(tmp_path):

@@ -66,7 +66,7 @@ def pods(manifest: dict[str, Any], port: int, joined_by: str) -> list[tuple[list
 def test_two_slices_of_two_hosts_train_what_one_process_trains(tmp_path, joined_by):
     if joined_by == "GKE":
         pytest.importorskip("t5x_like.job.cluster", reason="this version reads JAX_ variables only")
-    config = run_file(tiny_run("llama", "train.steps=4", "train.batch_size=16", "mesh.fsdp=4"))
+    config = run_file(tiny_run("llama", "train.steps=4", "mesh.fsdp=4", "mesh.tensor=2"))
     parser = jobset.parser()
     words = ["--topology", "v5e:2x4", "--slices", "2", "--image", "x", "--claim", f"runs:{tmp_path}", "--",
              sys.executable, "-m", "t5x_like", "train", config, "--directory", str(tmp_path / "two")]  # fmt: skip
