@@ -76,7 +76,7 @@ def on_claim(job: jobs.Job, mount: str) -> jobs.Job:
 
 
 def escaped(word: str) -> str:
-    """A word of a command, of which Kubernetes makes this word: it replaces $(NAME), and $$ by $."""
+    """A word of a command, escaped for Kubernetes, which replaces $(NAME), and $$ by $."""
     return re.sub(r"\$(?=[$(])", "$$", word)
 
 

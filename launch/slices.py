@@ -58,7 +58,7 @@ def slice_of(topology: str, per_host: int = 0) -> Slice:
       per_host: chips of each host; 0: 4, or all of a slice of fewer.
 
     Raises:
-      ValueError: no such chip, no such topology, or no host has so many of its chips.
+      ValueError: no such chip, no such topology, or more chips a host than hosts have.
     """
     kind, _, sides = topology.partition(":")
     if kind not in CHIPS:

@@ -196,7 +196,7 @@ def queued(number: str) -> list[list[str]]:
 
 
 def last_words(number: str) -> str:
-    """How a job that has left the queue ended, as far as Slurm still knows."""
+    """How a job that has left the queue ended; Slurm forgets it after some minutes."""
     try:
         found = job.outside(["scontrol", "show", "job", number])
     except job.OutsideError as error:
@@ -231,7 +231,7 @@ def submit(options: argparse.Namespace, work: job.Job, text: str) -> str:
     except job.OutsideError:
         os.unlink(path)
         if made:
-            os.removedirs(os.path.dirname(path))  # as far as they are empty
+            os.removedirs(os.path.dirname(path))  # those that are empty
         raise
     log = os.path.join(work.folder, "launch", f"slurm-{number}" + ("_0.log" if options.sweep else ".log"))
     job.remember(work, "slurm", number=number, log=log, directory=work.directory)

@@ -77,7 +77,7 @@ def program(case: Case) -> Said:
     arguments = case.state, abstract_batch(placement, case.run)
     try:
         found = compile_ahead(compile_step(case.setup, placement), arguments, device)
-    except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
+    except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:  # what compilers and lowering raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError("program", f"does not compile for {device.device_kind}: {reason[:300]}") from error
     kinds = f"{in_bytes(found.arguments)} of state and batch, {in_bytes(found.temporaries)} beside it"

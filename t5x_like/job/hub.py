@@ -81,7 +81,7 @@ class Hub(threading.Thread):
                 peer = key.data
                 if peer is None:
                     with contextlib.suppress(OSError):
-                        self._register(key.fileobj.accept()[0])  # type: ignore[union-attr]
+                        self._register(key.fileobj.accept()[0])  # type: ignore[union-attr]  # ours are sockets
                     continue
                 try:
                     for kind, *values in peer.read():
@@ -91,7 +91,7 @@ class Hub(threading.Thread):
                     self._gone(peer)
             self._tick()
         for key in list(self.select.get_map().values()):
-            key.fileobj.close()  # type: ignore[union-attr]
+            key.fileobj.close()  # type: ignore[union-attr]  # ours are sockets
         self.select.close()
 
     def _say(self, *message: Any) -> None:
@@ -105,7 +105,7 @@ class Hub(threading.Thread):
             "polls": self._polled, "fault": self._fault, "bye": self._bye,
         }  # fmt: skip
         if kind == "alive" and peer.index >= 0:
-            peer.status = tuple(values)  # type: ignore[assignment]
+            peer.status = tuple(values)  # type: ignore[assignment]  # JSON: of the types that `status` gives
         elif kind in hear and (peer.index >= 0 or kind == "hello"):
             hear[kind](peer, *values)
 

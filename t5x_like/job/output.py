@@ -63,7 +63,7 @@ def keep_stdout_to_python() -> None:
     except (OSError, ValueError):  # not a file: captured by a test or a notebook
         return
     sys.stdout.flush()
-    sys.stdout = _opened(os.dup(1), NAMES[1], sys.stdout)  # type: ignore[arg-type]
+    sys.stdout = _opened(os.dup(1), NAMES[1], sys.stdout)  # type: ignore[arg-type]  # has a fileno
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.close(silent)

@@ -34,7 +34,7 @@ class Asked(contextlib.AbstractContextManager):
 
     def __exit__(self, *exception: object) -> None:
         if self._previous is not None:
-            signal.signal(signal.SIGUSR1, self._previous)  # type: ignore[arg-type]
+            signal.signal(signal.SIGUSR1, self._previous)  # type: ignore[arg-type]  # as it was given
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
         self.now = True

@@ -84,7 +84,7 @@ def main() -> int:
             raise OSError(5, "Input/output error")
         return load(*args, **kwargs)
 
-    run.Feed = lambda placement, reader, *more: feed(placement, watched(reader), *more)  # type: ignore[misc]
+    run.Feed = lambda placement, reader, *more: feed(placement, watched(reader), *more)  # type: ignore[misc]  # a stand-in
     run.compile_step = compile_step
     checkpoints.ocp.load = read_once_wrong
     if asked(None, "port in use"):
