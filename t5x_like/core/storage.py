@@ -1,0 +1,347 @@
+"""Folders on a disk and in a bucket: files read, written, created, listed and removed by name.
+
+    place("/runs/t5").write("config.json", data)          place("gs://bucket/runs/t5").read("config.json")
+
+A bucket is reached by TensorStore's drivers ``gcs`` and ``s3``, which retry what passes by itself (a cut connection,
+503, too many requests). Knows nothing of what the files hold. TensorStore is imported when an address is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from t5x_like.core.errors import UserError, refuse
+from t5x_like.core.paths import write_atomically
+
+T = TypeVar("T")
+DRIVERS = {"gs": "gcs", "s3": "s3"}
+ALLOWED = "a folder on a disk, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"
+ABSENT = b"\x02"  # what TensorStore calls the generation of an object that is not there
+PROBE = 20.0  # seconds within which a bucket that cannot be used is named
+ANSWER = 120.0  # seconds for one request of a small file, its retries included
+RETRIES = {"max_retries": 8, "initial_delay": "250ms", "max_delay": "16s"}  # about 45 s: a bucket's usual hiccup
+PROBE_RETRIES = {"max_retries": 4, "initial_delay": "250ms", "max_delay": "2s"}
+WAITS = (0.2, 1.0)  # seconds before a file of a disk that could not be read is read again: network disks err at times
+
+
+def is_address(text: str | Path) -> bool:
+    """Whether a text is an address such as ``gs://bucket/folder``, supported or not, and no path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(text)) is not None
+
+
+class Place:
+    """A folder. Names are relative, with ``/`` between folder and file; an empty name is the folder itself.
+
+    Every method but ``read`` raises ``OSError`` where the storage refuses or does not answer.
+    """
+
+    def read(self, name: str) -> bytes:
+        """The content of a file. Raises FileNotFoundError if there is none, OSError if it cannot be read."""
+        raise NotImplementedError
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes a file, whole or not at all; folders are made."""
+        raise NotImplementedError
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Writes a file only if there is none: of several that try at once exactly one does. ``data`` should be unlike
+        that of any other caller: what is there with equal data counts as created here, since an answer may be lost."""
+        raise NotImplementedError
+
+    def files(self, under: str = "") -> list[str]:
+        """Names of all files below a folder, relative to it, sorted; none where there is no such folder."""
+        raise NotImplementedError
+
+    def children(self, under: str = "") -> list[str]:
+        """Names of files and folders directly in a folder, sorted. In a bucket this lists all that is below."""
+        return sorted({name.split("/")[0] for name in self.files(under)})
+
+    def remove(self, name: str) -> None:
+        """Removes a file, or all that is below a folder; nothing where there is neither."""
+        raise NotImplementedError
+
+    def at(self, name: str) -> Place:
+        """The folder of a name within."""
+        raise NotImplementedError
+
+    def spec(self, name: str = "") -> dict[str, Any]:
+        """The folder as JSON of a TensorStore key-value store; its path ends in ``/``."""
+        raise NotImplementedError
+
+    def copy_tree(self, source: str, target: str) -> None:
+        """Copies all files below a folder to another, one after the other."""
+        for name in self.files(source):
+            self.write(f"{target}/{name}", self.read(f"{source}/{name}"))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Disk(Place):
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def read(self, name: str) -> bytes:
+        try:
+            return _waited((self.path / name).read_bytes)
+        except NotADirectoryError as error:
+            raise FileNotFoundError(*error.args) from None
+
+    def write(self, name: str, data: bytes) -> None:
+        try:
+            write_atomically(self.path / name, data)
+        except UserError as error:
+            raise OSError(str(error).splitlines()[0]) from error
+
+    def create(self, name: str, data: bytes) -> bool:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        try:
+            temporary.write_bytes(data)
+            with contextlib.suppress(FileExistsError):
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    raise
+                except OSError:  # a file system without links
+                    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+                    os.replace(temporary, path)
+                return True
+            with contextlib.suppress(OSError):
+                return path.read_bytes() == data  # the answer to the link was lost, as NFS may
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def files(self, under: str = "") -> list[str]:
+        top = self.path / under
+        found = (Path(folder, name) for folder, _, names in os.walk(top) for name in names)
+        return sorted(path.relative_to(top).as_posix() for path in found)
+
+    def children(self, under: str = "") -> list[str]:
+        try:
+            return sorted(os.listdir(self.path / under))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def remove(self, name: str) -> None:
+        path = self.path / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def copy_tree(self, source: str, target: str) -> None:
+        if (self.path / source).is_dir():
+            shutil.copytree(self.path / source, self.path / target, dirs_exist_ok=True)
+
+    def at(self, name: str) -> Place:
+        return _Disk(self.path / name)
+
+    def spec(self, name: str = "") -> dict[str, Any]:
+        return {"driver": "file", "path": f"{(self.path / name).absolute()}/"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bucket(Place):
+    scheme: str
+    bucket: str
+    path: str  # empty, or ends in "/"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.bucket}/{self.path}".rstrip("/")
+
+    def read(self, name: str) -> bytes:
+        with self._errors(name):
+            found = self._store.read(name).result(timeout=ANSWER)
+        if found.state == "missing":
+            raise FileNotFoundError(f"there is no {self}/{name}")
+        return found.value
+
+    def write(self, name: str, data: bytes) -> None:
+        with self._errors(name):
+            self._store.write(name, data).result(timeout=_patience(data))
+
+    def create(self, name: str, data: bytes) -> bool:
+        with self._errors(name):
+            made = self._store.write(name, data, if_equal=ABSENT).result(timeout=_patience(data)).generation
+        if made:
+            return True
+        with contextlib.suppress(FileNotFoundError):  # written by an attempt whose answer was lost?
+            return self.read(name) == data
+        return False
+
+    def files(self, under: str = "") -> list[str]:
+        top = f"{under.strip('/')}/" if under.strip("/") else ""
+        with self._errors(under):
+            keys = self._store.list(_below(top), strip_prefix_length=len(top.encode())).result(timeout=ANSWER)
+        return sorted(key.decode() for key in keys)
+
+    def remove(self, name: str) -> None:
+        with self._errors(name):
+            if name:
+                self._store.write(name, None).result(timeout=ANSWER)
+            self._store.delete_range(_below(f"{name}/" if name else "")).result(timeout=ANSWER)
+
+    def at(self, name: str) -> Place:
+        return dataclasses.replace(self, path=f"{self.path}{name.strip('/')}/" if name.strip("/") else self.path)
+
+    def spec(self, name: str = "") -> dict[str, Any]:
+        return _spec(self.scheme, self.bucket, f"{self.path}{name.strip('/')}/" if name.strip("/") else self.path)
+
+    @functools.cached_property
+    def _store(self) -> Any:
+        return _open(self.spec())
+
+    @contextlib.contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        """What TensorStore raises, as ``OSError`` with the object's address."""
+        try:
+            yield
+        except TimeoutError:
+            raise OSError(f"{self}/{name}: no answer within {ANSWER:.0f} s") from None
+        except ValueError as error:
+            raise OSError(f"{self}/{name}: {_reason(error)}") from error
+
+
+def place(where: str | Path, field: str = "directory") -> Place:
+    """The folder at a path or an address; a bucket is asked whether it is there and may be read. Makes nothing.
+
+    Args:
+      where: a path, ``gs://BUCKET/FOLDER`` or ``s3://BUCKET/FOLDER``.
+      field: name of what was given, for the error.
+
+    Raises:
+      UserError: an address of another kind, without a bucket, or of a bucket that is not there or refuses.
+    """
+    if not is_address(where):
+        return _Disk(Path(where))
+    scheme, _, rest = str(where).partition(":")
+    refuse(scheme not in DRIVERS, field, f"{where}: there is no support for {scheme}://", ALLOWED,
+           "a bucket mounted as a folder: /mnt/bucket/run" if scheme not in ("http", "https", "hf") else "")
+    bucket, _, folder = rest.removeprefix("//").partition("/")
+    refuse(not rest.startswith("//") or not bucket, field, f"{where} names no bucket", f"{scheme}://BUCKET/FOLDER")
+    folder = "/".join(part for part in folder.split("/") if part)
+    found = _Bucket(scheme, bucket, f"{folder}/" if folder else "")
+    try:
+        store = _open(found.spec() | {f"{DRIVERS[scheme]}_request_retries": PROBE_RETRIES})
+        store.list(_below(".t5x_like-probe/")).result(timeout=PROBE)  # a read takes a missing bucket for a missing file
+    except TimeoutError:
+        raise UserError(field, f"{where}: no answer within {PROBE:.0f} s", _known(scheme)) from None
+    except ValueError as error:
+        raise UserError(field, f"{where} cannot be read: {_reason(error)}", f"{ALLOWED}, in a bucket that is there and "
+                        "may be read", _known(scheme)) from error
+    return found
+
+
+def _known(scheme: str) -> str:
+    """What the environment says of a kind of storage, without secrets."""
+    if scheme == "gs":
+        endpoint = os.environ.get("STORAGE_EMULATOR_HOST") or "Google"
+        return f"credentials of {endpoint}: gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS"
+    kind, endpoint = _s3_credentials()["type"], _s3_endpoint() or "Amazon"
+    return (f"the environment: endpoint {endpoint}, credentials {kind} (AWS_ENDPOINT_URL_S3, AWS_REGION, "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE)")  # fmt: skip
+
+
+def _open(spec: dict[str, Any]) -> Any:
+    # A server that takes a request and never answers would hold it for ever.
+    os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", "10")
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "30")
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
+    if spec["driver"] == "gcs" and (host := os.environ.get("STORAGE_EMULATOR_HOST")):
+        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", host if "://" in host else f"http://{host}")
+        os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "emulator")
+    import tensorstore as ts
+
+    return ts.KvStore.open(spec).result()
+
+
+def _spec(scheme: str, bucket: str, path: str) -> dict[str, Any]:
+    driver = DRIVERS[scheme]
+    spec = {"driver": driver, "bucket": bucket, "path": path, f"{driver}_request_retries": RETRIES}
+    if scheme == "s3":
+        spec["aws_credentials"] = _s3_credentials()
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        if endpoint := _s3_endpoint():
+            spec["endpoint"] = endpoint
+            spec["aws_region"] = region or "us-east-1"  # Amazon alone can be asked for a bucket's region
+        elif region:
+            spec["aws_region"] = region
+    return spec
+
+
+def _s3_endpoint() -> str:
+    return (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "").rstrip("/")
+
+
+def _s3_credentials() -> dict[str, str]:
+    """Where TensorStore finds the keys. Its own chain prints a line for each place that has none, so only a place that
+    has some is named; without any the bucket is read as anyone may."""
+    environment: Mapping[str, str] = os.environ
+    if environment.get("AWS_ACCESS_KEY_ID") and environment.get("AWS_SECRET_ACCESS_KEY"):
+        return {"type": "environment"}
+    if environment.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
+        return {"type": "default"}
+    if any(environment.get(f"AWS_CONTAINER_CREDENTIALS_{kind}_URI") for kind in ("RELATIVE", "FULL")):
+        return {"type": "ecs"}
+    profile = environment.get("AWS_PROFILE") or "default"
+    files = {
+        "config_file": environment.get("AWS_CONFIG_FILE") or os.path.expanduser("~/.aws/config"),
+        "credentials_file": environment.get("AWS_SHARED_CREDENTIALS_FILE") or os.path.expanduser("~/.aws/credentials"),
+    }
+    found = {name: path if os.path.isfile(path) else os.devnull for name, path in files.items()}
+    if set(found.values()) != {os.devnull}:
+        texts = [Path(path).read_text(errors="replace") for path in found.values()]
+        special = any(word in text for text in texts for word in ("credential_process", "sso_"))
+        return {"type": "default", "profile": profile} if special else {"type": "profile", "profile": profile, **found}
+    return {"type": "imds" if _on_ec2() else "anonymous"}
+
+
+def _on_ec2() -> bool:
+    """Whether this machine says that it is one of Amazon's, whose metadata service may have keys."""
+    if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
+        return False
+    with contextlib.suppress(OSError):
+        return "Amazon" in Path("/sys/class/dmi/id/sys_vendor").read_text()
+    return False
+
+
+def _below(prefix: str) -> Any:
+    """The range of all keys that begin with a prefix, which is empty or ends in ``/``."""
+    import tensorstore as ts
+
+    return ts.KvStore.KeyRange(prefix, f"{prefix[:-1]}0" if prefix else "")  # "0" is the character after "/"
+
+
+def _patience(data: bytes) -> float:
+    return ANSWER + len(data) / 1e6  # 1 MB/s at least
+
+
+def _reason(error: Exception) -> str:
+    """The cause in TensorStore's error, without the server's answer in full."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0].split(" [")[0]
+    return first if len(first) <= 300 else first[:300] + "..."
+
+
+def _waited(read: Callable[[], T]) -> T:
+    """``read()``, called again after each of ``WAITS`` while it raises an OSError that may pass."""
+    for seconds in WAITS:
+        try:
+            return read()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
+            raise
+        except OSError:
+            time.sleep(seconds)
+    return read()
