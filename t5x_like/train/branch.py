@@ -74,7 +74,7 @@ def parse(text: str) -> tuple[str, int | None]:
 
 def digest(tree: Any) -> str:
     """A digest of the bits of all arrays, whatever mesh they lie on."""
-    found = digests.fetch(digests.dispatch(flatten(tree)))
+    found = digests.of(flatten(tree))
     return hashlib.sha256(json.dumps(sorted(found.items())).encode()).hexdigest()
 
 

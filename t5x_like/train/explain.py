@@ -136,7 +136,7 @@ def explain_step(
         if proof and after is not None:
             for _ in range(step, after):
                 state, _ = train(state, next(feed))
-            saved, found = checkpoints.digests(after), digests.fetch(digests.dispatch(flatten(state)))
+            saved, found = checkpoints.digests(after), digests.of(flatten(state))
             common = [path for path in saved if path in found]  # all but counts that its version did not have
             same = all(saved[path] == found[path] for path in common)
             proofs.append((f"all arrays of the checkpoint of step {after:,}", same))
