@@ -16,6 +16,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from t5x_like.core.storage import Place
 
 STATE = "state"
 FILE = 2**26  # bytes of chunks that are gathered before they are written to a file
+THREADS = 4  # that copy to host memory: one does not fill the memory bus
 AT_ONCE = 2**31  # bytes that are read at a time, unless one array is larger
 LIMITS = {"cache_pool#nodes": {"total_bytes_limit": 10**8}, "file_io_concurrency": {"limit": 64}}
 
@@ -59,7 +61,9 @@ def pieces(arrays: Mapping[str, jax.Array], process: int) -> list[Piece]:
                 shard = shard[tuple(slice(c - a, d - a) for (a, _), (c, d) in zip(whole, piece, strict=True))]
             shard.copy_to_host_async()
             found.append((Piece(path, array.shape, ours.chunk, piece, np.empty(0)), shard))
-    return [dataclasses.replace(piece, data=_copied(shard)) for piece, shard in found]
+    with ThreadPoolExecutor(THREADS, "copies") as pool:
+        copied = pool.map(_copied, [shard for _, shard in found])
+        return [dataclasses.replace(piece, data=data) for (piece, _), data in zip(found, copied, strict=True)]
 
 
 def _copied(shard: jax.Array) -> np.ndarray:
@@ -159,13 +163,24 @@ def read(place: Place, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, 
                 raise ValueError(f"{path} is {store.dtype.name}{list(store.shape)}, not {leaf.dtype}{list(leaf.shape)}")
             indices = leaf.sharding.addressable_devices_indices_map(leaf.shape)
             reads[path] = {device: bounds(index, leaf.shape) for device, index in indices.items()}
-        parts = {(path, index): stores[path].result()[_slices(index)].read()
+        parts = {(path, index): _aligned([end - start for start, end in index], wanted[path].dtype)
                  for path in group for index in dict.fromkeys(reads[path].values())}  # fmt: skip
+        filled = [ts.array(part).write(stores[path].result()[_slices(index)]) for (path, index), part in parts.items()]
+        for each in filled:
+            each.result()
         for path in group:
-            on = [jax.device_put(parts[path, index].result(), device) for device, index in reads[path].items()]
+            on = [jax.device_put(parts[path, index], device, may_alias=True) for device, index in reads[path].items()]
             leaf = wanted[path]
             found[path] = jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, on)
     return found
+
+
+def _aligned(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """Memory that JAX's CPU device uses as it is; it copies what does not begin at a multiple of 64 bytes."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    whole = np.empty(size + 64, np.uint8)
+    start = -whole.ctypes.data % 64
+    return whole[start : start + size].view(dtype).reshape(shape)
 
 
 def _groups(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:
