@@ -27,7 +27,7 @@ from t5x_like.checkpoint.parts import Index, bounds, held, split
 from t5x_like.core.storage import Place
 
 STATE = "state"
-FILE = 2**26  # bytes of chunks that are gathered before they are written to a file
+FILES, FILE = 8, (2**26, 2**30)  # number of a process's files, as far as their bytes are in this range
 THREADS = 4  # that copy to host memory: one does not fill the memory bus
 AT_ONCE = 2**31  # bytes that are read at a time, unless one array is larger
 LIMITS = {"cache_pool#nodes": {"total_bytes_limit": 10**8}, "file_io_concurrency": {"limit": 64}}
@@ -79,7 +79,8 @@ def write(place: Place, own: Sequence[Piece], process: int, compress: bool) -> N
     """
     folder, context = f"{STATE}/ocdbt.process_{process}", ts.Context(LIMITS)
     codecs = [{"name": "bytes"}, *[{"name": "zstd", "configuration": {"level": 1}}] * compress, {"name": "crc32c"}]
-    database = {**_database(place.spec(folder)), "target_data_file_size": FILE}
+    size = sorted((sum(piece.data.nbytes for piece in own) // FILES, *FILE))[1]  # so much is gathered before it is written
+    database = {**_database(place.spec(folder)), "target_data_file_size": size}
     stores: dict[str, tuple[Any, Piece]] = {}
     for piece in own:
         grid = {"name": "regular", "configuration": {"chunk_shape": piece.chunk}}
@@ -162,7 +163,7 @@ def read(place: Place, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, 
             if store.shape != leaf.shape or store.dtype.numpy_dtype != leaf.dtype:
                 raise ValueError(f"{path} is {store.dtype.name}{list(store.shape)}, not {leaf.dtype}{list(leaf.shape)}")
             indices = leaf.sharding.addressable_devices_indices_map(leaf.shape)
-            reads[path] = {device: bounds(index, leaf.shape) for device, index in indices.items()}
+            reads[path] = {device: bounds(index or (), leaf.shape) for device, index in indices.items()}
         parts = {(path, index): _aligned([end - start for start, end in index], wanted[path].dtype)
                  for path in group for index in dict.fromkeys(reads[path].values())}  # fmt: skip
         filled = [ts.array(part).write(stores[path].result()[_slices(index)]) for (path, index), part in parts.items()]

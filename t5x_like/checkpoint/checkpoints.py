@@ -21,7 +21,7 @@ from t5x_like.arrays.trees import Tree, flatten
 from t5x_like.checkpoint import arrays as stored
 from t5x_like.checkpoint import digests
 from t5x_like.checkpoint.config import CheckpointConfig
-from t5x_like.checkpoint.folder import SLACK, Damaged, metadata_of, reason
+from t5x_like.checkpoint.folder import SLACK, TEMPORARY, Damaged, metadata_of, reason
 from t5x_like.checkpoint.job import SECONDS, Job, require_shared
 from t5x_like.checkpoint.keep import FALLBACK, reasons
 from t5x_like.checkpoint.layout import LAYOUT
@@ -244,6 +244,7 @@ class Checkpoints(Reader, contextlib.AbstractContextManager):
         short of room."""
         there = self.steps()
         self._rename([each for each in there if each >= step], "is not of the resumed run")
+        self.folder.remove(f"{step}{TEMPORARY}")  # of a save that failed
         there = {*(each for each in there if each < step), self._latest, step}
         self._measured = {old: values for old, values in self._measured.items() if old in there}
         needed = int(size * SLACK)

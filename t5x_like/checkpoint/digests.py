@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from t5x_like.checkpoint.job import Job
 from t5x_like.checkpoint.parts import Index, bounds, held
@@ -108,7 +108,7 @@ def _parts(array: jax.Array, found: jax.Array) -> dict[Index, np.ndarray]:
     if not isinstance(array.sharding, NamedSharding):
         return {index: np.asarray(found) for index in held(array.sharding, array.shape)}
     of = {shard.device: np.asarray(shard.data)[0] for shard in found.addressable_shards}
-    return {bounds(index, array.shape): of[device]
+    return {bounds(index or (), array.shape): of[device]
             for device, index in array.sharding.addressable_devices_indices_map(array.shape).items()}  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def _program(sharding: jax.sharding.Sharding) -> Callable[[jax.Array], jax.Array
 
     def whole(array: jax.Array) -> jax.Array:
         def part(block: jax.Array) -> jax.Array:
-            start = [_index(mesh, axes) * size for axes, size in zip(spec, block.shape, strict=False)]
+            start = [_index(axes) * size for axes, size in zip(spec, block.shape, strict=False)]
             return digest(block, start, array.shape)[None]
 
         out = PartitionSpec(mesh.axis_names)
@@ -139,7 +139,7 @@ def _program(sharding: jax.sharding.Sharding) -> Callable[[jax.Array], jax.Array
     return jax.jit(whole)
 
 
-def _index(mesh: Mesh, axes: str | Sequence[str] | None) -> Any:
+def _index(axes: str | Sequence[str] | None) -> Any:
     """Which of the parts along a dimension that is split over ``axes`` a device has."""
     names = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
     return jax.lax.axis_index(names).astype(jnp.uint32) if names else 0

@@ -111,7 +111,7 @@ class Folder:
         if self.path is None:
             name = name.removesuffix(TEMPORARY)  # as ``_names`` has added it
             self.place.remove(f"{name}/{METADATA}")
-            self.place.remove(f"{name}/")
+            self.place.remove(name)
             return
         path = self.path / name
         if not path.is_dir():
@@ -196,11 +196,12 @@ class Folder:
 
         def read() -> list[str]:
             try:
-                names = self.place.children()
-                if self.path is None:
-                    torn = {name for name in names if name.isdigit() and not self.place.at(name).exists(METADATA)}
-                    names = [f"{name}{TEMPORARY}" if name in torn else name for name in names]
-                return names
+                if self.path:
+                    return self.place.children()
+                files = set(self.place.files())
+                names = {name.split("/")[0] for name in files}
+                torn = {name for name in names if name.isdigit() and f"{name}/{METADATA}" not in files}
+                return [f"{name}{TEMPORARY}" if name in torn else name for name in sorted(names)]
             except FileNotFoundError:
                 return []
             except OSError as error:

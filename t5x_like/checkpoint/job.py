@@ -1,11 +1,10 @@
-"""Agreement between the processes of a job, with a limit on how long they wait. Must not know checkpoints.
+"""Agreement between the processes of a job about a checkpoint. Must not know checkpoints.
 
 ``Job`` is all that the rest of this room knows of other processes, so that a stand-in can play any number of them.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import itertools
 import json
@@ -19,9 +18,10 @@ from jax.experimental import multihost_utils
 
 from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.storage import Place
+from t5x_like.job.join import line
 
 T = TypeVar("T")
-SECONDS = 1800  # longest wait for the others: a process may read, and read again, its share of a checkpoint meanwhile
+SECONDS = 1800  # longest wait for the others to write their share of a checkpoint
 _numbers = itertools.count()  # all processes make the same calls in the same order
 
 
@@ -29,8 +29,7 @@ _numbers = itertools.count()  # all processes make the same calls in the same or
 class Job:
     """The processes of this job and the index of this one. Every process must make the same calls in the same order.
 
-    Raises (all methods):
-      Exception: of jax, naming the processes that did not come within ``SECONDS``.
+    Processes that joined by ``job.join`` first meet there, where one that is lost or stuck is named.
     """
 
     count: int = 1
@@ -91,12 +90,9 @@ class Job:
         return found
 
     def meet(self) -> None:
-        """Returns when all processes are here."""
-        if self.count > 1:
-            from orbax.checkpoint import v1 as ocp  # jax has no meeting of processes with a limit in public
-
-            name = f"t5x_like checkpoints {next(_numbers)}"
-            asyncio.run(ocp.multihost.sync_global_processes(name, operation_id="t5x_like", timeout=SECONDS))
+        """Returns when all processes are here, so that none waits long in a collective of jax, which has limits."""
+        if self.count > 1 and (others := line()):
+            others.agree(f"checkpoints {next(_numbers)}", {})
 
 
 def require_shared(place: Place, job: Job) -> None:

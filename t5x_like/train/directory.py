@@ -36,7 +36,7 @@ HARMLESS = (
     "report.", "checkpoint.", "job.", "data.cache", "data.prepare_processes", "data.read_threads", "data.prefetch",
 )  # fmt: skip
 CONFIG, CHECKPOINTS, TRAINING = "config.json", "checkpoints", ".training"
-PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "array-record", "sentencepiece", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "tensorstore", "array-record", "sentencepiece", "numpy")
 
 
 def read_config(directory: Path) -> Run:

@@ -50,7 +50,7 @@ from t5x_like.train.step import compile_step
 from t5x_like.train.stopping import Stop
 from t5x_like.train.words import data_seen, devices, opening
 
-AGREED = ("t5x_like", "jax", "jaxlib", "orbax-checkpoint")  # whose versions must be equal in all processes
+AGREED = ("t5x_like", "jax", "jaxlib", "tensorstore")  # whose versions must be equal in all processes
 T = TypeVar("T", bool, int)
 
 

@@ -79,7 +79,7 @@ def test_what_a_run_leaves(finished):
     (start,) = read_starts(finished)
     assert start["step"] == 0 and start["devices"].endswith("cpu") and start["command"]
     assert start["versions"]["t5x_like"] == __version__
-    assert set(start["versions"]) >= {"jax", "orbax-checkpoint", "python"}
+    assert set(start["versions"]) >= {"jax", "tensorstore", "python"}
     assert sorted(losses(finished)) == [2, 4, 6] and sorted(rows(finished, "held_out")) == [4, 6]
     assert saved_steps(finished) == [3, 6]
     width, height = png_size(finished / "curves.png")
