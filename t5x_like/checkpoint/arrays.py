@@ -79,7 +79,7 @@ def write(place: Place, own: Sequence[Piece], process: int, compress: bool) -> N
     """
     folder, context = f"{STATE}/ocdbt.process_{process}", ts.Context(LIMITS)
     codecs = [{"name": "bytes"}, *[{"name": "zstd", "configuration": {"level": 1}}] * compress, {"name": "crc32c"}]
-    size = sorted((sum(piece.data.nbytes for piece in own) // FILES, *FILE))[1]  # so much is gathered before it is written
+    size = sorted((sum(piece.data.nbytes for piece in own) // FILES, *FILE))[1]  # gathered before it is written
     database = {**_database(place.spec(folder)), "target_data_file_size": size}
     stores: dict[str, tuple[Any, Piece]] = {}
     for piece in own:
