@@ -3,9 +3,10 @@
     python benchmarks/on_device.py [--json FILE] [--seconds N] [--parts NAME ...]
 
 Needs jax, flax, optax, tensorstore and this checkout, nothing else and no network; rows of PyTorch are left out where
-torch or transformers is missing. Each part runs in a process of its own with a time limit of its own (device_parts.py), and
-says its rows as it finds them: where a part fails or runs out of time, its other rows and those of all other parts are
-still in the JSON, which is written after each part, and in the table, which is printed at the end.
+torch or transformers is missing. Each part runs in a process of its own with a time limit of its own
+(device_parts.py), and says its rows as it finds them: where a part fails or runs out of time, its other rows and those
+of all other parts are still in the JSON, which is written after each part, and in the table, which is printed at the
+end.
 
 Kernels, in bfloat16: ours as ``backend="auto"`` chooses, against ``jax.nn.dot_product_attention`` by XLA and by cuDNN,
 causal, causal within segments, and with T5's bias; milliseconds of the forward pass and of forward with backward, and
