@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from faults.jobs import EVERY, STEPS, Job, damageable
+from faults.jobs import EVERY, STEPS, Job, beside, damageable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +76,18 @@ def first(job: Job, draw: random.Random) -> int:
     return job.ranks()[0]
 
 
+def every_rank(job: Job, draw: random.Random) -> float:
+    """As a cluster does that takes its nodes back; half the time it says so twice."""
+    job.start()
+    job.wait_for_steps(some_step(draw))
+    pids = list(job.ranks().values())
+    for _ in range(draw.choice((1, 2))):
+        for pid in pids:
+            happened = hit(job, pid, signal.SIGTERM)
+        time.sleep(draw.uniform(0.0, 0.5))
+    return happened
+
+
 def any_rank(job: Job, draw: random.Random) -> int:
     return draw.choice(list(job.ranks().values()))
 
@@ -107,7 +119,9 @@ def launcher_killed(job: Job, draw: random.Random) -> float:
     return hit(job, job.launcher.pid, signal.SIGKILL)
 
 
-def stopped_then_damaged(damage: Callable[[Path, random.Random], None]) -> Callable[[Job, random.Random], None]:
+def stopped_then_damaged(
+    damage: Callable[[Path, random.Random], None], files: Callable[[Path], list[Path]] = damageable
+) -> Callable[[Job, random.Random], None]:
     """The job is told to stop, and while it rests its latest checkpoint is damaged; an older one is good."""
 
     def inject(job: Job, draw: random.Random) -> None:
@@ -116,7 +130,7 @@ def stopped_then_damaged(damage: Callable[[Path, random.Random], None]) -> Calla
         assert job.launcher is not None
         hit(job, job.launcher.pid, signal.SIGTERM)
         assert job.wait() == 75, job.said
-        path = draw.choice(damageable(job.directory))
+        path = draw.choice(files(job.directory))
         damage(path, draw)
 
     return inject
@@ -223,6 +237,7 @@ SMALL_DISK = ("disk full of others' files", "disk full of own leftovers")
 
 KINDS = (
     Fault("SIGTERM to a rank", "goes_on", signalled(signal.SIGTERM, any_rank)),
+    Fault("SIGTERM to every rank", "goes_on", every_rank),
     Fault("SIGKILL of a worker", "goes_on", signalled(signal.SIGKILL, worker)),
     Fault("SIGKILL of process 0", "goes_on", signalled(signal.SIGKILL, first)),
     Fault("SIGSTOP of a rank", "goes_on", signalled(signal.SIGSTOP, any_rank)),
@@ -236,6 +251,7 @@ KINDS = (
     Fault("a deleted file", "again", stopped_then_damaged(delete)),
     Fault("a flipped bit in array data", "again", stopped_then_damaged(flip_array)),
     Fault("a flipped bit anywhere", "again", stopped_then_damaged(flip)),
+    Fault("a torn file beside the checkpoints", "again", stopped_then_damaged(truncate, beside)),
     Fault("one failed read", "again", failed_read),
     Fault("disk full of own leftovers", "again", filled_by_leftovers),
     Fault("disk full of others' files", "refused", filled_by_others, "a folder with room left", others_removed),

@@ -55,11 +55,11 @@ def fail(do: str | None) -> None:
 
 
 def main() -> int:
-    from t5x_like.checkpoint import checkpoints
+    from t5x_like.checkpoint import arrays
     from t5x_like.cli.main import main as cli
     from t5x_like.train import run
 
-    feed, compiling, load = run.Feed, run.compile_step, checkpoints.ocp.load
+    feed, compiling, read = run.Feed, run.compile_step, arrays.read
 
     def watched(reader):
         for step, rows in reader:
@@ -82,11 +82,11 @@ def main() -> int:
     def read_once_wrong(*args, **kwargs):
         if asked(None, "failed read"):
             raise OSError(5, "Input/output error")
-        return load(*args, **kwargs)
+        return read(*args, **kwargs)
 
     run.Feed = lambda placement, reader, *more: feed(placement, watched(reader), *more)  # type: ignore[misc]  # a stand-in
     run.compile_step = compile_step
-    checkpoints.ocp.load = read_once_wrong
+    arrays.read = read_once_wrong
     if asked(None, "port in use"):
         host, port = os.environ["JAX_COORDINATOR_ADDRESS"].split(":")
         holder = f"import socket, time; s = socket.create_server(({host!r}, {port})); print(flush=True); time.sleep(9)"
