@@ -17,6 +17,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from t5x_like.arrays.trees import Tree, flatten
 from t5x_like.checkpoint import arrays as stored
 from t5x_like.checkpoint import digests
@@ -125,7 +127,9 @@ class Checkpoints(Reader, contextlib.AbstractContextManager):
             raise ValueError("these checkpoints were opened read_only")
         if step in self._own:
             return False
-        began, arrays = time.perf_counter(), flatten(state)
+        # Many programs that wait for a step can take the threads that its own devices still need: XLA's CPU client then
+        # stands still, and ends the process after 40 s.
+        began, arrays = time.perf_counter(), flatten(jax.block_until_ready(state))
         dispatched = digests.dispatch(arrays)
         self.wait()
         size = sum(array.nbytes for array in arrays.values())
