@@ -56,7 +56,8 @@ class Place:
 
     def create(self, name: str, data: bytes) -> bool:
         """Writes a file only if there is none: of several that try at once exactly one does. ``data`` should be unlike
-        that of any other caller: what is there with equal data counts as created here, since an answer may be lost."""
+        that of any other caller: what is there with equal data, not empty, counts as created here, since an answer may
+        be lost."""
         raise NotImplementedError
 
     def files(self, under: str = "", without: Sequence[str] = ()) -> list[str]:
@@ -125,7 +126,7 @@ class _Disk(Place):
                     os.replace(temporary, path)
                 return True
             with contextlib.suppress(OSError):
-                return path.read_bytes() == data  # the answer to the link was lost, as NFS may
+                return bool(data) and path.read_bytes() == data  # the answer to the link was lost, as NFS may
             return False
         finally:
             temporary.unlink(missing_ok=True)
@@ -189,7 +190,7 @@ class _Bucket(Place):
         if made:
             return True
         with contextlib.suppress(FileNotFoundError):  # written by an attempt whose answer was lost?
-            return self.read(name) == data
+            return bool(data) and self.read(name) == data
         return False
 
     def files(self, under: str = "", without: Sequence[str] = ()) -> list[str]:
