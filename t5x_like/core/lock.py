@@ -30,7 +30,7 @@ from t5x_like.core.storage import Place
 LOCK = ".lock"
 JOBS = ("T5X_LIKE_JOB", "SLURM_JOB_ID", "SKYPILOT_TASK_ID")  # set to the same by all starts of one submitted job
 RENEWED = 10.0  # seconds between two signs of life, and at most until a second training is refused
-EXPIRES = 90.0  # longer than a bucket's usual hiccup (45 s) and than what a network disk's client shows of the past (60)
+EXPIRES = 90.0  # longer than a bucket's usual hiccup (45 s), and than a network disk's client shows the past (60 s)
 TRIES = 20  # times to take it against others that try at once
 
 
@@ -49,6 +49,20 @@ def machine() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{platform.node()} {boot} {os.stat('/proc/self/ns/pid').st_ino}"
     return platform.node()
+
+
+def this_process() -> dict[str, Any]:
+    """What tells this process from all others, as JSON."""
+    process = os.getpid()
+    return {"process": process, "started": _started(process), "host": platform.node(), "machine": machine(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}  # fmt: skip
+
+
+def lives(process: dict[str, Any]) -> bool | None:
+    """Whether a process lives, by its ``this_process``; None where it is of another machine."""
+    if process.get("machine") != machine():
+        return None
+    return bool(process.get("started")) and _started(int(process.get("process", 0))) == process["started"]
 
 
 def _started(process: int) -> str:
@@ -92,9 +106,7 @@ class Lock:
     ):  # fmt: skip
         self._folder, self._what, self._say = folder, what, say
         self._renewed, self._expires = renewed or RENEWED, expires or EXPIRES
-        self._mine = {"token": secrets.token_hex(8), "process": os.getpid(), "started": _started(os.getpid()),
-                      "job": job, "host": platform.node(), "machine": machine(),
-                      "since": time.strftime("%Y-%m-%d %H:%M:%S %z"), "renewals": 0}  # fmt: skip
+        self._mine: dict[str, Any] = {**this_process(), "token": secrets.token_hex(8), "job": job, "renewals": 0}
         self._number, self._heard = 0, _now()
         self._lost: Lost | None = None
         self._said = False
@@ -178,12 +190,12 @@ class Lock:
         if (held := self._read(number)) is None:
             return ""
         who = _words(held)
-        if held.get("machine") == self._mine["machine"]:
-            return who if _started(int(held.get("process", 0))) == held.get("started") else ""
+        if (living := lives(held)) is not None:
+            return who if living else ""
         if held.get("job") and held["job"] == self._mine["job"]:
             return ""
-        self._say(f"{self._folder}: {who} holds it, on another machine; waiting up to {self._expires:g} s for a sign of "
-                  "life")
+        self._say(f"{self._folder}: {who} holds it, on another machine; waiting up to {self._expires:g} s for a sign "
+                  "of life")
         until = time.monotonic() + self._expires
         while time.monotonic() < until:
             time.sleep(min(1.0, self._renewed / 4))
@@ -216,9 +228,9 @@ class Lock:
                     self._said = True
                     self._say(f"WARNING: the lock on {self._folder} cannot be renewed: {error}; it is tried again")
                 return
-            got = f"this {self._what} has lost the folder: another took it over after {self._silence():.0f} s of silence"
-            self._lost = Lost(str(self._folder), f"{got}{taken}", f"one {self._what} in a folder",
-                              "nothing: the other one goes on")  # fmt: skip
+            silent = f"another took it over after {self._silence():.0f} s of silence"
+            got = f"this {self._what} has lost the folder: {silent}{taken}"
+            self._lost = Lost(str(self._folder), got, f"one {self._what} in a folder", "nothing: the other one goes on")
 
     def _taker(self) -> str | None:
         """Who has taken over, in words; None: nobody."""

@@ -111,7 +111,12 @@ class _Disk(Place):
             raise OSError(str(error).splitlines()[0]) from error
 
     def create(self, name: str, data: bytes) -> bool:
-        path = self.path / name
+        try:
+            return self._create(self.path / name, data)
+        except FileNotFoundError:  # the folder was removed in between by one that left it empty
+            return self._create(self.path / name, data)
+
+    def _create(self, path: Path, data: bytes) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
         try:
@@ -119,7 +124,7 @@ class _Disk(Place):
             with contextlib.suppress(FileExistsError):
                 try:
                     os.link(temporary, path)
-                except FileExistsError:
+                except (FileExistsError, FileNotFoundError):
                     raise
                 except OSError:  # a file system without links
                     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))

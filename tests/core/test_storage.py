@@ -14,6 +14,8 @@ from tiny_runs import ROOT
 from t5x_like.core.errors import UserError
 from t5x_like.core.storage import is_address, make_writable, place
 
+FILE = "\naws_access_key_id=k\naws_secret_access_key=s\n"
+
 
 @pytest.fixture
 def bucket(monkeypatch):
@@ -112,13 +114,13 @@ def test_a_write_whose_answer_was_lost_counts_once(bucket):
 
 def test_a_refusal_is_told_with_the_objects_address(bucket):
     google().faults = [Fault("403", 9)]
-    for act in (bucket.files, lambda: bucket.read("a/b"), lambda: bucket.write("a/b", b""), lambda: bucket.create("a/b", b"")):
+    calls = (lambda: bucket.read("a/b"), lambda: bucket.write("a/b", b""), lambda: bucket.create("a/b", b""))
+    for act in (bucket.files, *calls):
         with pytest.raises(OSError, match=f"^{bucket}/.*: PERMISSION_DENIED"):
             act()
 
 
-@pytest.mark.parametrize("files", [{}, {"credentials": "[default]\naws_access_key_id=k\naws_secret_access_key=s\n"},
-                                   {"config": "[profile p]\naws_access_key_id=k\naws_secret_access_key=s\n"}])  # fmt: skip
+@pytest.mark.parametrize("files", [{}, {"credentials": f"[default]{FILE}"}, {"config": f"[profile p]{FILE}"}])
 def test_looking_for_keys_prints_nothing(files, tmp_path):
     """TensorStore's own search prints a line for each place without keys."""
     (tmp_path / ".aws").mkdir()
