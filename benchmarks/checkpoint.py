@@ -71,7 +71,7 @@ def measure(megabytes: int, rounds: int, folder: Path) -> dict[str, list[float]]
 
         note("save", timed(save)[0])
         checkpoints.close()
-        note("digest", timed(lambda: digests.fetch(digests.dispatch(state)))[0])
+        note("digest", timed(lambda: digests.of(state))[0])
         note("copy", timed(lambda: copy_files(where / "1", folder / "copy"))[0])  # noqa: B023
         note("bytes", sum(x.nbytes for x in state.values()))
         shutil.rmtree(folder / "copy")

@@ -11,15 +11,14 @@ import itertools
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from orbax.checkpoint import v1 as ocp
 
-from t5x_like.core.errors import refuse
+from t5x_like.core.errors import UserError, refuse
+from t5x_like.core.storage import Place
 
 T = TypeVar("T")
 SECONDS = 1800  # longest wait for the others: a process may read, and read again, its share of a checkpoint meanwhile
@@ -43,10 +42,14 @@ class Job:
 
     def gather(self, number: int) -> list[int]:
         """The number of each process, in order."""
+        return [int(each) for each in self.collect(np.int32(number).reshape(1)).ravel()]
+
+    def collect(self, numbers: np.ndarray) -> np.ndarray:
+        """The arrays of all processes, of one shape, along a new first axis."""
         if self.count == 1:
-            return [number]
+            return numbers[None]
         self.meet()
-        return [int(each) for each in np.ravel(multihost_utils.process_allgather(np.int32(number)))]
+        return np.asarray(multihost_utils.process_allgather(numbers)).reshape(self.count, *numbers.shape)
 
     def first(self, make: Callable[[], Any]) -> Any:
         """What ``make`` returns (JSON values) in the first process, which alone calls it; an error there is raised in
@@ -90,23 +93,30 @@ class Job:
     def meet(self) -> None:
         """Returns when all processes are here."""
         if self.count > 1:
+            from orbax.checkpoint import v1 as ocp  # jax has no meeting of processes with a limit in public
+
             name = f"t5x_like checkpoints {next(_numbers)}"
             asyncio.run(ocp.multihost.sync_global_processes(name, operation_id="t5x_like", timeout=SECONDS))
 
 
-def require_shared(directory: Path, job: Job) -> None:
-    """Fails at once where Orbax would hang: processes that see different folders under one name."""
-    if job.count == 1:
-        return
-    probe = directory / job.first(lambda: _touch(directory / f".shared.{time.time_ns()}"))
-    seen = job.gather(int(probe.exists()))
+def require_shared(place: Place, job: Job) -> None:
+    """Fails at once where processes see different folders under one name, or cannot write there.
+
+    Raises:
+      UserError: so it is.
+    """
+    name = job.first(lambda: _touch(place, f".shared.{time.time_ns()}"))
+    seen = job.gather(int(place.exists(name)))
     if job.index == 0:
-        probe.unlink()
+        place.remove(name)
     blind = ", ".join(str(process) for process, sees in enumerate(seen) if not sees)
-    refuse(bool(blind), "checkpoints", f"{directory} is not the same folder for processes {blind} and process 0",
+    refuse(bool(blind), "checkpoints", f"{place} is not the same folder for processes {blind} and process 0",
            "a folder that all processes share")
 
 
-def _touch(path: Path) -> str:
-    path.touch()
-    return path.name
+def _touch(place: Place, name: str) -> str:
+    try:
+        place.write(name, b"")
+    except OSError as error:
+        raise UserError("checkpoints", f"{place} cannot be written: {error}", "a folder that can be written") from error
+    return name

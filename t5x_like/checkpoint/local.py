@@ -29,19 +29,19 @@ from t5x_like.checkpoint.folder import SLACK, Damaged, free_bytes, patiently, re
 from t5x_like.checkpoint.job import Job
 from t5x_like.checkpoint.layout import LAYOUT
 from t5x_like.core.errors import UserError
-from t5x_like.core.paths import make_writable, write_atomically
+from t5x_like.core.paths import make_writable
+from t5x_like.core.storage import Place
 
 KEPT = 2  # saves of each process: a kill in a save may leave the newest with some processes only
 META = "t5x_like"  # entry of a file that is JSON
 
 
-def token_of(directory: Path) -> str:
+def token_of(place: Place) -> str:
     """The name of a run's local saves, drawn at the first call for its folder of checkpoints."""
-    path = directory / ".local"
-    with contextlib.suppress(OSError):
-        if re.fullmatch("[0-9a-f]{16}", found := path.read_text()):
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if re.fullmatch("[0-9a-f]{16}", found := place.read(".local").decode()):
             return found
-    write_atomically(path, drawn := secrets.token_hex(8))
+    place.write(".local", (drawn := secrets.token_hex(8)).encode())
     return drawn
 
 

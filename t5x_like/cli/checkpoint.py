@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from t5x_like.core.errors import refuse
+from t5x_like.core.storage import place
 from t5x_like.core.text import table
+
+if TYPE_CHECKING:
+    from t5x_like.checkpoint.folder import Folder
 
 
 def add_arguments(command: argparse.ArgumentParser, parents: Sequence[argparse.ArgumentParser]) -> None:
@@ -34,12 +37,13 @@ def add_arguments(command: argparse.ArgumentParser, parents: Sequence[argparse.A
 
 
 def checkpoint(options: argparse.Namespace) -> int:
-    from t5x_like.train.directory import CHECKPOINTS
+    from t5x_like.checkpoint.folder import Folder
+    from t5x_like.train.working import checkpoints_of
 
-    directory = Path(options.run) / CHECKPOINTS
-    refuse(not directory.is_dir(), "checkpoint", f"there is no folder {directory}", "the folder of a trained run")
+    found = Folder(checkpoints_of(options.run))
+    refuse(not found.exists(), "checkpoint", f"there is no folder {found}", "the folder of a trained run")
     actions = {"list": _list, "verify": _verify, "prune": _prune, "average": _average}
-    return actions[options.action](options, directory)
+    return actions[options.action](options, found)
 
 
 def _steps(text: str) -> list[int]:
@@ -49,39 +53,39 @@ def _steps(text: str) -> list[int]:
 def _rules(options: argparse.Namespace):
     from t5x_like.core.config import override
     from t5x_like.train.directory import read_config
+    from t5x_like.train.working import opened
 
-    return override(read_config(Path(options.run)), getattr(options, "assignments", [])).checkpoint
+    return override(read_config(opened(options.run)), getattr(options, "assignments", [])).checkpoint
 
 
-def _list(options: argparse.Namespace, directory: Path) -> int:
-    from t5x_like.checkpoint import folder
+def _list(options: argparse.Namespace, folder: Folder) -> int:
     from t5x_like.checkpoint.keep import reasons
 
-    saved, now = folder.saved_in(directory), time.time()
+    saved, now = folder.saved(), time.time()
     kept = reasons(saved, _rules(options), now)
     rows = [("step", "MB", "hours ago", "measured", "kept by")]
     for one in saved:
         values = ", ".join(f"{name} {value:.4g}" for name, value in one.values.items() if not name.endswith("targets"))
-        size = f"{folder.bytes_in(directory / str(one.step)) / 1e6:,.1f}"
+        size = f"{folder.bytes_in(str(one.step)) / 1e6:,.1f}"
         rows.append((f"{one.step:,}", size, f"{(now - one.time) / 3600:,.1f}", values, ", ".join(kept[one.step])))
     print("\n".join(table(rows, left=0)))
-    for path, text in _superfluous(directory):
-        print(f"{path.name}: {text}, {folder.bytes_in(path) / 1e6:,.1f} MB")
+    for name, text in _superfluous(folder):
+        print(f"{name}: {text}, {folder.bytes_in(name) / 1e6:,.1f} MB")
     return 0
 
 
-def _verify(options: argparse.Namespace, directory: Path) -> int:
+def _verify(options: argparse.Namespace, folder: Folder) -> int:
     from t5x_like.checkpoint.checkpoints import Checkpoints
     from t5x_like.job.join import check_devices
 
     check_devices()
     wrong = 0
-    with Checkpoints(directory, read_only=True) as checkpoints:
+    with Checkpoints(str(folder), read_only=True) as checkpoints:
         there = checkpoints.steps()
         steps = options.step or there
         missing = ", ".join(str(step) for step in steps if step not in there)
         refuse(not steps or bool(missing), "checkpoint", f"there is none {f'of step {missing} ' * bool(missing)}in "
-               f"{directory}", ", ".join(map(str, there)))
+               f"{folder}", ", ".join(map(str, there)))
         for step in steps:
             began = time.perf_counter()
             problem = checkpoints.verify(step)
@@ -92,13 +96,12 @@ def _verify(options: argparse.Namespace, directory: Path) -> int:
     return 0
 
 
-def _prune(options: argparse.Namespace, directory: Path) -> int:
-    from t5x_like.checkpoint import folder
+def _prune(options: argparse.Namespace, folder: Folder) -> int:
     from t5x_like.checkpoint.keep import reasons
     from t5x_like.train.directory import locked
 
-    def found() -> list[tuple[Path, str]]:
-        saved = folder.saved_in(directory)
+    def found() -> list[tuple[str, str]]:
+        saved = folder.saved()
         if options.keep is not None:
             steps = [one.step for one in saved]
             missing = ", ".join(map(str, sorted(set(options.keep) - set(steps))))
@@ -106,54 +109,49 @@ def _prune(options: argparse.Namespace, directory: Path) -> int:
             gone = [step for step in steps if step not in options.keep]
         else:
             gone = [step for step, why in reasons(saved, _rules(options), time.time()).items() if not why]
-        return [*((directory / str(step), "no rule keeps it") for step in gone), *_superfluous(directory)]
+        return [*((str(step), "no rule keeps it") for step in gone), *_superfluous(folder)]
 
     if not options.go:
-        return _show(found(), "would be deleted; --go deletes")
+        return _show(folder, found(), "would be deleted; --go deletes")
     with locked(options.run):  # no training is writing meanwhile
         rows = found()
-        code = _show(rows, "deleted")
-        for path, _ in rows:
-            folder.remove(path)
+        code = _show(folder, rows, "deleted")
+        for name, _ in rows:
+            folder.remove(name)
     return code
 
 
-def _show(rows: list[tuple[Path, str]], what: str) -> int:
-    from t5x_like.checkpoint.folder import bytes_in
-
+def _show(folder: Folder, rows: list[tuple[str, str]], what: str) -> int:
     size = 0
-    for path, why in rows:
-        size += (its := bytes_in(path))
-        print(f"{path.name}: {why}, {its / 1e6:,.1f} MB")
+    for name, why in rows:
+        size += (its := folder.bytes_in(name))
+        print(f"{name}: {why}, {its / 1e6:,.1f} MB")
     print(f"{len(rows)} {what}, {size / 1e6:,.1f} MB" if rows else "nothing to delete")
     return 0
 
 
-def _superfluous(directory: Path) -> list[tuple[Path, str]]:
-    from t5x_like.checkpoint import folder
-
+def _superfluous(folder: Folder) -> list[tuple[str, str]]:
     aside, torn = "set aside: of a past that the run has left", "left by a save or deletion that was not finished"
-    return [*((path, aside) for path in folder.aside_in(directory)),
-            *((path, torn) for path in folder.leftovers_in(directory))]  # fmt: skip
+    return [*((name, aside) for name in folder.aside()), *((name, torn) for name in folder.leftovers())]
 
 
-def _average(options: argparse.Namespace, directory: Path) -> int:
+def _average(options: argparse.Namespace, folder: Folder) -> int:
     from t5x_like.checkpoint.average import average
     from t5x_like.checkpoint.checkpoints import Checkpoints
     from t5x_like.core.own_code import FOLDER
     from t5x_like.job.join import check_devices
-    from t5x_like.train.directory import CHECKPOINTS, CONFIG
+    from t5x_like.train.directory import CONFIG
+    from t5x_like.train.working import checkpoints_of
 
     refuse((options.steps is None) == (options.last is None), "average", "takes either --steps or --last")
-    output, run = Path(options.output), Path(options.run)
-    refuse((output / CONFIG).exists(), "--output", f"{output} is the folder of a run", "a new folder")
+    output, run = place(options.output, "--output"), place(options.run)
+    refuse(output.exists(CONFIG), "--output", f"{output} is the folder of a run", "a new folder")
     check_devices()
-    with Checkpoints(directory, read_only=True) as checkpoints:
+    with Checkpoints(str(folder), read_only=True) as checkpoints:
         steps = options.steps or checkpoints.steps()[-options.last :]
-        metadata = average(checkpoints, steps, output / CHECKPOINTS)
-    if (run / FOLDER).is_dir():
-        shutil.copytree(run / FOLDER, output / FOLDER)
-    shutil.copy(run / CONFIG, output / CONFIG)
+        metadata = average(checkpoints, steps, checkpoints_of(options.output))
+    for name in [CONFIG, *(f"{FOLDER}/{file}" for file in run.files(FOLDER))]:
+        output.write(name, run.read(name))
     print(f"{output}: the mean of steps {', '.join(f'{step:,}' for step in metadata['averaged'])}, "
           f"as step {metadata['step']:,}")
     return 0

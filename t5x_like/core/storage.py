@@ -60,6 +60,19 @@ class Place:
         be lost."""
         raise NotImplementedError
 
+    @property
+    def disk(self) -> Path | None:
+        """The folder's path on a disk; None in a bucket."""
+        return None
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file."""
+        try:
+            self.read(name)
+        except FileNotFoundError:
+            return False
+        return True
+
     def files(self, under: str = "", without: Sequence[str] = ()) -> list[str]:
         """Names of all files below a folder, relative to it, sorted; none where there is no such folder.
 
@@ -97,6 +110,10 @@ class _Disk(Place):
 
     def __str__(self) -> str:
         return str(self.path)
+
+    @property
+    def disk(self) -> Path:
+        return self.path
 
     def read(self, name: str) -> bytes:
         try:

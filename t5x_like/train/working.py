@@ -26,9 +26,8 @@ from typing import Any
 
 from t5x_like.core.errors import UserError
 from t5x_like.core.lock import LOCK, lives, this_process
-from t5x_like.core.paths import write_atomically
+from t5x_like.core.paths import cache_folder, write_atomically
 from t5x_like.core.storage import Place, is_address, place
-from t5x_like.input_pipeline.config import local_cache_folder
 from t5x_like.report.ledger import LEDGER
 
 ADDRESS, CHECKPOINTS = ".address", "checkpoints"
@@ -40,10 +39,10 @@ PATIENCE = (0.0, 5.0, 15.0, 40.0, 60.0)  # seconds before each try to upload at 
 AT_ONCE = 16  # files under way
 
 
-def checkpoints_of(directory: Path) -> str | Path:
-    """Where the checkpoints of the run in a folder are: in it, or at the address that it belongs to."""
-    address = _belongs_to(directory)
-    return f"{address}/{CHECKPOINTS}" if address else directory / CHECKPOINTS
+def checkpoints_of(where: str | Path) -> str | Path:
+    """Where the checkpoints of the run in a folder are: in it, or at the address that it belongs to or is itself."""
+    address = str(where).rstrip("/") if is_address(where) else _belongs_to(Path(where))
+    return f"{address}/{CHECKPOINTS}" if address else Path(where) / CHECKPOINTS
 
 
 def shown(directory: Path) -> str:
@@ -123,7 +122,8 @@ class Working(contextlib.AbstractContextManager):
                 fetched += self._fetch_ledger()
         except OSError as error:
             shutil.rmtree(self.path, ignore_errors=True)
-            raise UserError("directory", f"{self._there} cannot be read: {error}", "a folder that can be read") from error
+            got = f"{self._there} cannot be read: {error}"
+            raise UserError("directory", got, "a folder that can be read") from error
         self._sent = {name: looks for name, looks in self._files() if name in fetched}
         self._thread.start()
         return self
@@ -192,12 +192,11 @@ class Working(contextlib.AbstractContextManager):
             for folder, folders, names in os.walk(top):
                 if Path(folder) == self.path:
                     folders[:] = [name for name in folders if name not in (CHECKPOINTS, "wandb")]
-                for name in names:
+                for path in (Path(folder, name) for name in names if not name.startswith(".")):
                     with contextlib.suppress(OSError):  # gone meanwhile
-                        if not name.startswith("."):
-                            path = Path(folder, name)
-                            found = path.stat()
-                            yield path.relative_to(self.path).as_posix(), (found.st_mtime_ns, found.st_size, found.st_ino)
+                        found = path.stat()
+                        looks = found.st_mtime_ns, found.st_size, found.st_ino
+                        yield path.relative_to(self.path).as_posix(), looks
 
     def _fetch_ledger(self) -> list[str]:
         """The ledger of the first process of each attempt; those of a thousand others are not even listed."""
@@ -224,7 +223,8 @@ class Working(contextlib.AbstractContextManager):
         except OSError as error:
             if not self._said:
                 self._said = True
-                self._say(f"WARNING: {error}; the run goes on, and what is missing in {self._there} is sent once it can be")
+                self._say(f"WARNING: {error}; the run goes on, and what is missing in {self._there} is sent once it "
+                          "can be")
 
     def _clean_up(self) -> None:
         """Removes folders of processes that were killed; the last lines of this run's ledgers are sent first."""
@@ -248,7 +248,7 @@ class Working(contextlib.AbstractContextManager):
 
 def _new_folder() -> Path:
     """A folder of this process alone in the user's cache, or with temporary files where there is no room for it."""
-    parent = local_cache_folder() / "runs"
+    parent = cache_folder() / "runs"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(dir=parent))

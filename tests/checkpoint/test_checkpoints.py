@@ -10,8 +10,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from t5x_like.arrays.trees import flatten, map_named
+from t5x_like.checkpoint import digests
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.checkpoint.config import CheckpointConfig
+from t5x_like.checkpoint.folder import metadata_of
 from t5x_like.core.errors import UserError
 
 DTYPES = {"float": "float32", "half": "bfloat16", "count": "int32", "mask": "bool", "bytes": "uint8"}
@@ -183,6 +185,35 @@ def test_a_checkpoint_of_another_program_is_told_apart(tmp_path):
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         with pytest.raises(UserError, match="not written by t5x_like"):
             checkpoints.restore({"x": jax.ShapeDtypeStruct((), jnp.int32)})
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_orbax_reads_what_is_saved(tmp_path, compress):
+    state = split(make_state(), mesh(4, 2))
+    with Checkpoints(tmp_path, CheckpointConfig(compress=compress)) as checkpoints:
+        checkpoints.save(3, state, {"position": 7})
+    assert_same_bits(ocp.load(tmp_path / "3", template(state)), state)
+    found = ocp.metadata(tmp_path / "3")
+    assert found.custom_metadata["t5x_like"]["user"] == {"position": 7, "step": 3}
+    assert {path: (leaf.shape, leaf.dtype) for path, leaf in flatten(found.metadata).items()} == {
+        path: (leaf.shape, leaf.dtype) for path, leaf in flatten(state).items()
+    }
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_what_orbax_has_saved_is_read(tmp_path, compress):
+    """The first checkpoints were written by Orbax itself, with our block."""
+    state, options = split(make_state(), mesh(4, 2)), ocp.Context()
+    arrays = {path: {"shape": list(x.shape), "dtype": str(x.dtype), "digest": digests.of({path: x})[path]}
+              for path, x in flatten(state).items()}  # fmt: skip
+    options.array.saving.use_compression = compress
+    with options:
+        block = metadata_of({"position": 7, "step": 3}, arrays, 1)["custom_metadata"]
+        ocp.save(tmp_path / "3", state, custom_metadata=block)
+    with Checkpoints(tmp_path) as checkpoints:
+        found, metadata = checkpoints.restore(template(split(state, mesh(8))))
+    assert metadata == {"position": 7, "step": 3}
+    assert_same_bits(found, state)
 
 
 def test_a_misspelt_part_gets_the_nearest_name(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import operator
 import os
 import shutil
@@ -18,13 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_like.checkpoint import checkpoints as module
+import t5x_like.checkpoint
+from t5x_like.checkpoint import arrays
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.checkpoint.folder import Damaged
 from t5x_like.core.errors import UserError
-
-# Orbax leaves coroutines of failed reads behind.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 TEMPLATE = {"a": jax.ShapeDtypeStruct((64, 64), jnp.float32), "b": jax.ShapeDtypeStruct((7,), jnp.bfloat16)}
 
@@ -36,8 +33,6 @@ def state(step: int) -> dict:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     monkeypatch.setattr("t5x_like.checkpoint.folder.WAITS", (0.0, 0.0))
-    yield
-    gc.collect()  # here, where what Orbax leaves behind is ignored, and not in some later test
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +71,7 @@ def test_undamaged(folder):
 
 
 def test_every_flipped_bit_is_caught(folder):
-    # Random floats hardly compress, so most of the file is raw data that the format's own checks do not cover.
-    by_digest = 0
+    caught = 0
     path = data_file(folder, 2)
     whole = path.read_bytes()
     numbers = np.random.default_rng(0)
@@ -87,24 +81,24 @@ def test_every_flipped_bit_is_caught(folder):
         # A bit that no array depends on (padding, an unused header field) may leave step 2 whole; `restored` has
         # compared the bits with what was saved in either case.
         assert step == 2 or "damaged checkpoints passed over" in said[0]
-        by_digest += bool(said) and "the bits of" in said[0]
-    assert by_digest
+        caught += bool(said)
+    assert caught > 6
     path.write_bytes(whole)
     assert restored(folder) == (2, [])
 
 
 def test_digests_catch_what_the_files_do_not(folder, monkeypatch):
     # One bit of one element, flipped between file and memory: no file format sees that.
-    load = Checkpoints._load
+    read = arrays.read
 
-    def flipped(self, step, template):
-        tree = load(self, step, template)
-        if step == 2:
-            bits = tree["a"].view(jnp.uint32)
-            tree["a"] = bits.at[5, 9].set(bits[5, 9] ^ 1).view(jnp.float32)
-        return tree
+    def flipped(place, wanted):
+        found = read(place, wanted)
+        if str(place).endswith("/2"):
+            bits = found["a"].view(jnp.uint32)
+            found["a"] = bits.at[5, 9].set(bits[5, 9] ^ 1).view(jnp.float32)
+        return found
 
-    monkeypatch.setattr(Checkpoints, "_load", flipped)
+    monkeypatch.setattr(arrays, "read", flipped)
     step, said = restored(folder)
     assert step == 1 and "step 2: the bits of a are not those that were saved" in said[0]
 
@@ -120,18 +114,18 @@ def test_truncated_or_missing_files(folder, damage):
     assert step == 1 and "step 2: cannot be read" in said[0]
 
 
-@pytest.mark.parametrize("what", ["Checkpoints._load", "read_block"])
+@pytest.mark.parametrize("what", ["arrays.read", "folder.read_block"])
 @pytest.mark.parametrize("times, step", [(2, 2), (3, 1)])
 def test_an_error_that_passes_does_not_cost_a_checkpoint(folder, monkeypatch, what, times, step):
     """Storage over a network fails for a moment: the same checkpoint is read again before it counts as damaged."""
-    read, failures = operator.attrgetter(what)(module), iter(range(times))
+    read, failures = operator.attrgetter(what)(t5x_like.checkpoint), iter(range(times))
 
-    def failing(*arguments):
-        if (2 in arguments or folder / "2" in arguments) and next(failures, None) is not None:
+    def failing(place, *arguments):
+        if str(place).endswith("/2") and next(failures, None) is not None:
             raise Damaged("cannot be read: Input/output error")
-        return read(*arguments)
+        return read(place, *arguments)
 
-    monkeypatch.setattr(f"t5x_like.checkpoint.checkpoints.{what}", failing)
+    monkeypatch.setattr(f"t5x_like.checkpoint.{what}", failing)
     found, said = restored(folder)
     assert found == step and bool(said) == (step == 1)
 

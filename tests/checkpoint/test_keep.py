@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from t5x_like.checkpoint import folder
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.checkpoint.config import CheckpointConfig
+from t5x_like.checkpoint.folder import MEASURED, METADATA, TEMPORARY, Folder
 from t5x_like.checkpoint.keep import Saved, best, reasons
 from t5x_like.core.errors import UserError
 
@@ -56,8 +56,8 @@ def test_files_follow_the_rules(tmp_path):
                 checkpoints.wait()
     with Checkpoints(tmp_path, config) as checkpoints:
         assert checkpoints.steps() == [20, 50]
-    assert folder.read_measured(tmp_path)[20] == {"train/loss": 9.0, LOSS: 3.0, "held_out/targets": 12.0}
-    (tmp_path / folder.MEASURED).write_text('{"20": {"held')  # torn: nothing is best, and nothing fails
+    assert Folder(tmp_path).measured()[20] == {"train/loss": 9.0, LOSS: 3.0, "held_out/targets": 12.0}
+    (tmp_path / MEASURED).write_text('{"20": {"held')  # torn: nothing is best, and nothing fails
     with Checkpoints(tmp_path, config) as checkpoints:
         checkpoints.save(60, {"x": jnp.int32(60)}, {})
         checkpoints.wait()
@@ -85,7 +85,7 @@ def test_a_damaged_newest_one_costs_no_good_one(tmp_path, monkeypatch):
     with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
         for step in (1, 3):
             checkpoints.save(step, {"x": jnp.int32(step)}, {})
-    (tmp_path / "3" / folder.METADATA).write_text("{")
+    (tmp_path / "3" / METADATA).write_text("{")
     said: list[str] = []
     with Checkpoints(tmp_path, config, say=said.append) as checkpoints:
         assert int(checkpoints.restore(template)[0]["x"]) == 1
@@ -104,7 +104,7 @@ def test_what_is_set_aside_is_bounded(tmp_path):
         (tmp_path / f"9.aside-{number}").mkdir()
         os.utime(tmp_path / f"9.aside-{number}", (number, number))
     (tmp_path / "4.aside-1").mkdir()
-    gone = [path.name for path in folder.superseded(tmp_path, 5)]
+    gone = Folder(tmp_path).superseded(5)
     assert gone == ["4.aside-1", "9.aside-1", "9.aside-2", "9.aside-3"]
 
 
@@ -128,7 +128,7 @@ def test_a_full_disk(small_disk: Path):
     with Checkpoints(directory, CheckpointConfig(), say=said.append) as checkpoints:
         checkpoints.save(1, big, {})
         checkpoints.wait()
-        left = directory / f"7{folder.TEMPORARY}-killed"
+        left = directory / f"7{TEMPORARY}-killed"
         left.mkdir()
         (left / "data").write_bytes(bytes(5 << 20))
         checkpoints.save(2, big, {})
@@ -138,7 +138,7 @@ def test_a_full_disk(small_disk: Path):
         other.write_bytes(bytes(3 << 20))
         with pytest.raises(UserError, match=r"(?s)step 3 needs 4\.3 MB in .* only [01]\.. MB are free.*from step 2"):
             checkpoints.save(3, big, {})
-        assert checkpoints.steps() == [1, 2] and not folder.leftovers_in(directory)
+        assert checkpoints.steps() == [1, 2] and not Folder(directory).leftovers()
         other.unlink()
         checkpoints.restore(template, step=1)
         checkpoints.restore(template)
