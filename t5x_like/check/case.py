@@ -17,6 +17,7 @@ from t5x_like.check.said import Said, shared
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.checkpoint.folder import Folder
 from t5x_like.core.errors import UserError
+from t5x_like.core.storage import is_address
 from t5x_like.input_pipeline.config import Corpus, corpora
 from t5x_like.input_pipeline.prepare.prepare import cache_path
 from t5x_like.input_pipeline.prepare.vocabulary import tokenizer_place
@@ -153,6 +154,8 @@ class Case:
     @once
     def latest(self) -> tuple[Mapping[str, Any], dict[str, Any]] | None:
         """(metadata, arrays) of the latest checkpoint; None where there is none."""
+        if is_address(self.directory):
+            _ = self.folder  # not known where that is refused
         there = checkpoints_of(self.directory)
         if not Folder(there).steps():
             return None

@@ -69,9 +69,10 @@ def free_bytes(path: Path) -> int:
 
 def checkpoint(case: Case) -> Said:
     """The run in the folder can resume with this config, from a checkpoint with its arrays, text and order."""
-    begun = is_address(case.directory) and case.latest is not None
-    directory = opened(case.directory) if begun else Path(case.directory)
-    if begun or not is_address(case.directory):
+    directory = Path(case.directory)
+    if is_address(case.directory) and case.latest is not None:
+        directory = opened(case.directory)
+    if directory.is_dir() or not is_address(case.directory):
         open_directory(directory, case.run, case.accept_changed)
     if (found := case.latest) is None:
         return Said("none yet: the run starts from the beginning")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 from t5x_like.core.errors import UserError
+from t5x_like.core.storage import is_folder
 from t5x_like.train.config import Run
 
 
@@ -21,7 +22,6 @@ def check(load: Callable[[], Run], options: argparse.Namespace) -> int:
         os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX looks: what is here is not what the run is for
     from t5x_like.check.case import Case, Said
     from t5x_like.check.checks import failed, run_checks
-    from t5x_like.cli.commands import is_run
     from t5x_like.core.places import with_absolute_paths
 
     failures = 0
@@ -36,7 +36,7 @@ def check(load: Callable[[], Run], options: argparse.Namespace) -> int:
     except UserError as error:
         tell("config", failed(error))
     else:
-        directory = options.directory or (options.config if is_run(options.config) else f"runs/{run.name}")
+        directory = options.directory or (options.config if is_folder(options.config) else f"runs/{run.name}")
         case = Case(run, directory, options.cluster, options.topology, options.accept_changed)
         for name, said in run_checks(case):
             tell(name, said)

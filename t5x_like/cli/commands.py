@@ -16,13 +16,8 @@ from t5x_like.core.errors import refuse
 from t5x_like.core.loading import load_run
 from t5x_like.core.own_code import check_loadable
 from t5x_like.core.spelling import spell
-from t5x_like.core.storage import is_address, place
+from t5x_like.core.storage import is_address, is_folder, place
 from t5x_like.core.text import short, table
-
-
-def is_run(name: str) -> bool:
-    """Whether a name is that of a run's folder, or its address, and not of a run file."""
-    return is_address(name) or Path(name).is_dir()
 
 
 def _folder(name: str) -> Path:
@@ -36,7 +31,7 @@ def _run_of(name: str, options: argparse.Namespace, partial: bool = True):
     """The config of a run's folder or address or of a run file, with fields set; ``partial`` as of ``load_config``."""
     from t5x_like.train.config import Run
 
-    if is_run(name):
+    if is_folder(name):
         from t5x_like.train.directory import load_config
 
         run = load_config(_folder(name), options.code, options.accept_changed, partial)
@@ -49,7 +44,7 @@ def _run_of(name: str, options: argparse.Namespace, partial: bool = True):
 
 def train(options: argparse.Namespace) -> int:
     run = _run_of(options.config, options, partial=False)
-    directory = options.directory or (options.config if is_run(options.config) else f"runs/{run.name}")
+    directory = options.directory or (options.config if is_folder(options.config) else f"runs/{run.name}")
     from t5x_like.train.history import Rewind
     from t5x_like.train.run import train as train_run
 
@@ -217,12 +212,12 @@ def diff(options: argparse.Namespace) -> int:
     found = config_diff(_run_of(options.one, options), _run_of(options.other, options))
     rows = [(name, f"{one} -> {other}") for name, (one, other) in found.items()]
     print("\n".join(table(rows, left=2)) if found else "the configs are the same")
-    runs = [_folder(name) for name in (options.one, options.other) if is_run(name)]
+    runs = [_folder(name) for name in (options.one, options.other) if is_folder(name)]
     folders = [folder for folder in runs if (folder / "metrics.jsonl").is_file()]
     if len(folders) == 2:
         from t5x_like.report.compare import compare_metrics
 
-        print("\n" + compare_metrics(*folders))
+        print("\n" + compare_metrics(*folders, [options.one, options.other]))
     if options.plot:
         refuse(len(folders) < 2, "--plot", "needs two folders of runs that have begun", "RUN RUN")
         from t5x_like.report.plots import plot_runs

@@ -40,6 +40,11 @@ def is_address(text: str | Path) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(text)) is not None
 
 
+def is_folder(name: str) -> bool:
+    """Whether a name is an address, or the path of a folder that is there."""
+    return is_address(name) or Path(name).is_dir()
+
+
 class Place:
     """A folder. Names are relative, with ``/`` between folder and file; an empty name is the folder itself.
 
