@@ -217,7 +217,7 @@ def diff(options: argparse.Namespace) -> int:
     if len(folders) == 2:
         from t5x_like.report.compare import compare_metrics
 
-        print("\n" + compare_metrics(*folders, [options.one, options.other]))
+        print("\n" + compare_metrics(folders[0], folders[1], [options.one, options.other]))
     if options.plot:
         refuse(len(folders) < 2, "--plot", "needs two folders of runs that have begun", "RUN RUN")
         from t5x_like.report.plots import plot_runs

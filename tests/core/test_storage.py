@@ -81,6 +81,7 @@ def test_what_is_no_place_is_refused_by_name(tmp_path, monkeypatch):
     assert not is_address("/a/b") and not is_address("runs/x:y/z") and not is_address("C/d")
 
 
+@pytest.mark.slow
 def test_no_answer_is_told_within_seconds(bucket, monkeypatch):
     began = time.monotonic()
     google().faults = [Fault("403", 9)]
