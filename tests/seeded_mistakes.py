@@ -105,7 +105,8 @@ fields("batch", "train.batch_size", "rows_that_devices_cannot_share", "train.bat
 fields("batch", "train.batch_size", "rows_that_many_devices_cannot_share", "--topology", "gpu:16")
 fields("batch", "micro-batches", "micro_batches_smaller_than_the_devices", "train.batch_size=16",
        "train.micro_batches=4")  # fmt: skip
-fields("storage", "is an address", "an_address_that_is_no_folder", "--directory", "xs://bucket/run", also=("extras",))
+fields("storage", "no support for xs://", "an_address_of_another_kind", "--directory", "xs://bucket/run",
+       also=("extras",))  # fmt: skip
 fields("storage", "cannot be written", "a_folder_that_cannot_be_made", "--directory", "/proc/none/run")
 fields("storage", "in the memory of this host", "a_folder_in_memory", "--directory", "/dev/shm/t5x_like_check/run",
        "--cluster", "slurm", "--topology", "gpu:8")  # fmt: skip

@@ -15,7 +15,9 @@ from jax.sharding import AbstractMesh
 
 from t5x_like.check.said import Said, shared
 from t5x_like.checkpoint.checkpoints import Checkpoints
+from t5x_like.checkpoint.folder import Folder
 from t5x_like.core.errors import UserError
+from t5x_like.core.storage import is_address
 from t5x_like.input_pipeline.config import Corpus, corpora
 from t5x_like.input_pipeline.prepare.prepare import cache_path
 from t5x_like.input_pipeline.prepare.vocabulary import tokenizer_place
@@ -32,8 +34,9 @@ from t5x_like.sharding.mesh import Placement, make_placement
 from t5x_like.sharding.rules import rules_of
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
-from t5x_like.train.directory import CHECKPOINTS, locked
+from t5x_like.train.directory import locked
 from t5x_like.train.setup import Setup, State, make_setup
+from t5x_like.train.working import checkpoints_of
 
 T = TypeVar("T")
 CLUSTERS = ("", "slurm", "jobset", "tpu-vm")
@@ -74,7 +77,7 @@ class Case:
 
     Attributes:
       run: the resolved config.
-      directory: the run's folder.
+      directory: the run's folder, or its address.
       cluster: one of ``CLUSTERS``; empty: this machine.
       topology: devices that the run is for: a TPU topology (``v5e:4x4``), or a kind and a number (``gpu:16``); empty:
         those of this machine.
@@ -144,15 +147,17 @@ class Case:
     def folder(self) -> Said:
         """What is known of the run's folder, which can be written and in which no other training runs."""
         report = dataclasses.replace(self.run.report, wandb="")  # its package is among the extras
-        with locked(self.directory) as directory:
-            check_outputs(directory, report)
-            return shared(directory, self.cluster)
+        with locked(self.directory) as held:
+            check_outputs(held.path, report)
+            return shared(held.path, self.cluster) if held.working is None else Said(f"{self.directory} can be written")
 
     @once
     def latest(self) -> tuple[Mapping[str, Any], dict[str, Any]] | None:
         """(metadata, arrays) of the latest checkpoint; None where there is none."""
-        there = Path(self.directory) / CHECKPOINTS
-        if not any(path.name.isdigit() for path in there.glob("*")):
+        if is_address(self.directory):
+            _ = self.folder  # not known where that is refused
+        there = checkpoints_of(self.directory)
+        if not Folder(there).steps():
             return None
         with Checkpoints(there, read_only=True) as checkpoints:
             metadata = checkpoints.metadata()

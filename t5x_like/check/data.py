@@ -10,9 +10,12 @@ from t5x_like.check.said import Said
 from t5x_like.check.storage import free_bytes
 from t5x_like.core.errors import refuse
 from t5x_like.core.paths import make_writable
+from t5x_like.core.storage import make_writable as make_place_writable
+from t5x_like.core.storage import place
 from t5x_like.core.text import duration, short
-from t5x_like.input_pipeline.config import Corpus, cache_folder, corpora
+from t5x_like.input_pipeline.config import Corpus, cache_address, cache_folder, corpora
 from t5x_like.input_pipeline.disk import check_files
+from t5x_like.input_pipeline.prepare.published import is_there
 from t5x_like.input_pipeline.prepare.token_cache import TokenCache, open_cache
 from t5x_like.input_pipeline.processes import available_cores
 from t5x_like.input_pipeline.tokenizers.tokenizer import check_vocabulary
@@ -50,17 +53,23 @@ def tokenizer(case: Case) -> Said:
 
 def cache(case: Case) -> Said:
     """Every token cache is whole, or there is room to make it; and the text lasts for the steps."""
-    told, missing = [], 0.0
+    told, missing, whole = [], 0.0, True
     for name, (_, path) in case.caches.items():
         if path is not None and path.exists():
             told.append(f"{name}: {_whole(open_cache(path))}")
+        elif path is not None and is_there(case.run.data.cache, path):
+            told.append(f"{name}: in {cache_address(case.run.data.cache)}, from where each machine copies it")
         else:
-            missing += sum(file.size for file in case.sources[name])
+            missing, whole = missing + sum(file.size for file in case.sources[name]), False
             told.append(f"{name}: not prepared")
     if (data := case.data) is not None:
         data.train.check(case.run.train.steps)
         return Said("; ".join(told))
     folder = cache_folder(case.run.data.cache)
+    if whole:
+        return Said("; ".join(told))
+    if address := cache_address(case.run.data.cache):
+        make_place_writable(place(address, "data.cache"), "data.cache")
     make_room(folder, missing * BYTES_PER_BYTE)
     time = duration(missing / RATE / available_cores())
     cost = f"about {time} on {available_cores()} cores" if missing else "the time depends on your code"

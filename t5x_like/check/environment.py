@@ -45,7 +45,8 @@ def _needed(case: Case) -> Iterator[tuple[str, tuple[str, str]]]:
     for address in _addresses(case):
         if Path(address).suffix.lower() == ".zst":
             yield "zstandard", (address, "'t5x-like[zstd]'")
-        if is_remote(address):
+        own = address in (str(case.directory), case.run.data.cache)  # which TensorStore reaches
+        if is_remote(address) and not own:
             yield "fsspec", (address, "'t5x-like[remote]'")
             if package := PROTOCOLS.get(_protocol(address)):
                 yield package, (address, package)

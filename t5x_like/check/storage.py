@@ -15,10 +15,13 @@ from t5x_like.check.case import Case, NotKnown
 from t5x_like.check.said import Said
 from t5x_like.checkpoint.compare import compare
 from t5x_like.checkpoint.config import CheckpointConfig
+from t5x_like.checkpoint.folder import Folder
 from t5x_like.core.errors import refuse
+from t5x_like.core.storage import is_address
 from t5x_like.plan.memory import in_bytes
 from t5x_like.train import resume
-from t5x_like.train.directory import CHECKPOINTS, open_directory, refuse_changes, versions
+from t5x_like.train.directory import open_directory, refuse_changes, versions
+from t5x_like.train.working import checkpoints_of, opened
 
 DECIDE_BITS = ("jax", "jaxlib", "t5x_like", "flax")  # versions of what makes the program
 
@@ -33,9 +36,10 @@ def room(case: Case) -> Said:
     if case.folder.state == "FAILED":
         raise NotKnown("storage")
     kept, each = most_kept(case.run.checkpoint, case.run.train.steps) + 1, state_bytes(case)
-    there = Path(case.directory) / CHECKPOINTS
-    steps = [path for path in there.glob("*") if path.name.isdigit()]
+    steps = Folder(checkpoints_of(case.directory)).steps()
     needed = each * max(0, kept - len(steps))
+    if is_address(case.directory):
+        return Said(f"{in_bytes(needed)} for {kept:,} checkpoints of {in_bytes(each)}; a bucket has no end")
     free = free_bytes(Path(case.directory))
     refuse(needed > free, "checkpoint", f"{in_bytes(free)} free in {case.directory}",
            f"{in_bytes(needed)}: {kept:,} checkpoints of {in_bytes(each)}, of which {len(steps)} are there",
@@ -65,7 +69,11 @@ def free_bytes(path: Path) -> int:
 
 def checkpoint(case: Case) -> Said:
     """The run in the folder can resume with this config, from a checkpoint with its arrays, text and order."""
-    open_directory(Path(case.directory), case.run, case.accept_changed)
+    directory = Path(case.directory)
+    if is_address(case.directory) and case.latest is not None:
+        directory = opened(case.directory)
+    if directory.is_dir() or not is_address(case.directory):
+        open_directory(directory, case.run, case.accept_changed)
     if (found := case.latest) is None:
         return Said("none yet: the run starts from the beginning")
     metadata, arrays = found
@@ -73,7 +81,7 @@ def checkpoint(case: Case) -> Said:
     step = int(metadata["step"])
     compare(f"checkpoint of step {step} in {case.directory}", saved, flatten(case.state), partial=False)
     changes = resume.changes_since(metadata["config"], case.run)
-    refuse_changes(Path(case.directory), {name: pair for name, pair in changes.items() if not name.endswith(".code")})
+    refuse_changes(directory, {name: pair for name, pair in changes.items() if not name.endswith(".code")})
     if case.data is not None:
         resume.check(case.run, case.data, metadata)
     changed = f"; changed since: {', '.join(changes)}" if changes else ""

@@ -15,7 +15,7 @@ from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.errors import refuse, require
 
 
-def average(checkpoints: Checkpoints, steps: Sequence[int], output: Path) -> dict[str, Any]:
+def average(checkpoints: Checkpoints, steps: Sequence[int], output: str | Path) -> dict[str, Any]:
     """Writes the mean of checkpoints to the folder ``output``, under the last of their steps.
 
     Arrays of floating-point numbers, parameters and optimizer's alike, are numpy's mean in float64, rounded to their
@@ -24,7 +24,7 @@ def average(checkpoints: Checkpoints, steps: Sequence[int], output: Path) -> dic
     Args:
       checkpoints: those of one run.
       steps: at least two steps.
-      output: a folder without checkpoints.
+      output: a folder without checkpoints, or its address.
 
     Returns:
       The metadata of the new checkpoint: that of the last step, with ``averaged``: the steps.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from t5x_like.core.errors import UserError
+from t5x_like.core.storage import is_folder
 from t5x_like.train.config import Run
 
 
@@ -36,7 +36,7 @@ def check(load: Callable[[], Run], options: argparse.Namespace) -> int:
     except UserError as error:
         tell("config", failed(error))
     else:
-        directory = options.directory or (options.config if Path(options.config).is_dir() else f"runs/{run.name}")
+        directory = options.directory or (options.config if is_folder(options.config) else f"runs/{run.name}")
         case = Case(run, directory, options.cluster, options.topology, options.accept_changed)
         for name, said in run_checks(case):
             tell(name, said)

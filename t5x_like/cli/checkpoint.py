@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5x_like.core.errors import refuse
+from t5x_like.core.storage import place
 from t5x_like.core.text import table
 
 if TYPE_CHECKING:
@@ -39,9 +38,9 @@ def add_arguments(command: argparse.ArgumentParser, parents: Sequence[argparse.A
 
 def checkpoint(options: argparse.Namespace) -> int:
     from t5x_like.checkpoint.folder import Folder
-    from t5x_like.train.directory import CHECKPOINTS
+    from t5x_like.train.working import checkpoints_of
 
-    found = Folder(Path(options.run) / CHECKPOINTS)
+    found = Folder(checkpoints_of(options.run))
     refuse(not found.exists(), "checkpoint", f"there is no folder {found}", "the folder of a trained run")
     actions = {"list": _list, "verify": _verify, "prune": _prune, "average": _average}
     return actions[options.action](options, found)
@@ -54,8 +53,9 @@ def _steps(text: str) -> list[int]:
 def _rules(options: argparse.Namespace):
     from t5x_like.core.config import override
     from t5x_like.train.directory import read_config
+    from t5x_like.train.working import opened
 
-    return override(read_config(Path(options.run)), getattr(options, "assignments", [])).checkpoint
+    return override(read_config(opened(options.run)), getattr(options, "assignments", [])).checkpoint
 
 
 def _list(options: argparse.Namespace, folder: Folder) -> int:
@@ -140,18 +140,18 @@ def _average(options: argparse.Namespace, folder: Folder) -> int:
     from t5x_like.checkpoint.checkpoints import Checkpoints
     from t5x_like.core.own_code import FOLDER
     from t5x_like.job.join import check_devices
-    from t5x_like.train.directory import CHECKPOINTS, CONFIG
+    from t5x_like.train.directory import CONFIG
+    from t5x_like.train.working import checkpoints_of
 
     refuse((options.steps is None) == (options.last is None), "average", "takes either --steps or --last")
-    output, run = Path(options.output), Path(options.run)
-    refuse((output / CONFIG).exists(), "--output", f"{output} is the folder of a run", "a new folder")
+    output, run = place(options.output, "--output"), place(options.run)
+    refuse(output.exists(CONFIG), "--output", f"{output} is the folder of a run", "a new folder")
     check_devices()
     with Checkpoints(str(folder), read_only=True) as checkpoints:
         steps = options.steps or checkpoints.steps()[-options.last :]
-        metadata = average(checkpoints, steps, output / CHECKPOINTS)
-    if (run / FOLDER).is_dir():
-        shutil.copytree(run / FOLDER, output / FOLDER)
-    shutil.copy(run / CONFIG, output / CONFIG)
+        metadata = average(checkpoints, steps, checkpoints_of(options.output))
+    for name in [CONFIG, *(f"{FOLDER}/{file}" for file in run.files(FOLDER))]:
+        output.write(name, run.read(name))
     print(f"{output}: the mean of steps {', '.join(f'{step:,}' for step in metadata['averaged'])}, "
           f"as step {metadata['step']:,}")
     return 0

@@ -16,17 +16,25 @@ from t5x_like.core.errors import refuse
 from t5x_like.core.loading import load_run
 from t5x_like.core.own_code import check_loadable
 from t5x_like.core.spelling import spell
+from t5x_like.core.storage import is_address, is_folder, place
 from t5x_like.core.text import short, table
 
 
+def _folder(name: str) -> Path:
+    """The folder of a run that is only read."""
+    from t5x_like.train.working import opened
+
+    return opened(name)
+
+
 def _run_of(name: str, options: argparse.Namespace, partial: bool = True):
-    """The config of a run's folder or of a run file, with fields set; ``partial`` as of ``load_config``."""
+    """The config of a run's folder or address or of a run file, with fields set; ``partial`` as of ``load_config``."""
     from t5x_like.train.config import Run
 
-    if Path(name).is_dir():
+    if is_folder(name):
         from t5x_like.train.directory import load_config
 
-        run = load_config(Path(name), options.code, options.accept_changed, partial)
+        run = load_config(_folder(name), options.code, options.accept_changed, partial)
     else:
         run = load_run(name, Run)
     run = override(run, getattr(options, "assignments", []))
@@ -36,7 +44,7 @@ def _run_of(name: str, options: argparse.Namespace, partial: bool = True):
 
 def train(options: argparse.Namespace) -> int:
     run = _run_of(options.config, options, partial=False)
-    directory = options.directory or (options.config if Path(options.config).is_dir() else f"runs/{run.name}")
+    directory = options.directory or (options.config if is_folder(options.config) else f"runs/{run.name}")
     from t5x_like.train.history import Rewind
     from t5x_like.train.run import train as train_run
 
@@ -87,7 +95,7 @@ def _program() -> list[str]:
 def _opened(options: argparse.Namespace):
     from t5x_like.train.opened import open_run
 
-    return open_run(Path(options.run), options.step, options.assignments, options.code, options.accept_changed)
+    return open_run(options.run, options.step, options.assignments, options.code, options.accept_changed)
 
 
 def eval(options: argparse.Namespace) -> int:  # noqa: A001, named after its command
@@ -126,7 +134,7 @@ def inspect(options: argparse.Namespace) -> int:
     if options.what == "config":
         return _inspect_config(_run_of(options.config, options), options.values)
     if options.what == "checkpoint":
-        return _inspect_checkpoint(Path(options.config), options.step)
+        return _inspect_checkpoint(_folder(options.config), options.step)
     run = _run_of(options.config, options)
     if options.what == "parameters":
         return _inspect_parameters(run, options.devices)
@@ -175,11 +183,12 @@ def _inspect_parameters(run, devices: int) -> int:
 def _inspect_checkpoint(directory: Path, step: int | None) -> int:
     from t5x_like.checkpoint.checkpoints import Checkpoints
     from t5x_like.job.join import check_devices
-    from t5x_like.train.directory import CHECKPOINTS, read_config
+    from t5x_like.train.directory import read_config
+    from t5x_like.train.working import checkpoints_of
 
     run = read_config(directory)
     check_devices()
-    with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
+    with Checkpoints(checkpoints_of(directory), read_only=True) as checkpoints:
         metadata = checkpoints.metadata(step)
         arrays = checkpoints.arrays(metadata["step"])
         steps = ", ".join(f"{s:,}" for s in checkpoints.steps())
@@ -203,11 +212,12 @@ def diff(options: argparse.Namespace) -> int:
     found = config_diff(_run_of(options.one, options), _run_of(options.other, options))
     rows = [(name, f"{one} -> {other}") for name, (one, other) in found.items()]
     print("\n".join(table(rows, left=2)) if found else "the configs are the same")
-    folders = [Path(p) for p in (options.one, options.other) if (Path(p) / "metrics.jsonl").is_file()]
+    runs = [_folder(name) for name in (options.one, options.other) if is_folder(name)]
+    folders = [folder for folder in runs if (folder / "metrics.jsonl").is_file()]
     if len(folders) == 2:
         from t5x_like.report.compare import compare_metrics
 
-        print("\n" + compare_metrics(*folders))
+        print("\n" + compare_metrics(folders[0], folders[1], [options.one, options.other]))
     if options.plot:
         refuse(len(folders) < 2, "--plot", "needs two folders of runs that have begun", "RUN RUN")
         from t5x_like.report.plots import plot_runs
@@ -217,10 +227,15 @@ def diff(options: argparse.Namespace) -> int:
 
 
 def report(options: argparse.Namespace) -> int:
-    from t5x_like.report.page import write_report
+    from t5x_like.report.page import PAGE, write_report
 
-    other, out = (Path(path) if path else None for path in (options.other, options.out))
-    print(write_report(Path(options.run), other, out))
+    names = [name for name in (options.run, options.other) if name]
+    other, out = _folder(options.other) if options.other else None, Path(options.out) if options.out else None
+    path = write_report(_folder(options.run), other, out, names)
+    if is_address(options.run) and not options.out:
+        place(options.run, "report").write(PAGE, path.read_bytes())
+        path = f"{options.run.rstrip('/')}/{PAGE}"
+    print(path)
     return 0
 
 

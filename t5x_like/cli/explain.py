@@ -6,7 +6,6 @@ import argparse
 import functools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5x_like.core.errors import refuse
@@ -25,8 +24,7 @@ def explain(options: argparse.Namespace) -> int:
 
     refuse(options.rows < 1, "--rows", str(options.rows), "1 or more")
     say = functools.partial(print, file=sys.stderr, flush=True)
-    directory = Path(options.run)
-    found = explain_step(directory, options.step, options.code, options.accept_changed, not options.no_proof, say)
+    found = explain_step(options.run, options.step, options.code, options.accept_changed, not options.no_proof, say)
     console, metrics = BatchConsole(options.color), found.metrics
     console.title(f"{options.run}, step {found.step:,}, replayed from step {found.replayed_from:,}")
     console.line(f"loss {metrics['loss']:.6g}, gradient norm {metrics['gradient_norm']:.6g}, "

@@ -31,6 +31,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise UserError(str(path), f"cannot be written: {error.strerror}", "a folder that can be written") from None
 
 
+def cache_folder() -> Path:
+    """The user's folder of what can be made again: ``$T5X_LIKE_CACHE``, else ``~/.cache/t5x-like``; on this machine,
+    so the latter too where the former is an address."""
+    named = os.environ.get("T5X_LIKE_CACHE", "")
+    return Path(named if named and "://" not in named else "~/.cache/t5x-like").expanduser()
+
+
 def make_writable(path: Path, where: str) -> None:
     """Makes a folder and writes a file in it, so that a run fails at its start and not at its first checkpoint.
 

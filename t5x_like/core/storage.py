@@ -16,7 +16,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ T = TypeVar("T")
 DRIVERS = {"gs": "gcs", "s3": "s3"}
 ALLOWED = "a folder on a disk, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"
 ABSENT = b"\x02"  # what TensorStore calls the generation of an object that is not there
+PROBE_NAME = ".t5x_like-probe"
 PROBE = 20.0  # seconds within which a bucket that cannot be used is named
 ANSWER = 120.0  # seconds for one request of a small file, its retries included
 RETRIES = {"max_retries": 8, "initial_delay": "250ms", "max_delay": "16s"}  # about 45 s: a bucket's usual hiccup
@@ -37,6 +38,11 @@ WAITS = (0.2, 1.0)  # seconds before a file of a disk that could not be read is 
 def is_address(text: str | Path) -> bool:
     """Whether a text is an address such as ``gs://bucket/folder``, supported or not, and no path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(text)) is not None
+
+
+def is_folder(name: str) -> bool:
+    """Whether a name is an address, or the path of a folder that is there."""
+    return is_address(name) or Path(name).is_dir()
 
 
 class Place:
@@ -55,7 +61,8 @@ class Place:
 
     def create(self, name: str, data: bytes) -> bool:
         """Writes a file only if there is none: of several that try at once exactly one does. ``data`` should be unlike
-        that of any other caller: what is there with equal data counts as created here, since an answer may be lost."""
+        that of any other caller: what is there with equal data, not empty, counts as created here, since an answer may
+        be lost."""
         raise NotImplementedError
 
     @property
@@ -71,8 +78,13 @@ class Place:
             return False
         return True
 
-    def files(self, under: str = "") -> list[str]:
-        """Names of all files below a folder, relative to it, sorted; none where there is no such folder."""
+    def files(self, under: str = "", without: Sequence[str] = ()) -> list[str]:
+        """Names of all files below a folder, relative to it, sorted; none where there is no such folder.
+
+        Args:
+          under: the folder.
+          without: names of files and folders directly in it that are not even listed.
+        """
         raise NotImplementedError
 
     def children(self, under: str = "") -> list[str]:
@@ -121,7 +133,12 @@ class _Disk(Place):
             raise OSError(str(error).splitlines()[0]) from error
 
     def create(self, name: str, data: bytes) -> bool:
-        path = self.path / name
+        try:
+            return self._create(self.path / name, data)
+        except FileNotFoundError:  # the folder was removed in between by one that left it empty
+            return self._create(self.path / name, data)
+
+    def _create(self, path: Path, data: bytes) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
         try:
@@ -129,22 +146,26 @@ class _Disk(Place):
             with contextlib.suppress(FileExistsError):
                 try:
                     os.link(temporary, path)
-                except FileExistsError:
+                except (FileExistsError, FileNotFoundError):
                     raise
                 except OSError:  # a file system without links
                     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
                     os.replace(temporary, path)
                 return True
             with contextlib.suppress(OSError):
-                return path.read_bytes() == data  # the answer to the link was lost, as NFS may
+                return bool(data) and path.read_bytes() == data  # the answer to the link was lost, as NFS may
             return False
         finally:
             temporary.unlink(missing_ok=True)
 
-    def files(self, under: str = "") -> list[str]:
-        top = self.path / under
-        found = (Path(folder, name) for folder, _, names in os.walk(top) for name in names)
-        return sorted(path.relative_to(top).as_posix() for path in found)
+    def files(self, under: str = "", without: Sequence[str] = ()) -> list[str]:
+        top, found = self.path / under, []
+        for folder, folders, names in os.walk(top):
+            if Path(folder) == top:
+                folders[:] = [name for name in folders if name not in without]
+                names = [name for name in names if name not in without]
+            found += [Path(folder, name).relative_to(top).as_posix() for name in names]
+        return sorted(found)
 
     def children(self, under: str = "") -> list[str]:
         try:
@@ -196,14 +217,23 @@ class _Bucket(Place):
         if made:
             return True
         with contextlib.suppress(FileNotFoundError):  # written by an attempt whose answer was lost?
-            return self.read(name) == data
+            return bool(data) and self.read(name) == data
         return False
 
-    def files(self, under: str = "") -> list[str]:
+    def files(self, under: str = "", without: Sequence[str] = ()) -> list[str]:
+        import tensorstore as ts
+
         top = f"{under.strip('/')}/" if under.strip("/") else ""
+        whole, found = _below(top), []
+        starts = [whole.inclusive_min, *(f"{top}{name}0".encode() for name in sorted(without))]  # "0" comes after "/"
+        ends = [*(f"{top}{name}/".encode() for name in sorted(without)), whole.exclusive_max]
         with self._errors(under):
-            keys = self._store.list(_below(top), strip_prefix_length=len(top.encode())).result(timeout=ANSWER)
-        return sorted(key.decode() for key in keys)
+            for start, end in zip(starts, ends, strict=True):
+                part = ts.KvStore.KeyRange(start, end)
+                found += self._store.list(part, strip_prefix_length=len(top.encode())).result(timeout=ANSWER)
+            if self.scheme == "gs":
+                self._may_list(self._store, ANSWER)
+        return sorted(set(key.decode() for key in found) - set(without))
 
     def remove(self, name: str) -> None:
         with self._errors(name):
@@ -216,6 +246,14 @@ class _Bucket(Place):
 
     def spec(self, name: str = "") -> dict[str, Any]:
         return _spec(self.scheme, self.bucket, f"{self.path}{name.strip('/')}/" if name.strip("/") else self.path)
+
+    def _may_list(self, store: Any, seconds: float) -> None:
+        """Raises ValueError where a listing is refused. The driver ``gcs`` takes that for an empty one, but who may not
+        list is refused the read of a missing object too; ``s3`` tells by itself."""
+        if self.scheme == "gs":
+            store.read(PROBE_NAME).result(timeout=seconds)
+        else:
+            store.list(_below(f"{PROBE_NAME}/")).result(timeout=seconds)
 
     @functools.cached_property
     def _store(self) -> Any:
@@ -233,7 +271,9 @@ class _Bucket(Place):
 
 
 def place(where: str | Path, field: str = "directory") -> Place:
-    """The folder at a path or an address; a bucket is asked whether it is there and may be read. Makes nothing.
+    """The folder at a path or an address; a bucket is asked whether it may be read. Makes nothing.
+
+    Of Google a bucket that does not exist looks like an empty one as long as nothing is written: ``make_writable``.
 
     Args:
       where: a path, ``gs://BUCKET/FOLDER`` or ``s3://BUCKET/FOLDER``.
@@ -253,13 +293,29 @@ def place(where: str | Path, field: str = "directory") -> Place:
     found = _Bucket(scheme, bucket, f"{folder}/" if folder else "")
     try:
         store = _open(found.spec() | {f"{DRIVERS[scheme]}_request_retries": PROBE_RETRIES})
-        store.list(_below(".t5x_like-probe/")).result(timeout=PROBE)  # a read takes a missing bucket for a missing file
+        found._may_list(store, PROBE)
     except TimeoutError:
         raise UserError(field, f"{where}: no answer within {PROBE:.0f} s", _known(scheme)) from None
     except ValueError as error:
         raise UserError(field, f"{where} cannot be read: {_reason(error)}", f"{ALLOWED}, in a bucket that is there and "
                         "may be read", _known(scheme)) from error
     return found
+
+
+def make_writable(where: Place, field: str) -> None:
+    """Writes a file and removes it again, so that a run fails at its start and not at its first checkpoint.
+
+    Raises:
+      UserError: nothing can be written there.
+    """
+    name = f".writable.{os.getpid()}.{secrets.token_hex(4)}"
+    try:
+        where.create(name, b"")
+        where.remove(name)
+    except OSError as error:
+        reason = error.strerror or str(error).removeprefix(f"{where}/{name}: ")
+        known = _known(where.scheme) if isinstance(where, _Bucket) else ""
+        raise UserError(field, f"{where} cannot be written: {reason}", "a writable folder", known) from None
 
 
 def _known(scheme: str) -> str:

@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+from t5x_like.core import paths
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
 from t5x_like.core.ranges import INT32_MAX, BelowOne, NonNegativeFloat, NonNegativeInt, PositiveInt, Range, Size
+from t5x_like.core.storage import ALLOWED, DRIVERS, is_address
 from t5x_like.input_pipeline.sources.arrow import Parquet
 from t5x_like.input_pipeline.sources.csv_files import Csv
 from t5x_like.input_pipeline.sources.filters import Filters
@@ -194,7 +196,8 @@ class DataConfig(Config, where="data"):
         ``best_fit``: cut to the length, never joined, several to a row. ``none``: one (cut) document per row.
       skip: ranges of batches never trained on, such as ``1000:1200`` (the second number is the first not skipped): each
         step after takes a later batch. A resumed run may change it, from the checkpoint's step on.
-      cache: folder of token caches and trained tokenizers; empty: ``$T5X_LIKE_CACHE`` or ``~/.cache/t5x-like``.
+      cache: folder of token caches and trained tokenizers; empty: ``$T5X_LIKE_CACHE`` or ``~/.cache/t5x-like``. At an
+        address each machine copies what it reads to that folder.
       prepare_processes: number of processes that tokenize; 0: one per core, or one for a small corpus.
       read_threads: number of threads that build batches ahead of the training step; 0: built on demand.
       worker_processes: number of processes that build batches instead of threads; each takes about 200 MB.
@@ -236,17 +239,24 @@ class DataConfig(Config, where="data"):
         return tuple(joined)
 
 
+def cache_address(cache: str = "") -> str:
+    """The address of the caches, of ``cache`` or else ``$T5X_LIKE_CACHE``; empty where they are a folder on a disk."""
+    folder = cache or os.environ.get("T5X_LIKE_CACHE", "")
+    return folder.rstrip("/") if is_address(folder) else ""
+
+
 def cache_folder(cache: str = "") -> Path:
-    """The folder of caches: ``cache`` if given, else ``$T5X_LIKE_CACHE``, else ``~/.cache/t5x-like``.
+    """The folder of caches on this disk: ``cache`` if given, else ``$T5X_LIKE_CACHE``, else ``~/.cache/t5x-like``; of
+    an address, that of the copies in the user's cache.
 
     Raises:
-      UserError: it is an address of remote storage.
+      UserError: an address of another kind than are supported.
     """
-    folder = cache or os.environ.get("T5X_LIKE_CACHE", "") or "~/.cache/t5x-like"
-    if "://" in folder:  # Path would make of gs://bucket/x a folder gs: here
-        allowed = "a local or mounted folder: the token cache is read by memory map"
-        raise UserError("data.cache" if cache else "$T5X_LIKE_CACHE", repr(folder), allowed)
-    return Path(folder).expanduser()
+    if not (address := cache_address(cache)):
+        return Path(cache).expanduser() if cache else paths.cache_folder()
+    if address.partition("://")[0] not in DRIVERS:
+        raise UserError("data.cache" if cache else "$T5X_LIKE_CACHE", repr(address), ALLOWED)
+    return paths.cache_folder() / "copies" / re.sub(r"[^\w.-]+", "-", address)
 
 
 def _require_name(name: str) -> None:

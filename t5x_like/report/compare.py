@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from t5x_like.core.text import table
@@ -18,10 +18,11 @@ def common_values(
             yield name, max(common), values[max(common)], other[name][max(common)]
 
 
-def compare_metrics(one: Path, other: Path) -> str:
-    """A table of every metric that both runs have: value in one, in the other, the other less the one."""
+def compare_metrics(one: Path, other: Path, names: Sequence[str]) -> str:
+    """A table of every metric that both runs, of these names, have: value in one, in the other, the other less the
+    one."""
     left, right = curves(read_metrics(one)), curves(read_metrics(other))
-    rows = [("metric", "step", str(one), str(other), "difference")]
+    rows = [("metric", "step", *names, "difference")]
     rows += [(name, f"{step:,}", f"{a:.6g}", f"{b:.6g}", f"{b - a:+.3g}")
              for name, step, a, b in common_values(left, right)]  # fmt: skip
     return "\n".join(table(rows, left=2))

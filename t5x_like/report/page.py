@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,21 @@ summary { cursor: pointer; font-weight: 600; margin-top: 20px; }
 """
 
 
-def write_report(directory: Path, other: Path | None = None, out: Path | None = None) -> Path:
+def write_report(
+    directory: Path, other: Path | None = None, out: Path | None = None, names: Sequence[str] = ()
+) -> Path:
     """Writes the report of a run, or of two beside each other; by default to report.html in the first one's folder.
+
+    Args:
+      directory, other: the runs' folders.
+      out: the page.
+      names: what the folders are called there, such as addresses; empty: their paths.
 
     Raises:
       UserError: a folder without ledger and metrics; a file that cannot be written.
     """
     runs = [read_run(each) for each in (directory, other) if each is not None]
+    runs = [dataclasses.replace(run, directory=name) for run, name in zip(runs, names, strict=True)] if names else runs
     if len({run.name for run in runs}) < len(runs):
         runs = [dataclasses.replace(run, name=str(run.directory)) for run in runs]
     path = out or directory / PAGE

@@ -21,7 +21,7 @@ class Told:
 
     Attributes:
       name: what the page calls it.
-      directory: the folder.
+      directory: the folder, or its address.
       rows: those of metrics.jsonl.
       events: the lines of the ledger.
       account: where the time went.
@@ -29,7 +29,7 @@ class Told:
     """
 
     name: str
-    directory: Path
+    directory: Path | str
     rows: list[dict[str, Any]]
     events: list[dict[str, Any]]
     account: Account

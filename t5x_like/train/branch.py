@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,13 +16,14 @@ from t5x_like.arrays.trees import flatten, join, split, unflatten
 from t5x_like.checkpoint import digests
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.checkpoint.compare import compare
+from t5x_like.checkpoint.folder import Folder
 from t5x_like.core.errors import UserError, refuse
 from t5x_like.layers.param import initialize
 from t5x_like.models.transformer import make_model
 from t5x_like.sharding.mesh import Placement
 from t5x_like.train.config import Run
-from t5x_like.train.directory import CHECKPOINTS
 from t5x_like.train.setup import Setup, State
+from t5x_like.train.working import CHECKPOINTS, checkpoints_of
 
 
 def begun_from(
@@ -41,9 +41,10 @@ def begun_from(
       UserError: no such run or checkpoint; it is damaged; it has other parameters, with every name.
     """
     parent, step = parse(run.start.from_)
-    folder, step = Path(parent) / CHECKPOINTS, before["parent_step"] if before else step
+    folder, step = checkpoints_of(parent), before["parent_step"] if before else step
     got = f"there is no run in {parent}: it has no folder {CHECKPOINTS}"
-    refuse(not folder.is_dir(), "start.from", got, "the folder of a run with a checkpoint", "start.from=RUN@STEP")
+    there = Folder(folder).exists()
+    refuse(not there, "start.from", got, "the folder of a run with a checkpoint", "start.from=RUN@STEP")
     with Checkpoints(folder, read_only=True) as checkpoints:
         steps = checkpoints.steps()
         shown = ", ".join(f"{each}" for each in steps)

@@ -4,7 +4,7 @@
     code/              copies of the user's own files that define classes of it (core.own_code)
     ledger/            one line per event (report.ledger); of a start with versions, devices and config
     metrics.jsonl      metrics; also tensorboard/
-    .training          while one runs: its process, host, and since when
+    .lock/             while one runs: its process, host, and since when (core.lock)
     checkpoints/       one folder per saved step, each with the config that it was trained with
     curves.png         drawn when the run ends
     profile/           profiles, and report.html, the page of t5x-like report, where they were asked for
@@ -13,29 +13,32 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import dataclasses
 import importlib.metadata
 import os
 import platform
-import re
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from t5x_like import __version__
+from t5x_like.checkpoint.folder import Folder
 from t5x_like.core.config import diff, drop_unknown, read_json, structure, to_json, to_plain
 from t5x_like.core.errors import UserError, refuse
+from t5x_like.core.lock import LOCK, Lock, job_name
 from t5x_like.core.own_code import accept, keep_code, own_code, require_code, run_code
 from t5x_like.core.paths import make_writable, write_atomically
+from t5x_like.core.storage import make_writable as make_place_writable
+from t5x_like.core.storage import place
 from t5x_like.report.ledger import Ledger
 from t5x_like.train.config import Run, why_free
+from t5x_like.train.working import CHECKPOINTS, Working, checkpoints_of, say, shown
 
 HARMLESS = (
     "report.", "checkpoint.", "job.", "data.cache", "data.prepare_processes", "data.read_threads", "data.prefetch",
 )  # fmt: skip
-CONFIG, CHECKPOINTS, TRAINING = "config.json", "checkpoints", ".training"
+CONFIG = "config.json"
 PACKAGES = ("jax", "jaxlib", "flax", "tensorstore", "array-record", "sentencepiece", "numpy")
 
 
@@ -90,12 +93,11 @@ def _structured(plain: Any, directory: Path, training: bool = False) -> Run:
 def _read_plain(directory: Path, silent: bool = False) -> Any:
     """The JSON of the config: of config.json, or where that is lost or torn of the latest checkpoint; then that is
     said."""
-    _refuse_address(directory)
     try:
         return _config_file(directory)
     except OSError:
         got = "is not the folder of a run: it has no config.json"
-        problem = UserError(str(directory), got, "a folder made by train")
+        problem = UserError(shown(directory), got, "a folder made by train")
     except UserError as error:
         problem = error
     if not _has_checkpoint(directory):
@@ -104,7 +106,7 @@ def _read_plain(directory: Path, silent: bool = False) -> Any:
     from t5x_like.checkpoint.job import Job
 
     # Alone: this process may be the only one that could not read the file.
-    with Checkpoints(directory / CHECKPOINTS, read_only=True, job=Job()) as checkpoints:
+    with Checkpoints(checkpoints_of(directory), read_only=True, job=Job()) as checkpoints:
         for step in reversed(checkpoints.steps()):
             with contextlib.suppress(UserError):  # damaged: the one before it has a config too
                 config = checkpoints.metadata(step)["config"]
@@ -132,71 +134,72 @@ def config_is_lost(directory: Path) -> bool:
 
 
 def _has_checkpoint(directory: Path) -> bool:
-    return any(path.name.isdigit() for path in (directory / CHECKPOINTS).glob("*"))
+    return bool(Folder(checkpoints_of(directory)).steps())
 
 
-def _refuse_address(directory: str | Path) -> None:
-    """Raises UserError for an address such as gs://bucket/run; as a path it would make a folder named ``gs:``."""
-    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]+(?=:/)", str(directory))
-    refuse(scheme is not None, "directory", f"{directory} is an address, and run folders lie on disks",
-           "a folder on a disk that all processes share", "a bucket mounted as a folder: --directory /mnt/bucket/run")
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """A run's folder that is this training's alone.
+
+    Attributes:
+      path: the folder; of one at an address that on this machine's disk.
+      lock: what keeps others out, in the first process of a job.
+      working: what sends the folder to its address; None: it lies on a disk.
+    """
+
+    path: Path
+    lock: Lock
+    working: Working | None = None
+
+    def before_commit(self) -> None:
+        """To be called before a checkpoint is made whole. Raises ``core.lock.Lost`` where another has taken over."""
+        self.lock.check()
+        if self.working is not None:
+            self.working.before_commit()
 
 
 @contextlib.contextmanager
-def locked(directory: str | Path, first: bool = True, agree: Callable[[bool], bool] = bool) -> Iterator[Path]:
-    """Makes the folder and keeps it for one training on this machine; leaves no empty folder behind.
-
-    The lock is the operating system's on the folder itself: a process that is killed frees it. ``TRAINING`` says to
-    others who holds it.
+def locked(directory: str | Path, first: bool = True, agree: Callable[[bool], bool] = bool) -> Iterator[Held]:
+    """Makes the folder and keeps it for one training; leaves no empty folder behind.
 
     Args:
-      directory: the run's folder.
+      directory: the run's folder, or its address: then this process works in a folder of its own on the disk.
       first: whether this process takes the lock: of the processes of a job only the first.
       agree: function from whether the folder is free, as this process sees it, to what the first one has seen.
 
     Raises:
-      UserError: the folder cannot be written, or another training runs in it.
+      UserError: the folder cannot be written, or another training runs in it; at the end: what was written last could
+        not be sent to its address.
     """
-    _refuse_address(directory)
-    directory = Path(directory)
+    where = place(directory)
     # os.path, because Path.exists raises for a name that is too long
-    made = [path for path in (directory, *directory.parents) if not os.path.exists(path)]
-    make_writable(directory, "directory")
-    descriptor, free = os.open(directory, os.O_RDONLY), False
+    made = [path for path in (where.disk, *where.disk.parents) if not os.path.exists(path)] if where.disk else []
+    if where.disk:
+        make_writable(where.disk, "directory")
+    elif first:
+        make_place_writable(where, "directory")
+    lock, holder, free = Lock(where, job=job_name()), "", False
     try:
-        free = agree(not first or _lock(descriptor))
-        refuse(not free, str(directory), f"another training is running in this folder{_holder(directory)}",
-               "one training in a folder", f"another folder (--directory {directory}-2), or wait for its end")
         if first:
-            holder = f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
-            with contextlib.suppress(OSError):  # a full disk: told when something matters
-                write_atomically(directory / TRAINING, f"{holder}\n")
-        yield directory
+            try:
+                holder = lock.acquire()
+            except OSError as error:
+                raise UserError("directory", f"{where} cannot be locked: {error}", "a folder to write in") from error
+        free = agree(not holder)
+        who = f": {holder}" if holder else ""
+        refuse(not free, str(where), f"another training is running in this folder{who}",
+               "one training in a folder", f"another folder (--directory {where}-2), or wait for its end")
+        if where.disk:
+            yield Held(where.disk, lock)
+        else:
+            with Working(where, first, lock.check, say) as working:
+                yield Held(working.path, lock, working)
     finally:
-        if first and free:
-            (directory / TRAINING).unlink(missing_ok=True)
-        for path in (directory / CHECKPOINTS, *made) * free:  # where it is not, they are those of the other training
+        lock.release()
+        emptied = (where.disk / CHECKPOINTS, where.disk / LOCK, *made) if where.disk and free else ()
+        for path in emptied:  # where it is not free, they are those of the other training
             with contextlib.suppress(OSError):  # not empty, so not of a start that failed
                 path.rmdir()
-        os.close(descriptor)  # last, so that nobody takes a folder that is about to go
-
-
-def _holder(directory: Path) -> str:
-    """Who holds the lock, in words; empty where it does not say."""
-    with contextlib.suppress(OSError, ValueError):
-        return f": {(directory / TRAINING).read_text(encoding='utf-8').strip()}"
-    return ""
-
-
-def _lock(descriptor: int) -> bool:
-    """Whether nobody else holds the lock; on a file system without locks nobody does."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
 
 
 def open_directory(directory: Path, run: Run, accept_changed: Sequence[str] = ()) -> None:
@@ -226,8 +229,8 @@ def refuse_changes(directory: Path, changed: Mapping[str, tuple[Any, Any]], acce
     lines = [f"\n    {name}: {old} -> {new}" for name, (old, new) in changed.items()
              if not why_free(name) or _is_of_one_file(name, old, new)]  # fmt: skip
     got = f"holds a run that this config cannot continue; it differs in{''.join(lines)}"
-    refuse(bool(lines), str(directory), got, "the same values, or another folder",
-           f"--directory {directory}-2{accepting}")
+    refuse(bool(lines), shown(directory), got, "the same values, or another folder",
+           f"--directory {shown(directory)}-2{accepting}")
 
 
 def _is_of_one_file(field: str, old: Any, new: Any) -> bool:

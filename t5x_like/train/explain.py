@@ -29,12 +29,13 @@ from t5x_like.sharding.mesh import Placement, use
 from t5x_like.train.branch import begun_from
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
-from t5x_like.train.directory import CHECKPOINTS, load_config
+from t5x_like.train.directory import load_config
 from t5x_like.train.feed import to_devices
 from t5x_like.train.opened import on_a_mesh_that_fits, other_meshes
 from t5x_like.train.resume import OPTIONAL, check
 from t5x_like.train.setup import Setup, State
 from t5x_like.train.step import compile_step, mean_gradient
+from t5x_like.train.working import checkpoints_of, opened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +95,13 @@ class Explained:
 
 
 def explain_step(
-    directory: Path, step: int, code: Sequence[str] = (), accept_changed: Sequence[str] = (), proof: bool = True,
+    directory: str | Path, step: int, code: Sequence[str] = (), accept_changed: Sequence[str] = (), proof: bool = True,
     say: Callable[[str], None] = print,
 ) -> Explained:  # fmt: skip
     """Replays a step of a run, in one process.
 
     Args:
-      directory: the run's folder.
+      directory: the run's folder, or its address.
       step: the step, counted as in metrics.jsonl, from 1.
       code, accept_changed: as for ``train.directory.load_config``.
       proof: whether to train on to the next checkpoint and compare every array with it.
@@ -112,7 +113,8 @@ def explain_step(
     structure(PositiveInt, step, "--step", text=False)
     join_processes()
     refuse(jax.process_count() > 1, "explain", f"runs in one process, got {jax.process_count()}", "one process")
-    with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
+    directory = opened(directory)
+    with Checkpoints(checkpoints_of(directory), read_only=True) as checkpoints:
         steps = checkpoints.steps()
         after = min((each for each in steps if each >= step), default=None)
         plain = None if after is None else checkpoints.metadata(after)["config"]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -23,15 +22,16 @@ from jax.experimental import multihost_utils
 
 from t5x_like.checkpoint.checkpoints import Checkpoints
 from t5x_like.core.errors import UserError, refuse
+from t5x_like.core.lock import job_name
 from t5x_like.core.paths import write_atomically
 from t5x_like.core.ranges import NonNegativeInt
 from t5x_like.core.structure import structure
 from t5x_like.report.metrics import METRICS
 from t5x_like.train.config import Run
 from t5x_like.train.data import data_step
+from t5x_like.train.working import shown
 
 HISTORY = "history.json"
-JOBS = ("T5X_LIKE_JOB", "SLURM_JOB_ID", "SKYPILOT_TASK_ID")  # set to the same by all starts of one submitted job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +87,14 @@ class History:
         Raises:
           UserError: there is no checkpoint at or before that step; batches of a corpus that cannot be passed over.
         """
-        job = next((f"{name}={os.environ[name]}" for name in JOBS if os.environ.get(name)), "")
+        job = job_name()
         asked = {"steps": wish.steps, "batches": wish.skip, "job": job}
         if job and any(asked.items() <= record.items() for record in self.records):
             self._say(f"--rewind {wish.steps} --skip {wish.skip} was made by an earlier start of this job; going on")
             return run
         latest, steps = self._checkpoints.latest(), self._checkpoints.steps()
-        refuse(latest is None, "--rewind", f"{self._directory} has no checkpoint to go back from", "a run with one")
+        got = f"{shown(self._directory)} has no checkpoint to go back from"
+        refuse(latest is None, "--rewind", got, "a run with one")
         to = int(latest or 0) - wish.steps
         restored = max((step for step in steps if step <= to), default=None)
         kept = ", ".join(f"{step:,}" for step in steps)

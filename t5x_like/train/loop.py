@@ -185,6 +185,7 @@ class Loop:
         self.console.note(f"WARNING: step {step:,}: {wrong}; its update is left out")
 
     def _save(self, state: State, step: int, locally: bool = False) -> None:
+        self.stop.check()  # where another has taken over, nothing is written into its checkpoints
         self._read()  # so that a step that was not finite is not saved as made
         with self.clock.doing("checkpoint"):
             kept = {"totals": dict(self.totals)} if self.totals else {}  # a copy: it is written in the background

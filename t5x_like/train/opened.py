@@ -28,9 +28,10 @@ from t5x_like.sharding.mesh import Placement, make_placement, use
 from t5x_like.train.compiled import keep_compiled
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
-from t5x_like.train.directory import CHECKPOINTS, load_config
+from t5x_like.train.directory import load_config
 from t5x_like.train.feed import check_batch_size, local_share, to_devices
 from t5x_like.train.setup import Setup, State, make_setup
+from t5x_like.train.working import checkpoints_of, opened
 
 
 def _say(message: str) -> None:
@@ -160,14 +161,14 @@ def open_model(run: Run) -> tuple[Placement, Setup]:
 
 
 def open_run(
-    directory: Path, step: int | None = None, assignments: Sequence[str] = (), code: Sequence[str] = (),
+    directory: str | Path, step: int | None = None, assignments: Sequence[str] = (), code: Sequence[str] = (),
     accept_changed: Sequence[str] = (), say: Callable[[str], None] = _say,
 ) -> OpenedRun:  # fmt: skip
     """Reads a run's config and the parameters of a checkpoint, onto the mesh that the config asks for, or, where this
     machine has other devices and no assignment names a mesh, one that fits; then that is said.
 
     Args:
-      directory: the run's folder.
+      directory: the run's folder, or its address.
       step: step of the checkpoint; None: the latest good one.
       assignments: fields to set, such as ``mesh.data=2``.
       code, accept_changed: as for ``train.directory.load_config``.
@@ -176,11 +177,12 @@ def open_run(
     Raises:
       UserError: not a run's folder, own code that may not be run, no good checkpoint, a mesh that does not fit.
     """
+    directory = opened(directory)
     run = override(load_config(directory, code, accept_changed), assignments)
     join_processes(run.job)
     assigned = any(each.lstrip("-").startswith("mesh") for each in assignments)
     run, placement, setup = on_a_mesh_that_fits(run, () if assigned else other_meshes(run.mesh), say)
-    with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
+    with Checkpoints(checkpoints_of(directory), read_only=True) as checkpoints:
         state, metadata = checkpoints.restore(setup.eval_state(placement), step, partial=True)
     jax.block_until_ready(state)
     return OpenedRun(run, setup, placement, setup.eval_params(state), int(metadata["step"]), say=say)

@@ -37,7 +37,7 @@ from t5x_like.report.writers import Reporter, check_outputs
 from t5x_like.sharding.mesh import Placement
 from t5x_like.train.config import Run, same_in_all
 from t5x_like.train.data import Data
-from t5x_like.train.directory import CHECKPOINTS, config_is_lost, locked, open_directory, record_start, versions
+from t5x_like.train.directory import config_is_lost, locked, open_directory, record_start, versions
 from t5x_like.train.feed import Feed, check_batch_size, local_share
 from t5x_like.train.history import History, Rewind
 from t5x_like.train.hooks import Hook, Measure, Sample
@@ -49,6 +49,7 @@ from t5x_like.train.setup import Setup
 from t5x_like.train.step import compile_step
 from t5x_like.train.stopping import Stop
 from t5x_like.train.words import data_seen, devices, opening
+from t5x_like.train.working import checkpoints_of, shown
 
 AGREED = ("t5x_like", "jax", "jaxlib", "tensorstore")  # whose versions must be equal in all processes
 T = TypeVar("T", bool, int)
@@ -62,7 +63,7 @@ class Outcome:
       step: number of updates made.
       complete: whether all updates are made.
       exit_code: 0 if complete, else the code of the signal that stopped it.
-      directory: the run's folder.
+      directory: the run's folder, or its address.
       evaluations: last values of each evaluation, by its name.
       sample: named lines of the text that the model wrote last; empty where none was asked for.
       commands: those of ``eval`` and ``generate`` that this run has text and a model for.
@@ -71,7 +72,7 @@ class Outcome:
     step: int
     complete: bool
     exit_code: int
-    directory: Path
+    directory: Path | str
     evaluations: Mapping[str, Values] = dataclasses.field(default_factory=dict)
     sample: Mapping[str, str] = dataclasses.field(default_factory=dict)
     commands: tuple[str, ...] = ()
@@ -81,7 +82,7 @@ def train(
     run: Run, directory: str | Path, accept_changed: Sequence[str] = (), rewind: Rewind | None = None,
     ends_process: bool = False,
 ) -> Outcome:
-    """Starts or resumes the run in ``directory``; a complete run is left as it is.
+    """Starts or resumes the run in ``directory``, a folder or an address; a complete run is left as it is.
 
     Args:
       run: the resolved config.
@@ -128,10 +129,12 @@ def _train(
     with contextlib.ExitStack() as exits:
         watchdog = exits.enter_context(Watchdog(run.job, clock, line(), ends_process))
         stop.joined(watchdog)
-        directory = exits.enter_context(locked(directory, index == 0, _of_first))
+        held = exits.enter_context(locked(directory, index == 0, _of_first))
+        stop.check, directory = held.lock.check, held.path
         open_directory(directory, run, accept_changed)
         check_outputs(directory, run.report)
-        checkpoints = exits.enter_context(Checkpoints(directory / CHECKPOINTS, run.checkpoint))
+        checkpoints = exits.enter_context(Checkpoints(checkpoints_of(directory), run.checkpoint))
+        checkpoints.before_commit = held.before_commit
         asked_profile = exits.enter_context(Asked())
         history = History(directory, checkpoints, console.note)
         run = history.applied(run) if rewind is None else history.rewind(history.applied(run), rewind)
@@ -154,7 +157,7 @@ def _train(
         tasks = _tasks(opened, directory)
         if nothing := _nothing_to_do(opened, tasks, directory):
             console.note(nothing)
-            return Outcome(start.step, True, 0, directory, commands=_commands(opened))
+            return Outcome(start.step, True, 0, _named(directory), commands=_commands(opened))
         profile = Profile(run.report.profile, run.report.profile_steps, directory / "profile", asked_profile, console,
                           ledger)  # fmt: skip
         return _go_on(
@@ -216,16 +219,22 @@ def _go_on(session: _Session) -> Outcome:
     ledger.add("end", done, complete=complete, exit_code=0 if complete else stop.exit_code)
     facts = {
         "updates": f"{done:,} of {total:,}",
-        "checkpoint": str(directory / CHECKPOINTS / str(done)),
+        "checkpoint": f"{checkpoints_of(directory)}/{done}",
         "data": data_seen(data, done) + (f"; rows {feed.fill:.1%} full" if done > first else ""),
         "peak memory": in_bytes(peak_bytes(jax.local_devices()[0])),
-        "curves": str(picture or ""),
+        "curves": f"{shown(directory)}/{picture.name}" if picture else "",
     }
     console.summary(f"{run.name}: {'complete' if complete else 'stopped'}", facts, clock.account())
     evaluations = {hook.task.name: hook.values for hook in hooks if isinstance(hook, Measure) and hook.values}
     written = next((hook.last for hook in hooks if isinstance(hook, Sample)), {})
     code = 0 if complete else stop.exit_code
-    return Outcome(done, complete, code, directory, evaluations, written, _commands(opened))
+    return Outcome(done, complete, code, _named(directory), evaluations, written, _commands(opened))
+
+
+def _named(directory: Path) -> Path | str:
+    """The run's folder as the user has named it."""
+    address = shown(directory)
+    return directory if address == str(directory) else address
 
 
 def _say_what_is_lost(directory: Path, step: int, reporter: Reporter, ledger: Ledger, console: Console) -> None:
@@ -254,10 +263,10 @@ def _nothing_to_do(opened: OpenedRun, tasks: dict[Evaluation, bool], directory: 
     run, step, total = opened.run, opened.step, opened.run.train.steps
     if step > total:
         return (f"{run.name} has made {step:,} steps, more than train.steps={total:,}: nothing is trained. "
-                f"For a run of {total:,} steps take another folder than {directory}")  # fmt: skip
+                f"For a run of {total:,} steps take another folder than {shown(directory)}")  # fmt: skip
     if step < total or any(not made and run.times(task).due(step, total) for task, made in tasks.items()):
         return ""
-    return f"{run.name} is complete: all {total:,} steps are made. {directory}"
+    return f"{run.name} is complete: all {total:,} steps are made. {shown(directory)}"
 
 
 def _agree(topic: str, facts: Mapping[str, Any]) -> None:

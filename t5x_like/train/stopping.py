@@ -22,6 +22,7 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 from t5x_like.job.join import line
@@ -48,6 +49,7 @@ class Stop:
         self._ready = self._told = self._asked_for = False
         self._presses = self._polls = 0
         self._at: tuple[int, int] | None = None  # the poll at which all stop, and by which signal
+        self.check: Callable[[], None] = lambda: None  # raises where this process must not go on
         self._polling = threading.Condition()
 
     def joined(self, watchdog: Watchdog) -> None:
@@ -130,7 +132,8 @@ class Stop:
         return self.asked()
 
     def asked(self) -> bool:
-        """Whether to stop what is under way; every process must ask equally often."""
+        """Whether to stop what is under way; every process must ask equally often. Raises what ``check`` does."""
+        self.check()
         with self._polling:
             while self._asked_for and self._at is None:
                 self._polling.wait(1.0)  # some milliseconds; where process 0 is lost, the line ends this process

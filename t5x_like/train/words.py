@@ -22,6 +22,7 @@ from t5x_like.sharding.reduction import copying_axes
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
 from t5x_like.train.setup import Setup
+from t5x_like.train.working import shown
 
 
 def opening(run: Run, setup: Setup, placement: Placement, first: int, directory: Path) -> dict[str, str]:
@@ -39,7 +40,7 @@ def opening(run: Run, setup: Setup, placement: Placement, first: int, directory:
                  + (f"; resuming from step {first:,}" if first else ""),
         "gradients": _gradients(setup, placement),
         "metrics": f"{every}, in {METRICS}; the loss shown here is smoothed",
-        "directory": str(directory),
+        "directory": shown(directory),
     }  # fmt: skip
 
 

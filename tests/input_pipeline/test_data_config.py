@@ -47,10 +47,14 @@ def test_the_cache_folder(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_a_cache_folder_on_remote_storage_is_refused(monkeypatch, given):
+def test_a_cache_at_an_address(monkeypatch, given):
+    """Copies lie in the user's cache; an address of another kind is refused."""
     monkeypatch.setenv("T5X_LIKE_CACHE", "gs://bucket/x")
-    with pytest.raises(UserError, match="mounted folder") as caught:
-        cache_folder("gs://bucket/y" if given else "")
+    copies = cache_folder("gs://bucket/y" if given else "")
+    assert str(copies).endswith(".cache/t5x-like/copies/gs-bucket-" + ("y" if given else "x"))
+    monkeypatch.setenv("T5X_LIKE_CACHE", "az://bucket/x")
+    with pytest.raises(UserError, match="gs://BUCKET") as caught:
+        cache_folder("az://bucket/y" if given else "")
     assert caught.value.where == ("data.cache" if given else "$T5X_LIKE_CACHE")
 
 

@@ -102,10 +102,13 @@ def loop_of(recorder: Recorder, steps: int, every: int = 0, evaluate_every: int 
     class EveryStep:
         log, due = staticmethod(recorder.log), staticmethod(lambda step: True)
 
+    class Stopping:
+        wanted, check = staticmethod(recorder.wanted), staticmethod(lambda: None)
+
     hook = Measure(recorder, Every(evaluate_every), recorder, EveryStep(), Silent(), Silent())
     return Loop(
         run=run, step=recorder.step, hooks=[hook], checkpoints=recorder, reporter=EveryStep(),
-        console=Silent(), clock=Silent(), stop=recorder, metadata=lambda step: {"data": step},
+        console=Silent(), clock=Silent(), stop=Stopping(), metadata=lambda step: {"data": step},
         data_metrics=lambda step: {}, costs=Costs(10, 1.0),
     )  # fmt: skip
 

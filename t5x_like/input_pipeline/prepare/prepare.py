@@ -28,6 +28,7 @@ from t5x_like.input_pipeline.prepare import parts
 from t5x_like.input_pipeline.prepare.merge import CACHE_FILES, CacheWriter, PartFiles, mark_copies, merge, survey
 from t5x_like.input_pipeline.prepare.parts import Counts, Part, SourceChanged, Work, cut_into_parts
 from t5x_like.input_pipeline.prepare.progress import Progress, Show, Tally
+from t5x_like.input_pipeline.prepare.published import make_once
 from t5x_like.input_pipeline.prepare.token_cache import FORMAT_VERSION, TokenCache, TokenSplit, open_cache, token_type
 from t5x_like.input_pipeline.processes import available_cores
 from t5x_like.input_pipeline.sources.files import File
@@ -101,8 +102,12 @@ def prepare_by(
                 if path.exists():  # a folder appears whole, by a rename: it was changed since
                     open_cache(path)
                 build = _Build(corpus, tokenizer, opened, files, left_out, path, work, tally)
-                with build.work_folder(alone):
-                    build.run(tokenize)
+
+                def make() -> None:
+                    with build.work_folder(alone):
+                        build.run(tokenize)
+
+                make_once(cache, path, make, lambda: tally.say("waiting"))
     if work.is_dir():  # left by a process that was killed between publishing the cache and removing its work folder
         with contextlib.suppress(UserError), held_lock(path.with_name(f"{name}.lock")) as alone:
             if alone:

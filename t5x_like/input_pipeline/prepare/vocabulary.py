@@ -15,6 +15,7 @@ from pathlib import Path
 from t5x_like.core.errors import UserError
 from t5x_like.input_pipeline.config import Corpus, Mixture, SentencePiece, TokenizerConfig, cache_folder, corpora
 from t5x_like.input_pipeline.disk import held_lock
+from t5x_like.input_pipeline.prepare.published import make_once
 from t5x_like.input_pipeline.sources.arrow import Parquet
 from t5x_like.input_pipeline.sources.csv_files import Csv
 from t5x_like.input_pipeline.sources.files import COMPRESSIONS
@@ -81,7 +82,7 @@ def trained_model_path(corpus: Corpus | Mixture, cache: str = "", progress: Say 
     if not path.is_file():
         with held_lock(path.with_suffix(".lock")):
             if not path.is_file():
-                _train(corpus, config, path, progress or (lambda line: None))
+                make_once(cache, path, lambda: _train(corpus, config, path, progress or (lambda line: None)))
     return path
 
 
