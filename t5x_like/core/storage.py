@@ -16,21 +16,20 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from t5x_like.core.buckets import DRIVERS, known, open_store, spec_of
 from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.paths import write_atomically
 
 T = TypeVar("T")
-DRIVERS = {"gs": "gcs", "s3": "s3"}
 ALLOWED = "a folder on a disk, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"
 ABSENT = b"\x02"  # what TensorStore calls the generation of an object that is not there
 PROBE_NAME = ".t5x_like-probe"
 PROBE = 20.0  # seconds within which a bucket that cannot be used is named
 ANSWER = 120.0  # seconds for one request of a small file, its retries included
-RETRIES = {"max_retries": 8, "initial_delay": "250ms", "max_delay": "16s"}  # about 45 s: a bucket's usual hiccup
 PROBE_RETRIES = {"max_retries": 4, "initial_delay": "250ms", "max_delay": "2s"}
 WAITS = (0.2, 1.0)  # seconds before a file of a disk that could not be read is read again: network disks err at times
 
@@ -245,7 +244,7 @@ class _Bucket(Place):
         return dataclasses.replace(self, path=f"{self.path}{name.strip('/')}/" if name.strip("/") else self.path)
 
     def spec(self, name: str = "") -> dict[str, Any]:
-        return _spec(self.scheme, self.bucket, f"{self.path}{name.strip('/')}/" if name.strip("/") else self.path)
+        return spec_of(self.scheme, self.bucket, f"{self.path}{name.strip('/')}/" if name.strip("/") else self.path)
 
     def _may_list(self, store: Any, seconds: float) -> None:
         """Raises ValueError where a listing is refused. The driver ``gcs`` takes that for an empty one, but who may not
@@ -257,7 +256,7 @@ class _Bucket(Place):
 
     @functools.cached_property
     def _store(self) -> Any:
-        return _open(self.spec())
+        return open_store(self.spec())
 
     @contextlib.contextmanager
     def _errors(self, name: str) -> Iterator[None]:
@@ -292,13 +291,13 @@ def place(where: str | Path, field: str = "directory") -> Place:
     folder = "/".join(part for part in folder.split("/") if part)
     found = _Bucket(scheme, bucket, f"{folder}/" if folder else "")
     try:
-        store = _open(found.spec() | {f"{DRIVERS[scheme]}_request_retries": PROBE_RETRIES})
+        store = open_store(found.spec() | {f"{DRIVERS[scheme]}_request_retries": PROBE_RETRIES})
         found._may_list(store, PROBE)
     except TimeoutError:
-        raise UserError(field, f"{where}: no answer within {PROBE:.0f} s", _known(scheme)) from None
+        raise UserError(field, f"{where}: no answer within {PROBE:.0f} s", known(scheme)) from None
     except ValueError as error:
         raise UserError(field, f"{where} cannot be read: {_reason(error)}", f"{ALLOWED}, in a bucket that is there and "
-                        "may be read", _known(scheme)) from error
+                        "may be read", known(scheme)) from error
     return found
 
 
@@ -314,81 +313,8 @@ def make_writable(where: Place, field: str) -> None:
         where.remove(name)
     except OSError as error:
         reason = error.strerror or str(error).removeprefix(f"{where}/{name}: ")
-        known = _known(where.scheme) if isinstance(where, _Bucket) else ""
-        raise UserError(field, f"{where} cannot be written: {reason}", "a writable folder", known) from None
-
-
-def _known(scheme: str) -> str:
-    """What the environment says of a kind of storage, without secrets."""
-    if scheme == "gs":
-        endpoint = os.environ.get("STORAGE_EMULATOR_HOST") or "Google"
-        return f"credentials of {endpoint}: gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS"
-    kind, endpoint = _s3_credentials()["type"], _s3_endpoint() or "Amazon"
-    return (f"the environment: endpoint {endpoint}, credentials {kind} (AWS_ENDPOINT_URL_S3, AWS_REGION, "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE)")  # fmt: skip
-
-
-def _open(spec: dict[str, Any]) -> Any:
-    # A server that takes a request and never answers would hold it for ever.
-    os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", "10")
-    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "30")
-    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
-    if spec["driver"] == "gcs" and (host := os.environ.get("STORAGE_EMULATOR_HOST")):
-        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", host if "://" in host else f"http://{host}")
-        os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "emulator")
-    import tensorstore as ts
-
-    return ts.KvStore.open(spec).result()
-
-
-def _spec(scheme: str, bucket: str, path: str) -> dict[str, Any]:
-    driver = DRIVERS[scheme]
-    spec = {"driver": driver, "bucket": bucket, "path": path, f"{driver}_request_retries": RETRIES}
-    if scheme == "s3":
-        spec["aws_credentials"] = _s3_credentials()
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        if endpoint := _s3_endpoint():
-            spec["endpoint"] = endpoint
-            spec["aws_region"] = region or "us-east-1"  # Amazon alone can be asked for a bucket's region
-        elif region:
-            spec["aws_region"] = region
-    return spec
-
-
-def _s3_endpoint() -> str:
-    return (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "").rstrip("/")
-
-
-def _s3_credentials() -> dict[str, str]:
-    """Where TensorStore finds the keys. Its own chain prints a line for each place that has none, so only a place that
-    has some is named; without any the bucket is read as anyone may."""
-    environment: Mapping[str, str] = os.environ
-    if environment.get("AWS_ACCESS_KEY_ID") and environment.get("AWS_SECRET_ACCESS_KEY"):
-        return {"type": "environment"}
-    if environment.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
-        return {"type": "default"}
-    if any(environment.get(f"AWS_CONTAINER_CREDENTIALS_{kind}_URI") for kind in ("RELATIVE", "FULL")):
-        return {"type": "ecs"}
-    profile = environment.get("AWS_PROFILE") or "default"
-    files = {
-        "config_file": environment.get("AWS_CONFIG_FILE") or os.path.expanduser("~/.aws/config"),
-        "credentials_file": environment.get("AWS_SHARED_CREDENTIALS_FILE") or os.path.expanduser("~/.aws/credentials"),
-    }
-    found = {name: path if os.path.isfile(path) else os.devnull for name, path in files.items()}
-    if set(found.values()) != {os.devnull}:
-        texts = [Path(path).read_text(errors="replace") for path in found.values()]
-        special = any(word in text for text in texts for word in ("credential_process", "sso_"))
-        return {"type": "default", "profile": profile} if special else {"type": "profile", "profile": profile, **found}
-    return {"type": "imds" if _on_ec2() else "anonymous"}
-
-
-def _on_ec2() -> bool:
-    """Whether this machine says that it is one of Amazon's, whose metadata service may have keys."""
-    if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
-        return False
-    with contextlib.suppress(OSError):
-        return "Amazon" in Path("/sys/class/dmi/id/sys_vendor").read_text()
-    return False
+        asked = known(where.scheme) if isinstance(where, _Bucket) else ""
+        raise UserError(field, f"{where} cannot be written: {reason}", "a writable folder", asked) from None
 
 
 def _below(prefix: str) -> Any:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from t5x_like.core import paths
+from t5x_like.core.buckets import DRIVERS
 from t5x_like.core.config import Config
 from t5x_like.core.errors import UserError, require
 from t5x_like.core.ranges import INT32_MAX, BelowOne, NonNegativeFloat, NonNegativeInt, PositiveInt, Range, Size
-from t5x_like.core.storage import ALLOWED, DRIVERS, is_address
+from t5x_like.core.storage import ALLOWED, is_address
 from t5x_like.input_pipeline.sources.arrow import Parquet
 from t5x_like.input_pipeline.sources.csv_files import Csv
 from t5x_like.input_pipeline.sources.filters import Filters
