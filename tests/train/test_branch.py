@@ -53,6 +53,24 @@ def test_a_branch_has_the_parameters_of_the_parent_and_says_so(tmp_path, parent,
     assert record.items() <= next(line for line in read_ledger(folder) if line["event"] == "branch").items()
 
 
+@pytest.mark.parametrize("what", ["parameters", "parameters+optimizer"])
+def test_it_begins_from_a_mean_of_checkpoints(tmp_path, parent, what):
+    mean, folder = tmp_path / "mean", tmp_path / "new"
+    assert main(["checkpoint", "average", str(parent), "--steps", "2,4", "--output", str(mean)]) == 0
+    assert branch(folder, mean, *STILL, "train.steps=1", f"start.what={what}") == 0
+    one, other, after = checkpoint(parent, 2), checkpoint(parent, 4), checkpoint(folder)
+    floating = [path for path, array in one.items() if jnp.issubdtype(array.dtype, jnp.floating)]
+    wanted = other | {path: np.mean([one[path], other[path]], axis=0, dtype=np.float64).astype(one[path].dtype)
+                      for path in floating}  # fmt: skip
+    assert_same_bits(part(after, "params"), part(wanted, "params"))
+    assert any(wanted[path].tobytes() != other[path].tobytes() for path in part(wanted, "params"))
+    taken = part(wanted, "params") | (part(wanted, "optimizer") if "optimizer" in what else {})
+    record = json.loads((folder / "history.json").read_text())[0]
+    assert record["digest"] == digest(unflatten({path: jnp.asarray(array) for path, array in taken.items()}))
+    assert (record["parent"], record["parent_step"], record["averaged"]) == (str(mean), 4, [2, 4])
+    assert after["optimizer/count"] == (5 if "optimizer" in what else 1)
+
+
 def test_it_trains_on_and_does_not_begin_again_when_it_resumes(tmp_path, parent):
     folder, gone = tmp_path / "new", shutil.copytree(parent, tmp_path / "gone")
     assert branch(folder, gone, "train.steps=2") == 0
