@@ -33,7 +33,7 @@ from t5x_like.train.feed import check_batch_size, local_share, to_devices
 from t5x_like.train.setup import Setup, State, make_setup
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
     if jax.process_index() == 0:
         print(message, file=sys.stderr, flush=True)
 
@@ -61,7 +61,7 @@ class OpenedRun:
     step: int = 0
     given_data: Data | None = None
     stop: Callable[[], bool] = lambda: False
-    say: Callable[[str], None] = _say
+    say: Callable[[str], None] = say
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
     _compiled: dict[tuple, Callable] = dataclasses.field(default_factory=dict)  # shared with all ``at`` other steps
 
@@ -161,7 +161,7 @@ def open_model(run: Run) -> tuple[Placement, Setup]:
 
 def open_run(
     directory: Path, step: int | None = None, assignments: Sequence[str] = (), code: Sequence[str] = (),
-    accept_changed: Sequence[str] = (), say: Callable[[str], None] = _say,
+    accept_changed: Sequence[str] = (), say: Callable[[str], None] = say,
 ) -> OpenedRun:  # fmt: skip
     """Reads a run's config and the parameters of a checkpoint, onto the mesh that the config asks for, or, where this
     machine has other devices and no assignment names a mesh, one that fits; then that is said.
