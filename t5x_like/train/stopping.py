@@ -23,6 +23,7 @@ import signal
 import socket
 import threading
 from types import FrameType
+from typing import Any
 
 from t5x_like.job.join import line
 from t5x_like.job.line import leave
@@ -43,7 +44,7 @@ class Stop:
     def __init__(self):
         self.signal: int | None = None
         self._watchdog: Watchdog | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}  # handlers, as signal gives them
         self._first: int | None = None  # step before the first one of this start
         self._ready = self._told = self._asked_for = False
         self._presses = self._polls = 0
@@ -71,7 +72,7 @@ class Stop:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)  # type: ignore[arg-type]
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         if self._previous:
             signal.set_wakeup_fd(self._woke)
         if others := line():
