@@ -123,8 +123,12 @@ class OpenedRun:
         whole = dataclasses.replace(self, run=dataclasses.replace(self.run, train=train))
         return {task.label(whole): task.run(whole) for task in whole.run.evaluations}
 
-    def write(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int = 0) -> list[list[int]]:
-        """Continues token prompts, or answers them where there is an encoder. Raises as ``decode.generate``."""
+    def write(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int = 0,
+        stop: Callable[[], bool] | None = None,
+    ) -> list[list[int]]:  # fmt: skip
+        """Continues token prompts, or answers them where there is an encoder. Raises and stops as ``decode.generate``.
+        """
         count = jax.process_count()
         refuse(count > 1, "generate", f"runs in one process, got {count}", "one process")
         tokenizer, longest = self.tokenizer, self.run.objective.capacity(self.run.data, self.run.model.shape)[0]
@@ -135,7 +139,7 @@ class OpenedRun:
         return generate(
             self.setup.bind, self.run.model, self.params, prompts, sampling, placement=self.placement,
             eos_id=tokenizer.eos_id, start_id=tokenizer.pad_id, bidirectional_prompt=self.run.objective.has_prefix,
-            seed=seed, vocab_size=tokenizer.vocab_size,
+            seed=seed, vocab_size=tokenizer.vocab_size, stop=stop,
         )  # fmt: skip
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, seed: int = 0) -> list[str]:
