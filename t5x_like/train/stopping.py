@@ -5,11 +5,12 @@
 2. As long as there is nothing to save (preparing, compiling, restoring, the evaluation at the first step), a signal
    ends all processes of the job at once: with exit code 75 ("run me again"), or 130 after Ctrl-C.
 3. After that ``train.loop.Loop`` asks ``Stop.wanted`` before every step, an evaluation ``Stop.asked`` before every
-   batch, and a sample, which one process alone writes, after every few tokens. In one process the answer is yes from the signal on. Of several, the one that is told sends word to process 0
-   over the job's line (``job.line``); it asks all how often they have asked, and each stops when it asks for the time
-   after the largest of these numbers. So every process must ask equally often.
-4. An evaluation or sample under way ends early, without values; it is made when the run is resumed. The loop saves a checkpoint
-   of the step reached, waits until it is written, and returns.
+   batch, and a sample, which one process alone writes, after every few tokens. In one process the answer is yes from
+   the signal on. Of several, the one that is told sends word to process 0 over the job's line (``job.line``); it asks
+   all how often they have asked, and each stops when it asks for the time after the largest of these numbers. So every
+   process must ask equally often.
+4. An evaluation or sample under way ends early, without values; it is made when the run is resumed. The loop saves a
+   checkpoint of the step reached, waits until it is written, and returns.
 5. ``train`` returns ``Outcome.exit_code``, with which ``cli.main`` leaves: 75 after SIGTERM and SIGHUP ("saved, run me
    again"), 130 after Ctrl-C. A second Ctrl-C stops without saving.
 
