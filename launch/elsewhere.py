@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import sys
@@ -19,6 +20,27 @@ trap 'exit 75' TERM
 if [ $JAX_PROCESS_ID = 0 ] && {program} check --help >/dev/null 2>&1; then
 JAX_PLATFORMS=cpu JAX_NUM_PROCESSES=1 env -u JAX_COORDINATOR_ADDRESS -u JAX_PROCESS_ID {check} || [ $? != 2 ] || exit 2
 fi"""
+
+
+def command_line(
+    top: argparse.ArgumentParser,
+    act: Callable[[str, argparse.Namespace, str], int],
+    launch: Callable[[argparse.ArgumentParser, argparse.Namespace, jobs.Job], int],
+) -> int:
+    """Does what the command line asks for, and returns the exit code.
+
+    Args:
+      top: the launcher's parser.
+      act: function of an action (``job.ACTIONS``), the options and the local folder of the run.
+      launch: function of the parser, the options and the job.
+    """
+    options = top.parse_args()
+    action, folder = jobs.action_of(options)
+    if action:
+        return act(action, options, folder_here(folder))
+    job = jobs.parse(top, options)
+    jobs.require_run(job)
+    return launch(top, options, job)
 
 
 def folder_here(folder: str) -> str:

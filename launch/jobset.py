@@ -27,7 +27,7 @@ from typing import Any
 
 import job as jobs
 import jobset_rules as rules
-from elsewhere import ENDS, State, check_line, folder_here, pairs, plan_of, script_of, states
+from elsewhere import ENDS, State, check_line, command_line, folder_here, pairs, plan_of, script_of, states
 from manifest import to_yaml
 from slices import CHIPS, Slice, slice_of
 
@@ -134,14 +134,15 @@ def pod(
     if tpu:
         select = {rules.ACCELERATOR: CHIPS[tpu.kind].gke, rules.TOPOLOGY: tpu.topology, **select}
     platforms = {"JAX_PLATFORMS": "tpu,cpu" if tpu else "cuda,cpu"} if count else {}
-    label = "metadata.labels['jobset.sigs.k8s.io/job-index']"
+    label = "metadata.labels['jobset.sigs.k8s.io/{}']"
     variables: dict[str, Any] = {
         "JAX_COORDINATOR_ADDRESS": f"{name}-{REPLICATED}-0-0.{name}:{PORT}",
         "POD_IP": {"fieldRef": {"fieldPath": "status.podIP"}},
         "JAX_COORDINATOR_BIND_ADDRESS": f"$(POD_IP):{PORT}",  # not reachable by any other of the node's addresses
         "JAX_NUM_PROCESSES": str(hosts * replicas),
         "PROCESSES_IN_JOB": str(hosts),
-        "JOB_INDEX": {"fieldRef": {"fieldPath": label}},
+        "JOB_INDEX": {"fieldRef": {"fieldPath": label.format("job-index")}},
+        "T5X_LIKE_JOB": {"fieldRef": {"fieldPath": label.format("jobset-uid")}},  # the same after every restart
         **platforms,
         **({"T5X_LIKE_CACHE": f"{mount}/cache"} if claim else {}),
         **pairs(options.env, "--env"),
@@ -271,14 +272,7 @@ def submit(options: argparse.Namespace, name: str, text: str) -> None:
     print(jobs.outside(kubectl(options, "apply", "--filename=-"), text=text), end="")
 
 
-def main() -> int:
-    top = parser()
-    options = top.parse_args()
-    action, folder = jobs.action_of(options)
-    if action:
-        return act(action, options, folder_here(folder))
-    job = jobs.parse(top, options)
-    jobs.require_run(job)
+def launch(top: argparse.ArgumentParser, options: argparse.Namespace, job: jobs.Job) -> int:
     here = folder_here(job.folder)
     if not options.image:
         top.error("--image: missing; build one with the Dockerfile of the repository")
@@ -316,4 +310,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    jobs.leave(main)
+    jobs.leave(lambda: command_line(parser(), act, launch))

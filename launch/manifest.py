@@ -159,7 +159,7 @@ def read(path: str) -> Any:
         return json.loads(text)
     except ValueError:
         try:
-            import yaml  # pyright: ignore[reportMissingModuleSource]
+            import yaml  # pyright: ignore[reportMissingModuleSource]: optional
         except ImportError:
             raise ValueError(f"{path}: not JSON, and YAML is read with PyYAML only: pip install pyyaml") from None
     try:

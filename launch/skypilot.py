@@ -22,7 +22,7 @@ import sys
 from typing import Any
 
 import job as jobs
-from elsewhere import ENDS, State, folder_here, in_source, pairs, plan_of, script_of, states
+from elsewhere import ENDS, State, command_line, folder_here, in_source, pairs, plan_of, script_of, states
 from manifest import to_yaml
 
 PORT = 8476
@@ -165,14 +165,7 @@ def require_kept(options: argparse.Namespace, job: jobs.Job) -> None:
                                "would be lost with its machine")  # fmt: skip
 
 
-def main() -> int:
-    top = parser()
-    options = top.parse_args()
-    action, folder = jobs.action_of(options)
-    if action:
-        return act(action, options, folder_here(folder))
-    job = jobs.parse(top, options)
-    jobs.require_run(job)
+def launch(top: argparse.ArgumentParser, options: argparse.Namespace, job: jobs.Job) -> int:
     require_kept(options, job)
     plan, here = plan_of(job), folder_here(job.folder)
     print(plan.said)
@@ -198,4 +191,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    jobs.leave(main)
+    jobs.leave(lambda: command_line(parser(), act, launch))

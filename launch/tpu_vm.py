@@ -16,6 +16,7 @@ slices.py.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import os
 import shlex
@@ -24,10 +25,11 @@ import sys
 import tarfile
 import tempfile
 import time
+import uuid
 from typing import Any
 
 import job as jobs
-from elsewhere import ENDS, State, check_line, folder_here, in_source, pairs, plan_of, script_of, states
+from elsewhere import ENDS, State, check_line, command_line, folder_here, in_source, pairs, plan_of, script_of, states
 from slices import CHIPS, Slice, slice_of
 
 PORT = 8476
@@ -68,9 +70,9 @@ for second in $(seq {grace}); do kill -s 0 -- -$(cat job.pid) 2>/dev/null || bre
 """
 
 
-def scripts(options: Any, job: jobs.Job, tpu: Slice) -> dict[str, str]:
-    """The scripts of a job, by their names."""
-    variables = {"JAX_PLATFORMS": "tpu,cpu", **pairs(options.env, "--env")}
+def scripts(options: Any, job: jobs.Job, tpu: Slice, submission: str) -> dict[str, str]:
+    """The scripts of a job, by their names; ``submission`` tells its starts from those of the next."""
+    variables = {"JAX_PLATFORMS": "tpu,cpu", "T5X_LIKE_JOB": submission, **pairs(options.env, "--env")}
     start = START.format(
         folder=FOLDER, port=PORT, processes=tpu.hosts * options.slices,
         variables=" ".join(f"{key}={shlex.quote(value)}" for key, value in variables.items()),
@@ -216,6 +218,22 @@ class Watch:
         self.tpus, self.job, self.tpu, self.here = tpus, job, tpu, here
         self.restarts = jobs.Restarts(tpus.options.restarts)
         self.seen = False  # the job has run since this began to watch: what it left before does not count
+        last = (jobs.remembered(here, "tpu-vm") or [{}])[-1]
+        same = [last.get(key) for key in ("name", "zone", "command")] == [tpus.name, tpus.options.zone, job.words]
+        self.submission = str(last.get("submission", "")) if same else ""  # none where its end was noted
+        self.watched_before = bool(self.submission)
+        if not self.submission:
+            self.submit()
+
+    def submit(self) -> None:
+        """Takes a new name for this submission, by which its starts know that they are of one job."""
+        self.submission = uuid.uuid4().hex
+        self.note(submission=self.submission)
+
+    def note(self, **values: Any) -> None:
+        """Notes the submission, or its end, beside the run."""
+        options, job = self.tpus.options, dataclasses.replace(self.job, directory=self.here)
+        jobs.remember(job, "tpu-vm", name=self.tpus.name, zone=options.zone, project=options.project, **values)
 
     def run(self) -> int:
         """The job's exit code, once it has ended for good."""
@@ -229,8 +247,11 @@ class Watch:
         """Does what a state asks for; an exit code if that was the end."""
         if kind in ("gone", "cancelled") and self.seen:
             say("cancelled")
+            self.note(exit_code=jobs.INTERRUPTED)
             return jobs.INTERRUPTED
         if kind == "gone":
+            if self.watched_before:  # cancelled elsewhere
+                self.submit()
             self.call("create", self.tpus.create(self.tpu), 600)
         elif kind in ("refused", "taken"):
             if kind == "refused" and not self.again(jobs.FAILED):
@@ -264,7 +285,7 @@ class Watch:
     def install(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "source.tar.gz")
-            archive(path, self.tpus.options.source, scripts(self.tpus.options, self.job, self.tpu))
+            archive(path, self.tpus.options.source, scripts(self.tpus.options, self.job, self.tpu, self.submission))
             self.call("copy the source", self.tpus.copy(path), 600)
         self.call("install", self.tpus.install(), 1800)
 
@@ -276,6 +297,7 @@ class Watch:
 
     def end(self, code: int) -> int:
         """Fetches the log and deletes the TPUs."""
+        self.note(exit_code=code)
         path = os.path.join(self.here, "launch", f"{self.tpus.name}.log")
         log = self.call("fetch the log", self.tpus.ssh(f"cat {FOLDER}/job.log", node="0", worker="0"), 600)
         with open(path, "a", encoding="utf-8") as file:
@@ -299,6 +321,9 @@ def act(action: str, options: argparse.Namespace, folder: str) -> int:
     if action == "cancel":
         jobs.outside(tpus.ssh(f"sh {FOLDER}/cancel.sh || true"), seconds=3600)
         jobs.outside(tpus.delete(), seconds=1200)
+        if last:
+            work = jobs.job_of(["train", folder])
+            jobs.remember(work, "tpu-vm", name=name, zone=options.zone, project=options.project, exit_code=None)
         print(f"{name}: stopped and deleted")
         return 0
     if action == "follow":
@@ -319,18 +344,11 @@ def show(tpus: Tpus, job: jobs.Job, tpu: Slice) -> None:
     print("not started; --go runs, each when the one before it has succeeded:")
     for words in lines:
         print("  " + shlex.join(words))
-    for name, text in scripts(tpus.options, job, tpu).items():
+    for name, text in scripts(tpus.options, job, tpu, "SUBMISSION").items():
         print(f"{name}, on every host:\n  " + text.rstrip().replace("\n", "\n  "))
 
 
-def main() -> int:
-    top = parser()
-    options = top.parse_args()
-    action, folder = jobs.action_of(options)
-    if action:
-        return act(action, options, folder_here(folder))
-    job = jobs.parse(top, options)
-    jobs.require_run(job)
+def launch(top: argparse.ArgumentParser, options: argparse.Namespace, job: jobs.Job) -> int:
     for key in ("zone", "topology"):
         if not getattr(options, key):
             top.error(f"--{key}: missing")
@@ -349,7 +367,6 @@ def main() -> int:
     if not options.go:
         show(tpus, job, tpu)
         return 0
-    jobs.remember(jobs.job_of(["train", here]), "tpu-vm", name=tpus.name, zone=options.zone, project=options.project)
     try:
         return Watch(tpus, job, tpu, here).run()
     except KeyboardInterrupt:
@@ -362,4 +379,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    jobs.leave(main)
+    jobs.leave(lambda: command_line(parser(), act, launch))

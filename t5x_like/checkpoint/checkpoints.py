@@ -27,7 +27,7 @@ from t5x_like.checkpoint.folder import SLACK, TEMPORARY, Damaged, metadata_of, r
 from t5x_like.checkpoint.job import SECONDS, Job, require_shared
 from t5x_like.checkpoint.keep import FALLBACK, reasons
 from t5x_like.checkpoint.layout import LAYOUT
-from t5x_like.checkpoint.local import LocalSaves, token_of
+from t5x_like.checkpoint.local import LOCAL, LocalSaves, token_of
 from t5x_like.checkpoint.reader import Reader
 from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.paths import make_writable
@@ -84,7 +84,9 @@ class Checkpoints(Reader, contextlib.AbstractContextManager):
             require_shared(self.folder.place, self._job)
         self._latest: int | None = self._job.first(self._open)
         self._local: LocalSaves | None = None
+        self._saves_locally = False  # since an earlier start
         if self._config.local.directory and not read_only:
+            self._saves_locally = self._job.first(lambda: self.folder.place.exists(LOCAL))
             token = self._job.first(lambda: token_of(self.folder.place))
             where = Path(self._config.local.directory) / token
             self._local = LocalSaves(where, self._job, _say, lambda event, **values: self.record(event, **values))
@@ -219,7 +221,11 @@ class Checkpoints(Reader, contextlib.AbstractContextManager):
     def _restore_locally(self, template: Tree) -> tuple[Tree, dict[str, Any]] | None:
         """The latest local save if it is good and later than the newest checkpoint."""
         began, newest = time.perf_counter(), max(self._job.first(self.steps), default=-1) if self._local else -1
-        if self._local is None or (step := self._local.latest()) is None or step <= newest:
+        if self._local is None:
+            return None
+        if (step := self._local.latest()) is None and self._saves_locally and newest >= 0:
+            self._say("WARNING: there is no local save that every process has, as after a change of hosts: not used")
+        if step is None or step <= newest:
             return None
         try:
             state, user = self._local.restore(template, step)

@@ -33,15 +33,16 @@ from t5x_like.core.paths import make_writable
 from t5x_like.core.storage import Place
 
 KEPT = 2  # saves of each process: a kill in a save may leave the newest with some processes only
+LOCAL = ".local"  # file of a run's checkpoints with the token
 META = "t5x_like"  # entry of a file that is JSON
 
 
 def token_of(place: Place) -> str:
     """The name of a run's local saves, drawn at the first call for its folder of checkpoints."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        if re.fullmatch("[0-9a-f]{16}", found := place.read(".local").decode()):
+        if re.fullmatch("[0-9a-f]{16}", found := place.read(LOCAL).decode()):
             return found
-    place.write(".local", (drawn := secrets.token_hex(8)).encode())
+    place.write(LOCAL, (drawn := secrets.token_hex(8)).encode())
     return drawn
 
 

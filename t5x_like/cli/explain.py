@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,14 +15,18 @@ _PARAMETERS = 8  # shown of each ranking
 
 
 def explain(options: argparse.Namespace) -> int:
-    """Prints how a step came about; 1 if it could not be replayed bit for bit."""
+    """Prints how a step came about, of several processes the first; 1 if it could not be replayed bit for bit."""
+    import jax
+
     from t5x_like.input_pipeline.batches.show import row_summary, show_row
     from t5x_like.report.batches import BatchConsole
     from t5x_like.train.explain import explain_step
 
     refuse(options.rows < 1, "--rows", str(options.rows), "1 or more")
-    say = functools.partial(print, file=sys.stderr, flush=True)
-    found = explain_step(options.run, options.step, options.code, options.accept_changed, not options.no_proof, say)
+    found = explain_step(options.run, options.step, options.code, options.accept_changed, not options.no_proof)
+    code = 0 if all(same for _, same in found.proofs) else 1
+    if jax.process_index():
+        return code
     console, metrics = BatchConsole(options.color), found.metrics
     console.title(f"{options.run}, step {found.step:,}, replayed from step {found.replayed_from:,}")
     console.line(f"loss {metrics['loss']:.6g}, gradient norm {metrics['gradient_norm']:.6g}, "
@@ -48,7 +50,7 @@ def explain(options: argparse.Namespace) -> int:
         console.title(f"parameters with the largest {title}")
         ranked = sorted(found.parameters, key=lambda each: -getattr(each, key))
         console.table(_parameters(ranked[:_PARAMETERS]))
-    return 0 if all(same for _, same in found.proofs) else 1
+    return code
 
 
 def _documents(row: Row) -> str:

@@ -36,7 +36,7 @@ def _absolute_local(path: str) -> str:
 def with_absolute_paths(value: T) -> T:
     """A dataclass tree with every path in the ``places`` of its parts absolute; an empty one stays."""
     if isinstance(value, tuple):
-        return tuple(map(with_absolute_paths, value))  # type: ignore[return-value]
+        return tuple(map(with_absolute_paths, value))  # type: ignore[return-value]: T is a tuple here
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     before = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}

@@ -14,11 +14,13 @@ from t5x_like.arrays.trees import Tree
 from t5x_like.core.errors import UserError, refuse
 from t5x_like.core.ranges import INT32_MAX, Seed
 from t5x_like.core.structure import structure
+from t5x_like.decode.sample import Sampling
 from t5x_like.decode.state import DecodeState, prefill
 from t5x_like.models.config import ModelConfig
 from t5x_like.sharding.mesh import Placement, use
 
 ROUND = 16  # lengths are rounded up to multiples of this, so that few are compiled
+PIECE = 8  # tokens written between two questions whether to stop
 
 
 class Strategy(Protocol):
@@ -37,6 +39,7 @@ def generate(
     bind: Callable[[Tree], Any], config: ModelConfig, params: Tree, prompts: Sequence[Sequence[int]],
     strategy: Strategy, *, placement: Placement | None = None, eos_id: int, start_id: int = 0,
     bidirectional_prompt: bool = False, seed: int = 0, vocab_size: int | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """Continues token prompts of unequal lengths.
 
@@ -51,6 +54,7 @@ def generate(
       bidirectional_prompt: whether the prompt's tokens see each other in both directions, as in a prefix LM.
       seed: seed of sampling, of 32 bits.
       vocab_size: ids of the tokenizer, the only ones that are written; None: the model's.
+      stop: function that says whether to stop before the end, asked after every ``PIECE`` tokens of ``Sampling``.
 
     Returns:
       The new tokens of each row, without the prompt.
@@ -80,7 +84,11 @@ def generate(
     key = jax.random.key(seed)
     size = np.int32(config.vocab_size if vocab_size is None else vocab_size)
     try:
-        found = _generate(bind, placement, strategy, eos_id, bidirectional_prompt, params, arrays, size, key)
+        given = eos_id, bidirectional_prompt, params, arrays, size, key
+        if stop is not None and isinstance(strategy, Sampling):
+            found = _in_pieces(bind, placement, strategy, *given, stop)
+        else:
+            found = _generate(bind, placement, strategy, *given)
         rows = np.asarray(found).tolist()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -109,3 +117,26 @@ def _generate(bind, placement, strategy: Strategy, eos_id: int, bidirectional: b
         model = bind(params)
         logits_BV, state = prefill(model, arrays, strategy.max_new_tokens, bidirectional, vocab_size)
         return strategy(model, logits_BV, state, eos_id, key)
+
+
+def _in_pieces(bind, placement, strategy: Sampling, eos_id: int, bidirectional, params, arrays, vocab_size, key, stop):
+    """As ``_generate``; what is not written when ``stop`` says so is ``eos_id``."""
+    begun = _begin(bind, placement, strategy, eos_id, bidirectional, params, arrays, vocab_size, key)
+    written = 1
+    while written < strategy.max_new_tokens and not jax.device_get(begun[1]).all() and not stop():
+        written = min(written + PIECE, strategy.max_new_tokens)
+        begun = _go_on(bind, placement, strategy, eos_id, params, begun, np.int32(written), key)
+    return begun[3]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _begin(bind, placement, strategy: Sampling, eos_id: int, bidirectional, params, arrays, vocab_size, key):
+    with use(placement):
+        logits_BV, state = prefill(bind(params), arrays, strategy.max_new_tokens, bidirectional, vocab_size)
+        return strategy.begin(logits_BV, state, eos_id, key)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
+def _go_on(bind, placement, strategy: Sampling, eos_id: int, params, begun, until, key):
+    with use(placement):
+        return strategy.go_on(bind(params), begun, eos_id, key, until)

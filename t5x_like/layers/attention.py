@@ -39,8 +39,8 @@ class Attention(Mixer):
       dropout: rate of dropout of attention probabilities.
     """
 
-    heads: PositiveInt  # pyright: ignore[reportIncompatibleVariableOverride]
-    head_dim: PositiveInt  # pyright: ignore[reportIncompatibleVariableOverride]
+    heads: PositiveInt  # pyright: ignore[reportIncompatibleVariableOverride]: a choice here
+    head_dim: PositiveInt  # pyright: ignore[reportIncompatibleVariableOverride]: a choice here
     kv_heads: NonNegativeInt = 0
     bias: bool = False
     scaled: bool = True

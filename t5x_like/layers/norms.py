@@ -62,6 +62,6 @@ class LayerNorm(Norm):
       bias: whether there is one.
     """
 
-    bias: bool = True  # pyright: ignore[reportIncompatibleVariableOverride]
+    bias: bool = True  # pyright: ignore[reportIncompatibleVariableOverride]: a choice here
 
     centred: ClassVar[bool] = True

@@ -118,7 +118,7 @@ class T5Relative(Positions):
             raise UserError("model.positions.buckets", got, allowed, "T5Relative(32, 128)")
 
     @property
-    def per_layer(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def per_layer(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]: a choice here
         return self.own_tables
 
     def declare_bias(self, heads: int, width: int, init: Init) -> Any:
@@ -152,7 +152,7 @@ class Learned(Positions):
       length: number of positions.
     """
 
-    length: PositiveInt  # pyright: ignore[reportIncompatibleVariableOverride]
+    length: PositiveInt  # pyright: ignore[reportIncompatibleVariableOverride]: a choice here
 
     reads_positions: ClassVar[bool] = True
 

@@ -7,6 +7,7 @@ vocabulary. Embeddings, position tables, the output head, norms and biases are n
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Annotated, Any, Literal
 
@@ -50,7 +51,7 @@ class Muon(OptimizerConfig):
 
         number = optax.contrib.MuonDimensionNumbers(-2, -1)
         # As many as there are arrays: optax leaves a gap for each parameter that is no matrix.
-        numbers = lambda updates: jax.tree.map(lambda _: number, updates)  # noqa: E731
+        numbers = functools.partial(jax.tree.map, lambda _: number)
         muon = optax.contrib.scale_by_muon(beta=self.beta, ns_steps=self.iterations, weight_dimension_numbers=numbers)
         adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
         kinds = map_named(lambda _, spec: "matrix" if is_matrix(spec) else "rest", context.specs)

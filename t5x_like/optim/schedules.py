@@ -14,6 +14,7 @@ reach its end at step total_steps, one after the last.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -44,7 +45,8 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> Callable[[jax.Ar
 
 def _joined(joined: Joined, total_steps: int) -> Callable[[jax.Array], jax.Array]:
     bounds = joined.bounds(total_steps)
-    shares = [_share(each, after - start) for each, start, after in zip(joined.schedules, bounds, bounds[1:])]  # noqa: B905
+    stretches = zip(joined.schedules, itertools.pairwise(bounds), strict=False)
+    shares = [_share(each, after - start) for each, (start, after) in stretches]
 
     def share(step: jax.Array) -> jax.Array:
         value = shares[0](step)

@@ -30,7 +30,7 @@ MEMORY_GIB = (
 )  # fmt: skip
 
 
-def peak_flops(device: jax.Device) -> float | None:  # pyright: ignore[reportInvalidTypeForm]
+def peak_flops(device: jax.Device) -> float | None:  # pyright: ignore[reportInvalidTypeForm]: jax.Device is a class
     """Floating-point operations a second of one device, or None where it is not known.
 
     The devices of a CPU share its cores, so the figure measured there is of all local devices together, divided by
@@ -44,7 +44,7 @@ def peak_flops(device: jax.Device) -> float | None:  # pyright: ignore[reportInv
     return None
 
 
-def memory_bytes(device: jax.Device) -> int | None:  # pyright: ignore[reportInvalidTypeForm]
+def memory_bytes(device: jax.Device) -> int | None:  # pyright: ignore[reportInvalidTypeForm]: jax.Device is a class
     """Bytes of memory that a device has, or None where it does not say. The devices of a CPU share the machine's, or
     what a container may use of it. Of a TPU that is not here, what its kind has."""
     if device.platform != "cpu":
@@ -59,7 +59,7 @@ def memory_bytes(device: jax.Device) -> int | None:  # pyright: ignore[reportInv
     return min(limits) // jax.local_device_count()
 
 
-def peak_bytes(device: jax.Device) -> float:  # pyright: ignore[reportInvalidTypeForm]
+def peak_bytes(device: jax.Device) -> float:  # pyright: ignore[reportInvalidTypeForm]: jax.Device is a class
     """Bytes that a device has held at most since the process began; of a CPU, that the whole process has."""
     stats = device.memory_stats() or {}
     return float(stats.get("peak_bytes_in_use", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))

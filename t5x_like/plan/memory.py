@@ -211,7 +211,9 @@ def _kept(setup: Setup, run: Run, ways: Mapping[str, int]) -> float:
     trained, frozen = split(params, setup.optimizer.trained)
 
     def backward(trained: Tree, frozen: Tree, batch: Any, seed: Any) -> Any:
-        loss = lambda trained: setup.loss(setup.bind(join(trained, frozen)), batch, jax.random.key(seed))["loss"][0]  # noqa: E731
+        def loss(trained: Tree) -> jax.Array:
+            return setup.loss(setup.bind(join(trained, frozen)), batch, jax.random.key(seed))["loss"][0]
+
         return jax.vjp(loss, trained)[1]  # a tree of what it keeps
 
     kept = jax.tree.leaves(

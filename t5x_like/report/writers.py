@@ -106,7 +106,7 @@ class Wandb:
 
 def _wandb(project: str) -> Any:
     try:
-        import wandb  # pyright: ignore[reportMissingImports]
+        import wandb  # pyright: ignore[reportMissingImports]: optional
     except ImportError:
         raise UserError("report.wandb", f"project {project!r}, but the package wandb is not installed", "",
                         "pip install wandb, or report.wandb=''") from None

@@ -76,7 +76,10 @@ def rows_are_shared_evenly(grid: np.ndarray) -> bool:
 
 def _by_process(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
     """The devices of each process together: as much of the inner axes as fits, then rows that follow one another."""
-    place = lambda device: (device.process_index, *device.coords, device.core_on_chip)  # noqa: E731
+
+    def place(device: Any) -> tuple[int, ...]:
+        return device.process_index, *device.coords, device.core_on_chip
+
     ordered = np.empty(len(devices), object)
     ordered[:] = sorted(devices, key=place) if devices[0].platform == "tpu" else devices
     counts = collections.Counter(device.process_index for device in devices)

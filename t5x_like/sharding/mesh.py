@@ -107,7 +107,7 @@ class Placement:
 
 def make_placement(
     config: MeshConfig,
-    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: jax.Device is a class
 ) -> Placement:
     """The mesh of a config over all devices of all processes, or over those given. Raises as ``device_grid``."""
     grid = device_grid(config, list(devices if devices is not None else jax.devices()))

@@ -61,6 +61,7 @@ def begun_from(
         found["params"] = unflatten({path: whole[path] for path in flatten(setup.specs)})
     record = {"event": "branch", "parent": parent, "parent_step": int(metadata["step"]), "what": run.start.what,
               "digest": digest(found if "optimizer" in found else {"params": found["params"]})}  # fmt: skip
+    record |= {"averaged": metadata["averaged"]} if "averaged" in metadata else {}
     changed = before is not None and before["digest"] != record["digest"]
     refuse(changed, "start.from", f"{parent} at step {step} is not what it was when this run was first started",
            "the same checkpoint", "another folder for the run")  # fmt: skip

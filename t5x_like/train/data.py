@@ -58,7 +58,10 @@ class Data:
             if corpus.heldout:
                 caches[corpus.name] = prepare(corpus.window_of(0, "heldout"), config, data.cache, show)
             kept = {name: cache.split("train") for name, cache in caches.items()}
-            make = lambda splits, seed: Batches(splits, *common, seed)  # noqa: E731
+
+            def make(splits: dict, seed: int) -> Batches:
+                return Batches(splits, *common, seed)
+
             train = Windows(corpus, config, make, data, (common[1], *common[3:]), run.train.seed, show)
             fingerprint = train.fingerprint
         else:

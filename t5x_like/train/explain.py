@@ -7,6 +7,7 @@ same bits; ``Explained.proofs`` says by what that is known. Writes nothing. Must
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from t5x_like.train.config import Run
 from t5x_like.train.data import Data
 from t5x_like.train.directory import load_config
 from t5x_like.train.feed import to_devices
-from t5x_like.train.opened import on_a_mesh_that_fits, other_meshes
+from t5x_like.train.opened import on_a_mesh_that_fits, other_meshes, say
 from t5x_like.train.resume import OPTIONAL, check
 from t5x_like.train.setup import Setup, State
 from t5x_like.train.step import compile_step, mean_gradient
@@ -96,23 +97,22 @@ class Explained:
 
 def explain_step(
     directory: str | Path, step: int, code: Sequence[str] = (), accept_changed: Sequence[str] = (), proof: bool = True,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
 ) -> Explained:  # fmt: skip
-    """Replays a step of a run, in one process.
+    """Replays a step of a run. Of several processes every one makes the same call, and gets the same.
 
     Args:
       directory: the run's folder, or its address.
       step: the step, counted as in metrics.jsonl, from 1.
       code, accept_changed: as for ``train.directory.load_config``.
       proof: whether to train on to the next checkpoint and compare every array with it.
-      say: function of a note.
+      say: function of a note; by default to standard error, by the first process.
 
     Raises:
       UserError: no such run or step; own code that may not be run; text that has changed.
     """
     structure(PositiveInt, step, "--step", text=False)
     join_processes()
-    refuse(jax.process_count() > 1, "explain", f"runs in one process, got {jax.process_count()}", "one process")
     directory = opened(directory)
     with Checkpoints(checkpoints_of(directory), read_only=True) as checkpoints:
         steps = checkpoints.steps()
@@ -132,7 +132,7 @@ def explain_step(
         here, before = next(feed), jax.tree.map(jnp.copy, state["params"])
         gradients = _norms_of_gradient(setup, placement)(state, here)
         state, sums = train(state, here)
-        parameters = _parameters(setup, gradients, before, state["params"])
+        parameters = _parameters(setup, placement, gradients, before, state["params"])
         metrics = {name: float(value) / (float(weight) or 1.0) for name, (value, weight) in sums.items()}
         proofs = _recorded_loss(directory, step, metrics["loss"])
         if proof and after is not None:
@@ -171,7 +171,7 @@ def _rows(
     which makes no sum another but by their number."""
     ways, whole = placement.batch_ways, float(batch["weights"].sum()) or 1.0
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=placement.replicated)  # for every process to read
     def measure(params: Tree, rows: Batch) -> jax.Array:
         trained, frozen = split(params, setup.optimizer.trained)
 
@@ -199,7 +199,7 @@ def _norms_of_gradient(setup: Setup, placement: Placement) -> Callable[[State, B
             _, gradient, _ = mean_gradient(setup, state["params"], batch, state["step"])
         return _norms(setup, gradient)
 
-    return jax.jit(norms)
+    return jax.jit(norms, out_shardings=placement.replicated)
 
 
 def _norms(setup: Setup, tree: Tree) -> dict[str, jax.Array]:
@@ -213,8 +213,10 @@ def _norms(setup: Setup, tree: Tree) -> dict[str, jax.Array]:
     return {path: norm(path, array) for path, array in flatten(tree).items()}
 
 
-def _parameters(setup: Setup, gradients: dict[str, jax.Array], before: Tree, after: Tree) -> list[Parameter]:
-    @jax.jit
+def _parameters(
+    setup: Setup, placement: Placement, gradients: dict[str, jax.Array], before: Tree, after: Tree
+) -> list[Parameter]:
+    @functools.partial(jax.jit, out_shardings=placement.replicated)
     def compare(before: Tree, after: Tree) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         change = jax.tree.map(lambda a, b: a.astype(jnp.float32) - b.astype(jnp.float32), after, before)
         return _norms(setup, change), _norms(setup, before)

@@ -62,7 +62,7 @@ class History:
     Attributes:
       records: dicts with ``event``: ``rewind`` (``latest``: the checkpoint gone back from; ``to``: the step gone back
         to; ``restored``: the checkpoint at or before it; ``skip``: the range of batches, empty for none; ``job``) or
-        ``branch`` (``parent``, ``parent_step``, ``what``, ``digest``).
+        ``branch`` (``parent``, ``parent_step``, ``what``, ``digest``; of a mean of checkpoints ``averaged``: steps).
       new: those of this start.
     """
 

@@ -101,6 +101,8 @@ class Sample(Hook):
             return
         with self.clock.doing("evaluate"), self.console.doing("writing a sample"):
             written = write_sample(self.opened.at(step, state))
+        if self.opened.stop():  # perhaps on the way: it is written when the run is resumed
+            return
         self.opened.ledger.add("sample", step, text=written)
         if step == self.opened.run.train.steps:
             self.last = written

@@ -112,10 +112,10 @@ class Loop:
                 self._unread = (done, metrics)
                 self.checkpoints.check()
                 if done < total:
+                    if self.run.checkpoint.local.due(done, total):  # also where both are due: it is there sooner
+                        self._save(state, done, locally=True)
                     if self.run.checkpoint.every.due(done, total):
                         self._save(state, done)
-                    elif self.run.checkpoint.local.due(done, total):
-                        self._save(state, done, locally=True)
                     self._call_hooks(state, done)
             self._read()
         except TooManySkipped as error:

@@ -34,7 +34,7 @@ from t5x_like.train.setup import Setup, State, make_setup
 from t5x_like.train.working import checkpoints_of, opened
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
     if jax.process_index() == 0:
         print(message, file=sys.stderr, flush=True)
 
@@ -62,7 +62,7 @@ class OpenedRun:
     step: int = 0
     given_data: Data | None = None
     stop: Callable[[], bool] = lambda: False
-    say: Callable[[str], None] = _say
+    say: Callable[[str], None] = say
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
     _compiled: dict[tuple, Callable] = dataclasses.field(default_factory=dict)  # shared with all ``at`` other steps
 
@@ -124,8 +124,12 @@ class OpenedRun:
         whole = dataclasses.replace(self, run=dataclasses.replace(self.run, train=train))
         return {task.label(whole): task.run(whole) for task in whole.run.evaluations}
 
-    def write(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int = 0) -> list[list[int]]:
-        """Continues token prompts, or answers them where there is an encoder. Raises as ``decode.generate``."""
+    def write(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int = 0,
+        stop: Callable[[], bool] | None = None,
+    ) -> list[list[int]]:  # fmt: skip
+        """Continues token prompts, or answers them where there is an encoder. Raises and stops as ``decode.generate``.
+        """
         count = jax.process_count()
         refuse(count > 1, "generate", f"runs in one process, got {count}", "one process")
         tokenizer, longest = self.tokenizer, self.run.objective.capacity(self.run.data, self.run.model.shape)[0]
@@ -136,7 +140,7 @@ class OpenedRun:
         return generate(
             self.setup.bind, self.run.model, self.params, prompts, sampling, placement=self.placement,
             eos_id=tokenizer.eos_id, start_id=tokenizer.pad_id, bidirectional_prompt=self.run.objective.has_prefix,
-            seed=seed, vocab_size=tokenizer.vocab_size,
+            seed=seed, vocab_size=tokenizer.vocab_size, stop=stop,
         )  # fmt: skip
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, seed: int = 0) -> list[str]:
@@ -162,7 +166,7 @@ def open_model(run: Run) -> tuple[Placement, Setup]:
 
 def open_run(
     directory: str | Path, step: int | None = None, assignments: Sequence[str] = (), code: Sequence[str] = (),
-    accept_changed: Sequence[str] = (), say: Callable[[str], None] = _say,
+    accept_changed: Sequence[str] = (), say: Callable[[str], None] = say,
 ) -> OpenedRun:  # fmt: skip
     """Reads a run's config and the parameters of a checkpoint, onto the mesh that the config asks for, or, where this
     machine has other devices and no assignment names a mesh, one that fits; then that is said.

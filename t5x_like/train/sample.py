@@ -40,7 +40,8 @@ def write_sample(opened: OpenedRun, tokens: int = 72) -> dict[str, str]:
         mode = tokenizer.find(getattr(objective, "mode", ""))
         passage = passage if mode is None else [mode, *passage]
         given, truth = passage[: len(passage) // 2], passage[len(passage) // 2 :]
-        written = opened.write([given], Sampling(max_new_tokens=len(given), temperature=0.8, top_p=0.9))[0]
+        sampling = Sampling(max_new_tokens=len(given), temperature=0.8, top_p=0.9)
+        written = opened.write([given], sampling, stop=opened.stop)[0]
         return _decoded(tokenizer, given, written, truth)
     example = objective.example(np.asarray(passage), np.random.default_rng(0), tokenizer)
     if example.order is not None:  # places of prediction have no text to be shown in
@@ -53,7 +54,7 @@ def write_sample(opened: OpenedRun, tokens: int = 72) -> dict[str, str]:
         model = _marked(tokenizer, [(guess if c else here, c) for here, guess, _, c in places])
         truth = _marked(tokenizer, [(there, c) for _, _, there, c in places])
         return {"given": tokenizer.decode(given), "model": model, "truth": truth}
-    written = opened.write([given], Sampling(max_new_tokens=len(truth) + 16))[0]
+    written = opened.write([given], Sampling(max_new_tokens=len(truth) + 16), stop=opened.stop)[0]
     if not set(given) & set(tokenizer.sentinel_ids):  # not spans: a prefix and its continuation
         return _decoded(tokenizer, given, written, truth)
     given, truth = ([t for t in tokens if t != tokenizer.eos_id] for tokens in (given, truth))

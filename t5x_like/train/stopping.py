@@ -4,12 +4,13 @@
    a thread hears of them too, since a handler waits while C++ compiles.
 2. As long as there is nothing to save (preparing, compiling, restoring, the evaluation at the first step), a signal
    ends all processes of the job at once: with exit code 75 ("run me again"), or 130 after Ctrl-C.
-3. After that ``train.loop.Loop`` asks ``Stop.wanted`` before every step, and an evaluation ``Stop.asked`` before every
-   batch. In one process the answer is yes from the signal on. Of several, the one that is told sends word to process 0
-   over the job's line (``job.line``); it asks all how often they have asked, and each stops when it asks for the time
-   after the largest of these numbers. So every process must ask equally often.
-4. An evaluation under way ends early, without values; it is made when the run is resumed. The loop saves a checkpoint
-   of the step reached, waits until it is written, and returns.
+3. After that ``train.loop.Loop`` asks ``Stop.wanted`` before every step, an evaluation ``Stop.asked`` before every
+   batch, and a sample, which one process alone writes, after every few tokens. In one process the answer is yes from
+   the signal on. Of several, the one that is told sends word to process 0 over the job's line (``job.line``); it asks
+   all how often they have asked, and each stops when it asks for the time after the largest of these numbers. So every
+   process must ask equally often.
+4. An evaluation or sample under way ends early, without values; it is made when the run is resumed. The loop saves a
+   checkpoint of the step reached, waits until it is written, and returns.
 5. ``train`` returns ``Outcome.exit_code``, with which ``cli.main`` leaves: 75 after SIGTERM and SIGHUP ("saved, run me
    again"), 130 after Ctrl-C. A second Ctrl-C stops without saving.
 
@@ -24,6 +25,7 @@ import socket
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 from t5x_like.job.join import line
 from t5x_like.job.line import leave
@@ -44,7 +46,7 @@ class Stop:
     def __init__(self):
         self.signal: int | None = None
         self._watchdog: Watchdog | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}  # handlers, as signal gives them
         self._first: int | None = None  # step before the first one of this start
         self._ready = self._told = self._asked_for = False
         self._presses = self._polls = 0
@@ -73,7 +75,7 @@ class Stop:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)  # type: ignore[arg-type]
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         if self._previous:
             signal.set_wakeup_fd(self._woke)
         if others := line():

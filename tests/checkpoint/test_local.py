@@ -74,6 +74,7 @@ def test_where_local_saves_are_damaged_or_gone(made, damage, monkeypatch):
         (made[1] / ".local").unlink()
     step, said = resumed(made)
     assert step == 10 and ("the local save of step 16 cannot be read" in said) == (damage in ("flip", "truncate"))
+    assert ("there is no local save that every process has" in said) == (damage == "remove")
 
 
 def test_another_mesh_takes_the_permanent_one(made):

@@ -11,7 +11,7 @@ from flax import nnx
 from tiny_models import built, logits_function, tiny
 
 from t5x_like.core.errors import UserError
-from t5x_like.decode.generate import generate
+from t5x_like.decode.generate import PIECE, generate
 from t5x_like.decode.sample import Sampling
 
 NEW, LENGTH = 7, 24
@@ -162,3 +162,16 @@ def test_seeds_that_would_be_others(seed):
     """The device's keys have 32 bits: 2^32 would draw as 0."""
     with pytest.raises(UserError, match=f"seed: got {seed}"):
         write("llama", [[4]], seed=seed)
+
+
+@pytest.mark.parametrize("family, eos_id", [("llama", NO_EOS), ("t5_1_1", 20)])
+@pytest.mark.parametrize("sampling", [Sampling(21), Sampling(21, temperature=1.5, top_k=30)])
+def test_asked_whether_to_stop_on_the_way_it_writes_the_same(family, eos_id, sampling):
+    """Three pieces are asked about, the last of four tokens; rows that have all ended are asked about no more."""
+    asked: list[int] = []
+    whole = write(family, PROMPTS, sampling, eos_id)
+    assert write(family, PROMPTS, sampling, eos_id, stop=lambda: bool(asked.append(1))) == whole
+    longest = min(max(map(len, whole)) + 1, 21)
+    assert len(asked) == -(-(longest - 1) // PIECE)
+    count = iter((False, True))
+    assert write(family, PROMPTS, sampling, eos_id, stop=lambda: next(count)) == [row[: 1 + PIECE] for row in whole]

@@ -38,7 +38,9 @@ def pods(manifest: dict[str, Any], port: int, joined_by: str) -> list[tuple[list
     addresses = {f"{name}-{job['name']}-{s}-{h}.{name}": "127.0.0.1" for s in range(slices) for h in range(hosts)}
     found = []
     for index in range(slices * hosts):
-        fields = {"metadata.labels['jobset.sigs.k8s.io/job-index']": str(index // hosts), "status.podIP": "127.0.0.1"}
+        label = "metadata.labels['jobset.sigs.k8s.io/{}']"
+        fields = {label.format("job-index"): str(index // hosts), label.format("jobset-uid"): "8f2c-1",
+                  "status.podIP": "127.0.0.1"}  # fmt: skip
         known: dict[str, str] = {}
         for each in container["env"]:
             value = each["value"] if "value" in each else fields[each["valueFrom"]["fieldRef"]["fieldPath"]]

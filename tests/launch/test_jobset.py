@@ -105,6 +105,15 @@ def test_a_job_that_ran_before_kubernetes_said_it_in_other_words_is_still_restar
     assert any(line.startswith("spec.failurePolicy.rules: exit code 75") for line in rules.problems(found))
 
 
+def test_all_starts_of_one_jobset_are_told_so():
+    """By the JobSet's own identity, which a restart leaves as it is and the next submission has another of."""
+    (variable,) = (each for each in pod(made("v5e of 4"))["containers"][0]["env"] if each["name"] == "T5X_LIKE_JOB")
+    path = "metadata.labels['jobset.sigs.k8s.io/jobset-uid']"
+    assert variable["valueFrom"] == {"fieldRef": {"fieldPath": path}}
+    given = pod(made("v5e of 4", "--env", "T5X_LIKE_JOB=mine"))["containers"][0]["env"]
+    assert [each for each in given if each["name"] == "T5X_LIKE_JOB"] == [{"name": "T5X_LIKE_JOB", "value": "mine"}]
+
+
 GONE = object()
 RULES, QUEUE, CHIP = "F.rules[0]", f"metadata.labels[{rules.QUEUE}]", f"C.resources.limits[{rules.TPU}]"
 SELECTOR, END = "P.nodeSelector[cloud.google.com/gke-tpu-", "J.podFailurePolicy.rules[0].onExitCodes"
@@ -168,7 +177,7 @@ MUTANTS = {
     "requests against limits": ("C.resources.requests", {rules.TPU: 1}, f"C.resources.requests[{rules.TPU}]"),
     "no image": ("C.image", GONE),
     "image with a space": ("C.image", "t5x like"),
-    "variable twice": ("C.env", lambda old: [*old, {"name": "JOB_INDEX", "value": "4"}], "C.env[8].name"),
+    "variable twice": ("C.env", lambda old: [*old, {"name": "JOB_INDEX", "value": "4"}], "C.env[9].name"),
     "variable not a text": ("C.env[0].value", 4),
     "variable of both kinds": ("C.env[0].valueFrom", {}),
     "wrong number of processes": ("C.env[3].value", "16"),

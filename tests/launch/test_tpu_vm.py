@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import textwrap
 import time
 from pathlib import Path
 
@@ -92,6 +93,48 @@ def test_what_an_earlier_job_left_does_not_count(gcloud):
     plays(gcloud, ["ACTIVE"], ["2", "running", "0"])
     assert launch(gcloud, *TRAIN, "--go").returncode == 0
     assert verbs(gcloud) == ["scp", "ssh", "ssh", "ssh", "delete"]
+
+
+def test_all_starts_of_one_submission_are_told_so(gcloud, tmp_path):
+    """By T5X_LIKE_JOB in what the hosts get: the same where TPUs are created anew and where the command is typed again
+    to watch on; another once the job has ended, was cancelled, or is gone."""
+    (gcloud.folder / "gcloud").rename(gcloud.folder / "played")
+    (gcloud.folder / "gcloud").write_text(textwrap.dedent(f"""\
+        #!/bin/sh
+        case "$*" in *" scp "*) for word; do case $word in *.tar.gz) /bin/cp "$word" {tmp_path}/sent-$$.tar.gz;; esac
+        done;; esac
+        exec {sys.executable} -c "$(/usr/bin/tail -n +2 {gcloud.folder}/played)" "$@"
+        """))
+    (gcloud.folder / "gcloud").chmod(0o755)
+    (gcloud.folder / "played").write_text((gcloud.folder / "played").read_text().replace(
+        "os.path.basename(sys.argv[0])", "'gcloud'"))  # fmt: skip
+
+    def told(states: list, job: list, *words: str) -> list[str]:
+        """T5X_LIKE_JOB of each installation."""
+        gcloud.play.clear()
+        plays(gcloud, states, job)
+        launch(gcloud, *words, "--go")
+        sent = sorted(tmp_path.glob("sent-*"), key=lambda path: path.stat().st_mtime_ns)
+        found = []
+        for path in sent:
+            with tarfile.open(path) as tar:
+                text = tar.extractfile("start.sh").read().decode()  # pyright: ignore[reportOptionalMemberAccess]
+            found += re.findall(r"^export .* T5X_LIKE_JOB=(\w+)", text, re.M)
+            path.unlink()
+        return found
+
+    refused = {"err": "PERMISSION_DENIED", "code": 1}
+    again = [*TRAIN, "--rewind", "20"]
+    first = told([NOT_FOUND, "ACTIVE", "SUSPENDED", "ACTIVE", "ACTIVE", refused], ["new", "running"] * 2, *again)
+    assert len(first) == 2 and len(set(first)) == 1 and len(first[0]) > 8
+    assert told(["SUSPENDED", "ACTIVE"], ["new", "0"], *again) == first[:1]  # watched again, until its end
+    second = told([NOT_FOUND, "ACTIVE"], ["new", refused], *again)
+    assert len(second) == 1 and second != first[:1]
+    third = told([NOT_FOUND, "ACTIVE"], ["new", refused], *again)  # cancelled elsewhere
+    assert len(third) == 1 and third != second
+    fourth = told(["ACTIVE"], ["1", refused], *again, "train.steps=200")  # another command
+    assert len({*first, *second, *third, *fourth}) == 4
+    assert told(["ACTIVE"], ["new", "0"], "--env", "T5X_LIKE_JOB=mine", *again)[-1:] == ["mine"]
 
 
 @pytest.mark.parametrize("end, restarts, code", [("2", 0, 2), ("1", 1, 1), ("lost", 1, 1), ("137", 1, 1)])
@@ -217,7 +260,7 @@ def test_the_scripts_of_the_hosts_start_answer_and_cancel(tmp_path):
         parser = tpu_vm.parser()
         options = parser.parse_args(words)
         job, tpu = tpu_vm.jobs.parse(parser, options), tpu_vm.slice_of("v6e:4x4")
-        for name, text in tpu_vm.scripts(options, job, tpu).items():
+        for name, text in tpu_vm.scripts(options, job, tpu, "8f2c").items():
             (folder / name).write_text(text)
 
     def sh(name: str, *words: str) -> str:

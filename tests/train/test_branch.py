@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import assert_same_bits, checkpoint, digests, losses, run_file, tiny_run
+from tiny_runs import CLI, ROOT, assert_same_bits, checkpoint, digests, losses, run_file, start, tiny_run
 
 from t5x_like.arrays.trees import unflatten
 from t5x_like.checkpoint.checkpoints import Checkpoints
@@ -53,6 +55,24 @@ def test_a_branch_has_the_parameters_of_the_parent_and_says_so(tmp_path, parent,
     assert record.items() <= next(line for line in read_ledger(folder) if line["event"] == "branch").items()
 
 
+@pytest.mark.parametrize("what", ["parameters", "parameters+optimizer"])
+def test_it_begins_from_a_mean_of_checkpoints(tmp_path, parent, what):
+    mean, folder = tmp_path / "mean", tmp_path / "new"
+    assert main(["checkpoint", "average", str(parent), "--steps", "2,4", "--output", str(mean)]) == 0
+    assert branch(folder, mean, *STILL, "train.steps=1", f"start.what={what}") == 0
+    one, other, after = checkpoint(parent, 2), checkpoint(parent, 4), checkpoint(folder)
+    floating = [path for path, array in one.items() if jnp.issubdtype(array.dtype, jnp.floating)]
+    wanted = other | {path: np.mean([one[path], other[path]], axis=0, dtype=np.float64).astype(one[path].dtype)
+                      for path in floating}  # fmt: skip
+    assert_same_bits(part(after, "params"), part(wanted, "params"))
+    assert any(wanted[path].tobytes() != other[path].tobytes() for path in part(wanted, "params"))
+    taken = part(wanted, "params") | (part(wanted, "optimizer") if "optimizer" in what else {})
+    record = json.loads((folder / "history.json").read_text())[0]
+    assert record["digest"] == digest(unflatten({path: jnp.asarray(array) for path, array in taken.items()}))
+    assert (record["parent"], record["parent_step"], record["averaged"]) == (str(mean), 4, [2, 4])
+    assert after["optimizer/count"] == (5 if "optimizer" in what else 1)
+
+
 def test_it_trains_on_and_does_not_begin_again_when_it_resumes(tmp_path, parent):
     folder, gone = tmp_path / "new", shutil.copytree(parent, tmp_path / "gone")
     assert branch(folder, gone, "train.steps=2") == 0
@@ -62,6 +82,33 @@ def test_it_trains_on_and_does_not_begin_again_when_it_resumes(tmp_path, parent)
     assert sorted(losses(folder)) == [1, 2, 3] and losses(folder).items() >= first.items()
     assert_same_bits(part(checkpoint(folder), "params"), before)
     assert main(["train", str(folder), "train.steps=4"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(jax.devices()) < 2, reason="needs 2 devices")
+def test_two_processes_begin_from_a_run_and_replay_its_first_step(tmp_path, parent):
+    """On a mesh that splits the parameters over both; the same bits are read, and the same bits replayed."""
+
+    def together(*words: str) -> str:
+        launcher = [sys.executable, str(ROOT / "launch" / "local.py"), "--processes", "2", "--devices", "1", "--"]
+        process = start([*launcher, *CLI, *words], JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+        out, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, out
+        return out
+
+    folder = tmp_path / "new"
+    other = run_file(tiny_run("llama", "train.seed=5", "mesh.fsdp=2", "train.steps=3", "checkpoint.every.steps=2"))
+    together("train", other, "--directory", str(folder), f"start.from={parent}@2")
+    taken = part(checkpoint(parent, 2), "params")
+    (record,) = json.loads((folder / "history.json").read_text())
+    assert record["digest"] == digest(unflatten({path: jnp.asarray(array) for path, array in taken.items()}))
+    before = digests(folder / "checkpoints")
+    for step in ("1", "3"):  # from the run that it began from, and from its own checkpoint
+        out = together("explain", str(folder), "--step", step, "--rows", "2")
+        assert out.count(f"bit for bit the loss of step {step} in metrics.jsonl") == 1, out
+        assert out.count("bit for bit all arrays of the checkpoint") == 1 and "WARNING" not in out
+        assert out.count("rows with the largest gradient") == 1
+    assert digests(folder / "checkpoints") == before
 
 
 def test_killed_before_it_has_saved_it_takes_the_same_checkpoint(tmp_path, parent, capsys):

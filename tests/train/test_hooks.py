@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import os
+import signal
 
 import jax
 import numpy as np
 import pytest
 from tiny_models import random_params
-from tiny_runs import tiny_run
+from tiny_runs import assert_same_bits, checkpoint, tiny_run
 
 from t5x_like.arrays.trees import flatten, map_named
 from t5x_like.core.errors import UserError
 from t5x_like.decode.sample import Sampling
 from t5x_like.evaluate.heldout import HeldOut
 from t5x_like.report.config import ReportConfig
+from t5x_like.report.ledger import read_ledger
 from t5x_like.sharding.config import MeshConfig
 from t5x_like.sharding.mesh import make_placement
 from t5x_like.train.data import Data
 from t5x_like.train.opened import OpenedRun
 from t5x_like.train.run import train
 from t5x_like.train.setup import make_setup
+
+generating = importlib.import_module("t5x_like.decode.generate")  # not the function of that name
 
 
 def test_samples_when_the_config_says(tmp_path, capsys):
@@ -29,6 +35,29 @@ def test_samples_when_the_config_says(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.count("  given ") == 1 and set(outcome.sample) == {"given", "model", "truth"}  # at 4; at the end kept
     assert out.index("  given ") < out.index("6/6")
+
+
+def test_a_signal_ends_a_sample_which_is_written_when_the_run_is_resumed(tmp_path, monkeypatch):
+    run = tiny_run("llama", "train.steps=6", "data.corpus.heldout=0.3", "report.sample.steps=4")
+    train(run, tmp_path / "straight")
+    folder, go_on, calls = tmp_path / "run", generating._go_on, []
+
+    def told(*arguments):
+        calls.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return go_on(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generating, "PIECE", 2)  # of 8 tokens
+        patch.setattr(generating, "_go_on", told)
+        outcome = train(run, folder)
+    assert (outcome.step, outcome.exit_code, len(calls)) == (4, 75, 1)
+    assert read_ledger(folder, "sample") == []
+    assert train(run, folder).exit_code == 0
+    samples = [[(line["step"], line["text"]) for line in read_ledger(each, "sample")]
+               for each in (folder, tmp_path / "straight")]  # fmt: skip
+    assert samples[0] == samples[1] and [step for step, _ in samples[0]] == [4, 6]
+    assert_same_bits(checkpoint(folder), checkpoint(tmp_path / "straight"))
 
 
 def test_mistakes():

@@ -190,5 +190,4 @@ def _decode(ids: Sequence[int], start: int, end: int, tokenizer: Tokenizer) -> s
 
 
 def _printable(text: str) -> str:
-    escape = lambda c: c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode()  # noqa: E731
-    return "".join(map(escape, text))
+    return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text)

@@ -70,8 +70,8 @@ def prepare_with_beam(
 def _pipeline(options: Sequence[str]) -> Callable[[list[str], str], None]:
     """What runs Beam over parts, given as JSON like the work that they share."""
     try:
-        import apache_beam  # pyright: ignore[reportMissingImports]
-        from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
+        import apache_beam  # pyright: ignore[reportMissingImports]: optional
+        from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]: optional
     except ImportError as error:
         got = f"Apache Beam cannot be imported: {error}"
         raise UserError("--beam", got, "", "pip install 't5x-like[beam]'") from None
