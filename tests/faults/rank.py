@@ -1,6 +1,6 @@
 """One rank of a job under test: ``t5x-like`` with its arguments, which records what it trains on and fails on demand.
 
-Environment: $RECORD, a file to which a line of JSON is added per batch read and per step dispatched; $FAULT, a file of
+Environment: $RECORD, a file to which a line of JSON is added per batch read, step dispatched and save committed; $FAULT, a file of
 JSON {rank, step, do}: the rank that comes to that step renames it, so that it acts once, and does what ``do`` says;
 $PAUSE, seconds that each step takes longer. Not run by hand.
 """
@@ -55,11 +55,12 @@ def fail(do: str | None) -> None:
 
 
 def main() -> int:
-    from t5x_like.checkpoint import checkpoints
+    from t5x_like.checkpoint import arrays
+    from t5x_like.checkpoint.folder import Folder
     from t5x_like.cli.main import main as cli
     from t5x_like.train import run
 
-    feed, compiling, load = run.Feed, run.compile_step, checkpoints.ocp.load
+    feed, compiling, read, commit = run.Feed, run.compile_step, arrays.read, Folder.commit
 
     def watched(reader):
         for step, rows in reader:
@@ -82,11 +83,15 @@ def main() -> int:
     def read_once_wrong(*args, **kwargs):
         if asked(None, "failed read"):
             raise OSError(5, "Input/output error")
-        return load(*args, **kwargs)
+        return read(*args, **kwargs)
+
+    def committed(folder, step, metadata):
+        commit(folder, step, metadata)
+        record(committed=step)
 
     run.Feed = lambda placement, reader, *more: feed(placement, watched(reader), *more)  # type: ignore[misc]  # a stand-in
     run.compile_step = compile_step
-    checkpoints.ocp.load = read_once_wrong
+    arrays.read, Folder.commit = read_once_wrong, committed  # type: ignore[method-assign]
     if asked(None, "port in use"):
         host, port = os.environ["JAX_COORDINATOR_ADDRESS"].split(":")
         holder = f"import socket, time; s = socket.create_server(({host!r}, {port})); print(flush=True); time.sleep(9)"
