@@ -1,7 +1,7 @@
 """The kinds of faults, each with its right end, stated before it is tried.
 
 ``goes_on``: the job ends with 0 by itself, through the launcher's restarts, bit-identical to one left alone.
-``again``: the same command a second time does so: what was hit is the launcher, or a job that had ended.
+``again``: the same command a second time does so: what was hit is the launcher.
 ``refused``: exit code 1 or 2 and one message that names the cause; nothing is damaged, and the same command once the
 cause is gone ends bit-identical.
 """
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import tensorstore as ts
 from faults.jobs import EVERY, STEPS, Job, damageable
 
 
@@ -33,6 +34,7 @@ class Fault:
         happened, or None where that means nothing.
       says: words of the message of ``refused``.
       mend: function of the job: takes the cause away.
+      spoilt: number of the newest checkpoints that cannot be gone on from.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Fault:
     inject: Callable[[Job, random.Random], float | None]
     says: str = ""
     mend: Callable[[Job], None] = lambda job: None
+    spoilt: int = 0
 
 
 def hit(job: Job, pid: int, number: int) -> float:
@@ -107,19 +110,24 @@ def launcher_killed(job: Job, draw: random.Random) -> float:
     return hit(job, job.launcher.pid, signal.SIGKILL)
 
 
-def stopped_then_damaged(damage: Callable[[Path, random.Random], None]) -> Callable[[Job, random.Random], None]:
-    """The job is told to stop, and while it rests its latest checkpoint is damaged; an older one is good."""
+def killed_after(do: Callable[[Job, random.Random], None]) -> Callable[[Job, random.Random], float]:
+    """Some time after two checkpoints or more something is done, and a rank is killed."""
 
-    def inject(job: Job, draw: random.Random) -> None:
+    def inject(job: Job, draw: random.Random) -> float:
         job.start(pause=0.3)
-        job.wait_for_steps(draw.randrange(EVERY + 2, STEPS - 4))
-        assert job.launcher is not None
-        hit(job, job.launcher.pid, signal.SIGTERM)
-        assert job.wait() == 75, job.said
-        path = draw.choice(damageable(job.directory))
-        damage(path, draw)
+        step = EVERY * draw.randrange(2, STEPS // EVERY)
+        job.wait_until(lambda: any(line.get("committed") == step for line in job.record()), "a save")
+        time.sleep(draw.uniform(0.0, 0.6))
+        pid = any_rank(job, draw)
+        do(job, draw)
+        return hit(job, pid, signal.SIGKILL)
 
     return inject
+
+
+def latest(damage: Callable[[Path, random.Random], None]) -> Callable[[Job, random.Random], None]:
+    """Damages a file of the latest checkpoint; an older one is good."""
+    return lambda job, draw: damage(draw.choice(damageable(job.directory)), draw)
 
 
 def truncate(path: Path, draw: random.Random) -> None:
@@ -137,19 +145,35 @@ def flip(path: Path, draw: random.Random) -> None:
 
 
 def flip_array(path: Path, draw: random.Random) -> None:
-    """A bit of the file that arrays are read from: the largest of those that all processes' files were merged into."""
+    """A bit of an array's data, as it is without any check. ``path`` is a file of the step."""
     step = next(parent for parent in path.parents if parent.name.isdigit())
-    files = list((step / "state" / "d").iterdir()) or [p for p in step.rglob("*") if p.is_file()]
-    flip(max(files, key=lambda p: p.stat().st_size), draw)
+    before = values(step)
+    while True:
+        of = draw.choice(sorted(step.glob("state/ocdbt.process_*/d")))
+        file = max(of.iterdir(), key=lambda p: p.stat().st_size)
+        whole = file.read_bytes()
+        flip(file, draw)
+        with contextlib.suppress(ValueError):  # a bit of the index: of those "a flipped bit anywhere" has its share
+            if values(step) != before:
+                return
+        file.write_bytes(whole)  # a bit that nobody reads
 
 
-def every_checkpoint_damaged(job: Job, draw: random.Random) -> None:
-    stopped_then_damaged(lambda path, draw: None)(job, draw)
+def values(step: Path) -> dict[bytes, bytes]:
+    """What is stored of the arrays of a checkpoint: key to bytes."""
+    stored = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{step}/state/"}).result()
+    return {key: stored.read(key).result().value for key in stored.list().result()}
+
+
+def damage_all(job: Job, draw: random.Random) -> None:
     folder = job.directory / "checkpoints"
     shutil.copytree(folder, job.folder / "kept")
     for step in (path for path in folder.iterdir() if path.name.isdigit()):
         flip_array(step / "x", draw)
-    job.start()
+
+
+def every_checkpoint_damaged(job: Job, draw: random.Random) -> None:
+    killed_after(damage_all)(job, draw)
 
 
 def whole_again(job: Job) -> None:
@@ -158,8 +182,7 @@ def whole_again(job: Job) -> None:
     shutil.copytree(job.folder / "kept", folder)
 
 
-def failed_read(job: Job, draw: random.Random) -> None:
-    stopped_then_damaged(lambda path, draw: None)(job, draw)
+def fail_a_read(job: Job, draw: random.Random) -> None:
     job.order(draw.randrange(job.processes), 0, "failed read")
 
 
@@ -196,27 +219,33 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def fill(path: Path) -> None:
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(2**16))
+
+
 def filled_by_others(job: Job, draw: random.Random) -> None:
     job.start(pause=0.2)
     job.wait_for_steps(draw.randrange(1, STEPS - EVERY))
-    with contextlib.suppress(OSError), (job.directory.parent / "others").open("wb") as file:
-        while True:
-            file.write(bytes(2**16))
+    fill(job.directory.parent / "others")
 
 
 def others_removed(job: Job) -> None:
     (job.directory.parent / "others").unlink()
 
 
-def filled_by_leftovers(job: Job, draw: random.Random) -> None:
-    """What killed saves left behind has filled the disk."""
-    stopped_then_damaged(lambda path, draw: None)(job, draw)
-    folder = job.directory / "checkpoints"
-    left = folder / f"{STEPS}.orbax-checkpoint-tmp-1"
+def kill_all_and_fill(job: Job, draw: random.Random) -> None:
+    for pid in job.ranks().values():
+        hit(job, pid, signal.SIGKILL)
+    left = job.directory / "checkpoints" / f"{STEPS}.orbax-checkpoint-tmp-1"
     left.mkdir()
-    with contextlib.suppress(OSError), (left / "part").open("wb") as file:
-        while True:
-            file.write(bytes(2**16))
+    fill(left / "part")
+
+
+def filled_by_leftovers(job: Job, draw: random.Random) -> None:
+    """Before the launcher's restart what killed saves leave behind has filled the disk."""
+    killed_after(kill_all_and_fill)(job, draw)
 
 
 SMALL_DISK = ("disk full of others' files", "disk full of own leftovers")
@@ -232,12 +261,12 @@ KINDS = (
     Fault("kill in a save", "goes_on", killed_in_a_save),
     Fault("port in use", "goes_on", port_in_use),
     Fault("launcher killed", "again", launcher_killed),
-    Fault("a truncated file", "again", stopped_then_damaged(truncate)),
-    Fault("a deleted file", "again", stopped_then_damaged(delete)),
-    Fault("a flipped bit in array data", "again", stopped_then_damaged(flip_array)),
-    Fault("a flipped bit anywhere", "again", stopped_then_damaged(flip)),
-    Fault("one failed read", "again", failed_read),
-    Fault("disk full of own leftovers", "again", filled_by_leftovers),
+    Fault("a truncated file", "goes_on", killed_after(latest(truncate)), spoilt=1),
+    Fault("a deleted file", "goes_on", killed_after(latest(delete)), spoilt=1),
+    Fault("a flipped bit in array data", "goes_on", killed_after(latest(flip_array)), spoilt=1),
+    Fault("a flipped bit anywhere", "goes_on", killed_after(latest(flip)), spoilt=1),
+    Fault("one failed read", "goes_on", killed_after(fail_a_read)),
+    Fault("disk full of own leftovers", "goes_on", filled_by_leftovers),
     Fault("disk full of others' files", "refused", filled_by_others, "a folder with room left", others_removed),
     Fault("a directory that is not shared", "refused", unshared, "is not the same folder"),
     Fault("a second trainer", "goes_on", second_trainer),

@@ -1,8 +1,8 @@
 """One rank of a job under test: ``t5x-like`` with its arguments, which records what it trains on and fails on demand.
 
-Environment: $RECORD, a file to which a line of JSON is added per batch read, step dispatched and save committed; $FAULT, a file of
-JSON {rank, step, do}: the rank that comes to that step renames it, so that it acts once, and does what ``do`` says;
-$PAUSE, seconds that each step takes longer. Not run by hand.
+Environment: $RECORD, a file to which a line of JSON is added per batch read, step dispatched and save committed;
+$FAULT, a file of JSON {rank, step, do}: the rank that comes to that step renames it, so that it acts once, and does
+what ``do`` says; $PAUSE, seconds that each step takes longer. Not run by hand.
 """
 
 from __future__ import annotations
