@@ -72,6 +72,8 @@ class Job:
             "--grace", "60", "--", sys.executable, str(HERE / "rank.py"), "train", self.config,
             "--directory", str(self.directory), *WATCHED,
         ]  # fmt: skip
+        if self.launcher is not None:
+            self.launcher.wait(10)  # it has ended, or was killed
         with (self.folder / "output").open("a") as output:
             self.launcher = subprocess.Popen(
                 command, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True

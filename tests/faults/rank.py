@@ -17,6 +17,9 @@ import threading
 import time
 from pathlib import Path
 
+FAILURES = (
+    "exception", "exception in a thread", "stuck", "stuck in C", "clock an hour on", "clock an hour back",
+)  # fmt: skip
 RANK = int(os.environ.get("JAX_PROCESS_ID", "0"))
 
 
@@ -48,6 +51,9 @@ def fail(do: str | None) -> None:
         thread = threading.Thread(target=lambda: 1 / 0)
         thread.start()
         thread.join()
+    if do in ("clock an hour on", "clock an hour back"):
+        right, shift = time.time, 3600 if do.endswith("on") else -3600
+        time.time = lambda: right() + shift
     if do == "stuck":
         time.sleep(3600)
     if do == "stuck in C":  # with the interpreter's lock held, so that no other thread of Python runs
@@ -66,7 +72,7 @@ def main() -> int:
         for step, rows in reader:
             digest = hashlib.sha256(b"".join(rows[name].tobytes() for name in sorted(rows))).hexdigest()
             record(batch=step, digest=digest)
-            fail(asked(step, "exception", "exception in a thread", "stuck", "stuck in C"))
+            fail(asked(step, *FAILURES))
             yield step, rows
 
     def compile_step(setup, placement):

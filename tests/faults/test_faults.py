@@ -87,7 +87,8 @@ def tried(fault: Fault, seed: int, folder: Path) -> Result:
             noticed = time.time() - began
             assert code in (1, 2) and fault.says in job.said, f"exit code {code}\n{job.said[-6000:]}"
             assert "Traceback" not in job.said and "*** Check failure" not in job.said, job.said[-6000:]
-            errors = [line for line in job.said.splitlines() if line.startswith("error: ")]
+            last = job.said.rpartition("\nstarting again")[2]
+            errors = [line for line in last.splitlines() if line.startswith("error: ")]
             assert len(errors) == 1, errors
             fault.mend(job)
         if fault.end != "goes_on":
