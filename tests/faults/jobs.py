@@ -43,12 +43,14 @@ class Job:
     Attributes:
       folder: where everything lies: ``run``, the record, the order of a fault.
       processes, devices: number of processes, and of devices of each.
+      fields: more assignments of the command line.
     """
 
     folder: Path
     processes: int = 2
     devices: int = 2
     directory: Path = Path()
+    fields: tuple[str, ...] = WATCHED
     token: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
     launcher: subprocess.Popen | None = None
     said: str = ""
@@ -70,7 +72,7 @@ class Job:
         command = [
             *LAUNCHER, "--processes", str(self.processes), "--devices", str(self.devices), "--restarts", str(restarts),
             "--grace", "60", "--", sys.executable, str(HERE / "rank.py"), "train", self.config,
-            "--directory", str(self.directory), *WATCHED,
+            "--directory", str(self.directory), *self.fields,
         ]  # fmt: skip
         if self.launcher is not None:
             self.launcher.wait(10)  # it has ended, or was killed

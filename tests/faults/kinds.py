@@ -93,6 +93,16 @@ def by_itself(do: str) -> Callable[[Job, random.Random], float]:
     return inject
 
 
+def clock_set(way: str) -> Callable[[Job, random.Random], None]:
+    """On one rank."""
+
+    def inject(job: Job, draw: random.Random) -> None:
+        job.order(draw.randrange(job.processes), some_step(draw), f"clock an hour {way}")
+        job.start()
+
+    return inject
+
+
 def killed_in_a_save(job: Job, draw: random.Random) -> float:
     job.start()
     saves = draw.randrange(1, STEPS // EVERY)
@@ -248,6 +258,19 @@ def filled_by_leftovers(job: Job, draw: random.Random) -> None:
     killed_after(kill_all_and_fill)(job, draw)
 
 
+def compiled_programs_damaged(job: Job, draw: random.Random) -> float:
+    """A bit of each program that is kept between starts, and a kill: the next start would run them."""
+    folder = job.folder / "compiled"
+    job.fields = (*job.fields, f"train.compiled={folder}")
+    job.start(pause=1.0, JAX_ENABLE_COMPILATION_CACHE="true")
+    job.wait_until(lambda: any(folder.glob("*/jit_step*-cache.crc")), "a kept program")
+    job.wait_for_steps(1)
+    pid = any_rank(job, draw)
+    for note in folder.glob("*/*.crc"):
+        flip(note.with_suffix(""), draw)
+    return hit(job, pid, signal.SIGKILL)
+
+
 SMALL_DISK = ("disk full of others' files", "disk full of own leftovers")
 
 KINDS = (
@@ -271,4 +294,6 @@ KINDS = (
     Fault("a directory that is not shared", "refused", unshared, "is not the same folder"),
     Fault("a second trainer", "goes_on", second_trainer),
     Fault("every checkpoint damaged", "refused", every_checkpoint_damaged, "damaged", whole_again),
+    Fault("flipped bits in compiled programs", "goes_on", compiled_programs_damaged),
+    Fault("the clock set back an hour", "goes_on", clock_set("back")),
 )  # fmt: skip
