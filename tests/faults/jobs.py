@@ -205,6 +205,13 @@ def command_line(pid: int) -> bytes:
         return b""
 
 
+def beside(directory: Path) -> list[Path]:
+    """Files of a run's folder that are no checkpoint: config, metrics, ledger, what was measured."""
+    found = [directory / "config.json", directory / "metrics.jsonl", directory / "checkpoints" / "measured.json"]
+    found += (directory / "ledger").iterdir()
+    return sorted(path for path in found if path.is_file() and path.stat().st_size)
+
+
 def damageable(directory: Path) -> list[Path]:
     """Files with the bits of arrays of the latest checkpoint."""
     steps = (path for path in (directory / "checkpoints").iterdir() if path.name.isdigit())

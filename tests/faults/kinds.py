@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tensorstore as ts
-from faults.jobs import EVERY, STEPS, Job, damageable
+from faults.jobs import EVERY, STEPS, Job, beside, damageable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +77,18 @@ def worker(job: Job, draw: random.Random) -> int:
 
 def first(job: Job, draw: random.Random) -> int:
     return job.ranks()[0]
+
+
+def every_rank(job: Job, draw: random.Random) -> float:
+    """SIGTERM, as from a cluster that takes its nodes back; half the time it says so twice."""
+    job.start()
+    job.wait_for_steps(some_step(draw))
+    pids, happened = list(job.ranks().values()), 0.0
+    for _ in range(draw.choice((1, 2))):
+        for pid in pids:
+            happened = hit(job, pid, signal.SIGTERM)
+        time.sleep(draw.uniform(0.0, 0.5))
+    return happened
 
 
 def any_rank(job: Job, draw: random.Random) -> int:
@@ -138,6 +150,10 @@ def killed_after(do: Callable[[Job, random.Random], None]) -> Callable[[Job, ran
 def latest(damage: Callable[[Path, random.Random], None]) -> Callable[[Job, random.Random], None]:
     """Damages a file of the latest checkpoint; an older one is good."""
     return lambda job, draw: damage(draw.choice(damageable(job.directory)), draw)
+
+
+def tear_beside(job: Job, draw: random.Random) -> None:
+    truncate(draw.choice(beside(job.directory)), draw)
 
 
 def truncate(path: Path, draw: random.Random) -> None:
@@ -296,4 +312,6 @@ KINDS = (
     Fault("every checkpoint damaged", "refused", every_checkpoint_damaged, "damaged", whole_again),
     Fault("flipped bits in compiled programs", "goes_on", compiled_programs_damaged),
     Fault("the clock set back an hour", "goes_on", clock_set("back")),
+    Fault("SIGTERM to every rank", "goes_on", every_rank),
+    Fault("a torn file beside the checkpoints", "goes_on", killed_after(tear_beside)),
 )  # fmt: skip

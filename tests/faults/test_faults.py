@@ -1,7 +1,7 @@
 """Faults injected into real jobs at random moments from a fixed seed: each ends as ``kinds`` says it must.
 
-Eight in the default tests; a hundred, and forty flipped bits, in ``make faults``, which keeps each result and writes
-the table in docs/faults.md (``results``).
+Eight in the default tests; five of each kind, and forty flipped bits, in ``make faults``, which keeps each result and
+writes the table in docs/faults.md (``results``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FAST = (
     "a flipped bit in array data", "a second trainer", "every checkpoint damaged",
 )  # fmt: skip
 BY_NAME = {fault.name: fault for fault in KINDS}
-HUNDRED = [f"{number:03} {KINDS[number % len(KINDS)].name}" for number in range(100)]
+HUNDRED = [f"{number:03} {KINDS[number % len(KINDS)].name}" for number in range(5 * len(KINDS))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,8 @@ def tried(fault: Fault, seed: int, folder: Path) -> Result:
         job = Job(folder, draw.choice((2, 2, 3)), draw.choice((1, 2)), directory)
         exits.callback(job.end)
         happened = fault.inject(job, draw)
-        pids, began = set(job.working()), happened or time.time()
+        began = happened or time.time()
+        pids = {line["pid"] for line in job.record() if line["time"] < began} or set(job.working())
         noticed = None
         if happened:  # until all processes of that attempt are down
             while pids & set(job.living()):
@@ -98,7 +99,7 @@ def tried(fault: Fault, seed: int, folder: Path) -> Result:
         lost, recovered = job.lost(), None
         if happened and noticed and fault.end == "goes_on":
             steps = [line["time"] - happened - noticed for line in job.record() if "dispatched" in line]
-            recovered = min(seconds for seconds in steps if seconds > 0)
+            recovered = min((seconds for seconds in steps if seconds > 0), default=None)
     new = {path.name for path in {*Path("/tmp").iterdir()} - before if "jax" in path.name or "orbax" in path.name}
     assert not new, f"left in /tmp: {new}"
     return Result(noticed, recovered, lost)
