@@ -84,11 +84,17 @@ def write_table() -> None:
         lost = max((each["lost"] for each in of if "lost" in each), default="")
         noticed, recovered = (middle_and_most([each.get(k) for each in of]) for k in ("noticed", "recovered"))
         lines.append(f"| {' | '.join(map(str, (kind, len(of), good(of), noticed, recovered, lost)))} |")
-    failed = [f"- {name}: {each['end'].splitlines()[0]}" for name, each in found.items() if each["end"] != GOOD]
+    failed = [f"- {name}: {cause(each['end'])}" for name, each in found.items() if each["end"] != GOOD]
     lines += ["", f"{good(list(found.values()))} of {len(found)} as they must. A checkpoint every {EVERY} steps."]
     lines += ["", "Not as they must:", "", *failed] if failed else []
     page = TABLE.read_text()
     TABLE.write_text("\n".join([page.partition(MARK)[0] + MARK, "", *lines, ""]))
+
+
+def cause(end: str) -> str:
+    """The first error that a job told, else what the test says."""
+    lines = end.splitlines()
+    return next((line for line in lines if line.startswith("error: ")), lines[0])
 
 
 def when(results: list[dict[str, Any]]) -> str:

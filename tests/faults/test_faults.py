@@ -126,8 +126,9 @@ def test_a_hundred_faults(name, tmp_path):
 
 @pytest.mark.proof
 @pytest.mark.parametrize("name", share([f"{number:03} one flipped bit, restored here" for number in range(40)]))
-def test_forty_flipped_bits(name, tmp_path):
+def test_forty_flipped_bits(name, tmp_path, monkeypatch):
     """In the arrays of the latest checkpoint of a job of two processes: never restored."""
+    monkeypatch.setattr("t5x_like.checkpoint.folder.WAITS", (0.0, 0.0))
     kept(name, lambda: flipped(tmp_path / "checkpoints", random.Random(name)))
 
 
