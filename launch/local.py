@@ -183,6 +183,9 @@ def watch(grace: float) -> tuple[int, IO[str]]:
     """Starts a process that stops the job if this one is killed, and reads until then which processes run: returns its
     number and the pipe that ``+pid`` and ``-pid`` are written to. A process killed with us between its start and that
     line is not seen: some microseconds."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass  # a standard stream that was closed when we were started would be our pipe
+    os.close(descriptor)
     reading, writing = os.pipe()
     watcher = os.fork()
     if watcher:

@@ -1,6 +1,8 @@
 """Compiled programs kept between runs, by JAX's persistent cache, in the user's cache folder.
 
 Any number of processes may use one folder: an entry that another one is writing cannot be read, and is then compiled.
+JAX reads an entry without any check, and one with a wrong bit would end every start or compute something else. So a CRC
+is kept beside each (``NAME.crc``), and what is not what was written is removed before JAX looks.
 """
 
 from __future__ import annotations
@@ -9,6 +11,9 @@ import contextlib
 import hashlib
 import os
 import platform
+import threading
+import time
+import zlib
 from pathlib import Path
 
 import jax
@@ -18,6 +23,9 @@ OFF = "off"
 LEAST_SECONDS = 0.1  # of compiling what is kept: below that reading saves nothing
 LARGEST = 4e9  # bytes of a folder, beyond which the programs used longest ago are removed, down to half of it
 CPU = Path("/proc/cpuinfo")
+ENTRY, CRC = "-cache", ".crc"  # last letters of an entry's name, as JAX has it, and of that of its CRC
+SETTLED = 1.0  # seconds since an entry was last written to, after which it is whole
+PAUSES = (5.0, 60.0)  # seconds between two looks for new entries: at first, and at most
 
 
 def keep_compiled(folder: str = "") -> Path | None:
@@ -41,11 +49,46 @@ def keep_compiled(folder: str = "") -> Path | None:
     if not os.access(path, os.W_OK):
         return None
     _make_room(path)
+    remove_damaged(path)
+    threading.Thread(target=_watch, args=(path,), name="t5x_like compiled", daemon=True).start()
     jax.config.update("jax_compilation_cache_dir", str(path))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
     compilation_cache.reset_cache()  # it had looked already, if something has been compiled in this process
     return path
+
+
+def remove_damaged(folder: Path) -> None:
+    """Removes entries whose bits are not those that ``note_new`` found."""
+    for note in folder.glob(f"*{CRC}"):
+        entry = note.with_suffix("")
+        with contextlib.suppress(OSError):  # other processes do the same
+            if not entry.exists() or note.read_text() != _crc(entry):
+                entry.unlink(missing_ok=True)
+                note.unlink(missing_ok=True)
+
+
+def note_new(folder: Path) -> None:
+    """Keeps the CRC of every entry that has none yet."""
+    for entry in folder.glob(f"*{ENTRY}"):
+        note = entry.with_name(entry.name + CRC)
+        with contextlib.suppress(OSError):  # removed meanwhile, or the disk is full
+            if not note.exists() and time.time() - entry.stat().st_mtime > SETTLED:
+                part = note.with_name(f"{note.name}.{os.getpid()}")
+                part.write_text(_crc(entry))
+                part.replace(note)
+
+
+def _watch(folder: Path) -> None:
+    pause = PAUSES[0]
+    while True:
+        time.sleep(pause)
+        note_new(folder)
+        pause = min(2 * pause, PAUSES[1])
+
+
+def _crc(entry: Path) -> str:
+    return f"{zlib.crc32(entry.read_bytes()):08x}"
 
 
 def _host() -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,18 @@ STEPS, EVERY = 24, 6  # updates of a run, and between two checkpoints
 FIELDS = (f"train.steps={STEPS}", f"checkpoint.every.steps={EVERY}", "train.batch_size=12")
 LAUNCHER = (sys.executable, str(ROOT / "launch/local.py"))
 WATCHED = ("job.step_limit=15", "job.heartbeat_timeout=10")  # what stands still is noticed soon here
+OUTSIDE = {"tmp": "TMPDIR", "cache": "XDG_CACHE_HOME"}  # folders outside the run's, and what names them
+STAYS = re.compile(r"config\.json|metrics\.jsonl|ledger|logs|checkpoints(/\d+|/\d+\.aside-\d+|/measured\.json)?")
 PATIENCE = 240.0  # seconds after which a job that has not ended has failed its test
+
+
+@dataclasses.dataclass
+class Attempt:
+    """One start: number of updates that it began with and came to; checkpoints that were whole when it began."""
+
+    first: int
+    end: int
+    whole: tuple[int, ...]
 
 
 @dataclasses.dataclass
@@ -31,18 +43,21 @@ class Job:
     Attributes:
       folder: where everything lies: ``run``, the record, the order of a fault.
       processes, devices: number of processes, and of devices of each.
+      fields: more assignments of the command line.
     """
 
     folder: Path
     processes: int = 2
     devices: int = 2
     directory: Path = Path()
+    fields: tuple[str, ...] = WATCHED
     token: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
     launcher: subprocess.Popen | None = None
     said: str = ""
 
     def __post_init__(self):
-        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in OUTSIDE:
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
         if self.directory == Path():
             self.directory = self.folder / "run"
         fields = (*FIELDS, f"mesh.data={self.processes * self.devices}")
@@ -51,13 +66,16 @@ class Job:
     def start(self, restarts: int = 4, pause: float = 0.05, **more: str) -> None:
         environment = os.environ | {
             "RECORD": str(self.folder / "record"), "FAULT": str(self.folder / "fault"), "PAUSE": str(pause),
-            "JOB_TOKEN": self.token, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **more,
+            "JOB_TOKEN": self.token, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            **{variable: str(self.folder / name) for name, variable in OUTSIDE.items()}, **more,
         }  # fmt: skip
         command = [
             *LAUNCHER, "--processes", str(self.processes), "--devices", str(self.devices), "--restarts", str(restarts),
             "--grace", "60", "--", sys.executable, str(HERE / "rank.py"), "train", self.config,
-            "--directory", str(self.directory), *WATCHED,
+            "--directory", str(self.directory), *self.fields,
         ]  # fmt: skip
+        if self.launcher is not None:
+            self.launcher.wait(10)  # it has ended, or was killed
         with (self.folder / "output").open("a") as output:
             self.launcher = subprocess.Popen(
                 command, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -150,25 +168,34 @@ class Job:
                 found.setdefault((line["batch"], line["rank"]), set()).add(line["digest"])
         return found
 
-    def lost(self) -> int:
-        """Number of steps that were made more than once, or made and lost, at most at one restart."""
-        attempts: dict[int, list[int]] = {}  # by process of rank 0: first step, number of steps
+    def attempts(self) -> list[Attempt]:
+        """Of every process of rank 0 that has read a batch, in order of time."""
+        found: dict[int, Attempt] = {}
+        whole: list[int] = []
         for line in self.record():
-            if line["rank"] == 0:
-                if "batch" in line:
-                    attempts.setdefault(line["pid"], [line["batch"], 0])
-                elif "dispatched" in line:
-                    attempts[line["pid"]][1] += 1
-        pairs = itertools.pairwise(attempts.values())
-        return max([before + made - after for (before, made), (after, _) in pairs], default=0)
+            if "committed" in line:
+                whole.append(line["committed"])
+            elif line["rank"] == 0 and "batch" in line:
+                found.setdefault(line["pid"], Attempt(line["batch"], line["batch"], tuple(whole)))
+            elif line["rank"] == 0 and "dispatched" in line:
+                found[line["pid"]].end += 1
+        return list(found.values())
+
+    def lost(self) -> int:
+        """Number of steps that were made and lost, at most at one restart."""
+        return max([before.end - after.first for before, after in itertools.pairwise(self.attempts())], default=0)
 
     def arrays(self) -> dict[str, np.ndarray]:
         return checkpoint(self.directory)
 
     def leftovers(self) -> list[str]:
-        """What should not be there after the end: processes, folders of unfinished saves."""
+        """What should not be there after the end: processes, unfinished saves and other files of a run, and anything in
+        the folders for temporary files and caches. (Of the caches of tokens and programs, tests have their own.)"""
         left = [f"process {pid}" for pid in self.living()]
-        return left + [str(path) for path in self.directory.rglob("*orbax-checkpoint-tmp*")]
+        left += [str(path) for name in OUTSIDE for path in (self.folder / name).rglob("*")]
+        inside = [*self.directory.iterdir(), *(self.directory / "checkpoints").iterdir()]
+        names = [str(path.relative_to(self.directory)) for path in inside]
+        return left + [name for name in names if not STAYS.fullmatch(name)]
 
 
 def command_line(pid: int) -> bytes:

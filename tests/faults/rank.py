@@ -1,8 +1,8 @@
 """One rank of a job under test: ``t5x-like`` with its arguments, which records what it trains on and fails on demand.
 
-Environment: $RECORD, a file to which a line of JSON is added per batch read and per step dispatched; $FAULT, a file of
-JSON {rank, step, do}: the rank that comes to that step renames it, so that it acts once, and does what ``do`` says;
-$PAUSE, seconds that each step takes longer. Not run by hand.
+Environment: $RECORD, a file to which a line of JSON is added per batch read, step dispatched and save committed;
+$FAULT, a file of JSON {rank, step, do}: the rank that comes to that step renames it, so that it acts once, and does
+what ``do`` says; $PAUSE, seconds that each step takes longer. Not run by hand.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import threading
 import time
 from pathlib import Path
 
+FAILURES = (
+    "exception", "exception in a thread", "stuck", "stuck in C", "clock an hour on", "clock an hour back",
+)  # fmt: skip
 RANK = int(os.environ.get("JAX_PROCESS_ID", "0"))
 
 
@@ -48,6 +51,9 @@ def fail(do: str | None) -> None:
         thread = threading.Thread(target=lambda: 1 / 0)
         thread.start()
         thread.join()
+    if do in ("clock an hour on", "clock an hour back"):
+        right, shift = time.time, 3600 if do.endswith("on") else -3600
+        time.time = lambda: right() + shift
     if do == "stuck":
         time.sleep(3600)
     if do == "stuck in C":  # with the interpreter's lock held, so that no other thread of Python runs
@@ -56,16 +62,17 @@ def fail(do: str | None) -> None:
 
 def main() -> int:
     from t5x_like.checkpoint import arrays
+    from t5x_like.checkpoint.folder import Folder
     from t5x_like.cli.main import main as cli
     from t5x_like.train import run
 
-    feed, compiling, read = run.Feed, run.compile_step, arrays.read
+    feed, compiling, read, commit = run.Feed, run.compile_step, arrays.read, Folder.commit
 
     def watched(reader):
         for step, rows in reader:
             digest = hashlib.sha256(b"".join(rows[name].tobytes() for name in sorted(rows))).hexdigest()
             record(batch=step, digest=digest)
-            fail(asked(step, "exception", "exception in a thread", "stuck", "stuck in C"))
+            fail(asked(step, *FAILURES))
             yield step, rows
 
     def compile_step(setup, placement):
@@ -84,9 +91,13 @@ def main() -> int:
             raise OSError(5, "Input/output error")
         return read(*args, **kwargs)
 
+    def committed(folder, step, metadata):
+        commit(folder, step, metadata)
+        record(committed=step)
+
     run.Feed = lambda placement, reader, *more: feed(placement, watched(reader), *more)  # type: ignore[misc]  # a stand-in
     run.compile_step = compile_step
-    arrays.read = read_once_wrong
+    arrays.read, Folder.commit = read_once_wrong, committed  # type: ignore[method-assign]
     if asked(None, "port in use"):
         host, port = os.environ["JAX_COORDINATOR_ADDRESS"].split(":")
         holder = f"import socket, time; s = socket.create_server(({host!r}, {port})); print(flush=True); time.sleep(9)"

@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from faults.results import kept, share
 from tiny_runs import (
     ROOT,
     assert_same_bits,
@@ -30,6 +31,7 @@ from tiny_runs import (
     recorded,
     recorder,
     run_file,
+    scratch,
     text_folder,
     tiny_run,
 )
@@ -38,6 +40,7 @@ import t5x_like.train.opened as opening
 from t5x_like.cli.main import main
 from t5x_like.input_pipeline.config import Bytes, Corpus, Mixture, Part, Source, TextFiles
 from t5x_like.objectives import UL2, PrefixLM, SpanCorruption
+from t5x_like.report.ledger import read_starts
 from t5x_like.train.config import Run
 from t5x_like.train.data import Data
 
@@ -209,10 +212,11 @@ def test_the_stream_of_batches_is_the_same_for_any_number_of_processes(tmp_path)
 # Real processes
 
 
-@pytest.fixture(scope="module")
-def straight_processes(tmp_path_factory):
+@functools.lru_cache(maxsize=1)
+def straight_processes() -> tuple[Path, list[list[str]]]:
     """As ``straight``, in a process of its own."""
-    folder = tmp_path_factory.mktemp("straight") / "run"
+    folder = scratch() / "straight" / "run"
+    folder.parent.mkdir()
     start_processes(folder, STEPS, Form(1, 8, 1, 1, 1, 0, False), folder.with_name("record"), sys.executable)
     return folder, recorded(folder.with_name("record"))[:STEPS]
 
@@ -227,16 +231,38 @@ def start_processes(folder: Path, steps: int, how: Form, record: Path, python: s
     assert ended.returncode == 0, (how, ended.stdout[-3000:], ended.stderr[-3000:])
 
 
+SIXTY = {f"{number:03} resumed elsewhere": parts for number, parts in transitions(60, seed=20, processes=4, workers=2)}
+
+
 @pytest.mark.proof
-@pytest.mark.parametrize("number, parts", transitions(60, seed=20, processes=4, workers=2))
-def test_other_processes_go_on(straight_processes, tmp_path, number, parts):
-    other, fed, done = os.environ.get("T5X_LIKE_OTHER_PYTHON", sys.executable), [], 0
-    for place, (steps, how) in enumerate(parts):
-        record = tmp_path / f"record{place}"
-        start_processes(tmp_path / "run", steps, how, record, (sys.executable, other)[(place + number) % 2])
+@pytest.mark.parametrize("name", share([*SIXTY]))
+def test_other_processes_go_on(tmp_path, name):
+    kept(name, lambda: gone_on(tmp_path, int(name[:3]), SIXTY[name]))
+
+
+def gone_on(folder: Path, number: int, parts: list[tuple[int, Form]]) -> dict[str, object]:
+    """What came of a transition. Where both forms are one, a straight run of that form is compared: to the bit if it is
+    all of one version of jax, which every second one is."""
+    same = parts[0][1].order == parts[1][1].order
+    pythons = [sys.executable, os.environ.get("T5X_LIKE_OTHER_PYTHON", sys.executable)]
+    pythons = pythons[:: 1 if number % 2 else -1] if not same or number % 2 else pythons[1:] * 2
+    fed, done = [], 0
+    for python, (steps, how) in zip(pythons, parts, strict=True):
+        record = folder / f"record{done}"
+        start_processes(folder / "run", steps, how, record, python)
         fed, done = fed + recorded(record)[: steps - done], steps
-    assert_goes_on(tmp_path / "run", fed, straight_processes, parts)
-    if parts[0][1].order == parts[1][1].order and other == sys.executable and number % 2 == 0:
-        record = tmp_path / "record"
-        start_processes(tmp_path / "alone", STEPS, parts[0][1], record, sys.executable)
-        assert_same_bits(checkpoint(tmp_path / "run"), checkpoint(tmp_path / "alone"))
+    assert_goes_on(folder / "run", fed, straight_processes(), parts)
+    result: dict[str, object] = {"forms": [str(how) for _, how in parts], "versions": versions(folder / "run")}
+    if same:
+        start_processes(folder / "alone", STEPS, parts[0][1], folder / "record", pythons[0])
+        left, right = checkpoint(folder / "run"), checkpoint(folder / "alone")
+        result["other bits in"] = [path for path in left if left[path].tobytes() != right[path].tobytes()]
+        if pythons[0] == pythons[1]:
+            assert_same_bits(left, right)
+    return result
+
+
+def versions(folder: Path) -> list[str]:
+    """The version of jax of each start, as the ledger has it."""
+    starts = [start["versions"] for start in read_starts(folder)]
+    return [f"jax {its['jax']}, Python {its['python']}" for its in starts]

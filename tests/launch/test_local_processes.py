@@ -46,6 +46,15 @@ def test_without_devices_the_platform_is_left_alone():
     assert [json.loads(line)[3:] for line in done.stdout.splitlines()] == [[None, None], [None, None]]
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_standard_streams_that_were_closed_before_do_not_end_it(tmp_path, closed):
+    """As under a cron or a remote shell; the kernel gives their numbers to what is opened next."""
+    program = f"print('hello'); open({str(tmp_path / 'came')!r}, 'w').close(); raise SystemExit(3)"
+    words = command(program, "--processes", "1", "--restarts", "0")
+    done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *words], timeout=60)
+    assert done.returncode == 3 and (tmp_path / "came").exists()
+
+
 def test_no_command_is_a_usage_error():
     done = subprocess.run([sys.executable, str(LOCAL), "--processes", "2"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "no command" in done.stderr

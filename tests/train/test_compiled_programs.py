@@ -58,6 +58,21 @@ def test_a_folder_that_grew_too_large_loses_what_was_used_longest_ago(untold, mo
     assert sorted(path.name for path in folder.iterdir()) == ["7-cache", "8-cache", "9-cache"]
 
 
+def test_an_entry_with_a_wrong_bit_is_removed_before_jax_looks(untold):
+    folder = keep_compiled()
+    assert folder is not None
+    for number in range(3):
+        (folder / f"{number}-cache").write_bytes(bytes(100))
+        os.utime(folder / f"{number}-cache", (1e9, 1e9))
+    (folder / "new-cache").write_bytes(bytes(50))  # perhaps being written
+    compiled.note_new(folder)
+    (folder / "1-cache").write_bytes(bytes(99) + b"\1")
+    (folder / "2-cache").unlink()
+    jax.config.update("jax_compilation_cache_dir", None)
+    assert keep_compiled() == folder
+    assert sorted(path.name for path in folder.iterdir()) == ["0-cache", "0-cache.crc", "new-cache"]
+
+
 @pytest.mark.slow
 def test_processes_that_share_a_folder_train_to_the_same_bits_as_one_without(tmp_path):
     """Two at once with an empty folder, one with theirs, one with entries that were torn, one that keeps nothing."""
