@@ -135,7 +135,7 @@ class Checkpoints(Reader, contextlib.AbstractContextManager):
         dispatched = digests.dispatch(arrays)
         self.wait()
         size = sum(array.nbytes for array in arrays.values())
-        self._job.first(lambda: self._make_room(step, size))
+        self._job.first(lambda: self._prepared(step, size))
         if loss is not None:
             self.measured(step, {FALLBACK: loss})
         pieces = stored.pieces(arrays, self._job.index)
@@ -249,6 +249,12 @@ class Checkpoints(Reader, contextlib.AbstractContextManager):
             self._say(f"WARNING: the checkpoint of step {step} {why}; it is renamed to {name} and deleted once this "
                       "run has a newer one")
 
+    def _prepared(self, step: int, size: int) -> None:
+        try:
+            self._make_room(step, size)
+        except OSError as error:  # a disk that may only be read by now
+            raise self._failed(step, error) from error
+
     def _make_room(self, step: int, size: int) -> None:
         """Before a save, in the first process: sets aside what is not of this run's past, and cleans up if the disk is
         short of room."""
@@ -270,9 +276,9 @@ class Checkpoints(Reader, contextlib.AbstractContextManager):
 
     def _failed(self, step: int, error: Exception) -> UserError:
         """The error of a save that could not be written; what it has written is removed."""
-        if self._job.index == 0:
-            for name in self.folder.leftovers():  # on a full disk nothing else could be saved
-                self.folder.remove(name)
+        with contextlib.suppress(OSError, UserError):
+            for name in self.folder.leftovers() if self._job.index == 0 else ():
+                self.folder.remove(name)  # on a full disk nothing else could be saved
         got = f"step {step} could not be written to {self.folder}: {reason(error)}"
         suggestion = f"make room and run again; it resumes from step {self.latest() or 0}"
         return UserError("checkpoints", got, "a folder with room left", suggestion)

@@ -22,6 +22,7 @@ from jax.experimental.compilation_cache import compilation_cache
 OFF = "off"
 LEAST_SECONDS = 0.1  # of compiling what is kept: below that reading saves nothing
 LARGEST = 4e9  # bytes of a folder, beyond which the programs used longest ago are removed, down to half of it
+CHECKED = 5e8  # bytes of entries that a start reads
 CPU = Path("/proc/cpuinfo")
 ENTRY, CRC = "-cache", ".crc"  # last letters of an entry's name, as JAX has it, and of that of its CRC
 SETTLED = 1.0  # seconds since an entry was last written to, after which it is whole
@@ -59,12 +60,22 @@ def keep_compiled(folder: str = "") -> Path | None:
 
 
 def remove_damaged(folder: Path) -> None:
-    """Removes entries whose bits are not those that ``note_new`` found."""
+    """Removes entries whose bits are not those that ``note_new`` found; looks at the newest, ``CHECKED`` bytes of them,
+    which takes half a second."""
+    found = []
     for note in folder.glob(f"*{CRC}"):
-        entry = note.with_suffix("")
+        try:
+            status = note.with_suffix("").stat()
+            found.append((status.st_mtime, status.st_size, note))
+        except OSError:  # the entry was removed
+            note.unlink(missing_ok=True)
+    left = CHECKED
+    for _, size, note in sorted(found, reverse=True):
+        if (left := left - size) < 0:
+            return
         with contextlib.suppress(OSError):  # other processes do the same
-            if not entry.exists() or note.read_text() != _crc(entry):
-                entry.unlink(missing_ok=True)
+            if note.read_text() != _crc(note.with_suffix("")):
+                note.with_suffix("").unlink(missing_ok=True)
                 note.unlink(missing_ok=True)
 
 
