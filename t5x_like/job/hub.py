@@ -221,7 +221,7 @@ class Hub(threading.Thread):
     def _agree(self, peer: Peer, topic: str, digest: str) -> None:
         said = self._topics.setdefault(topic, {})
         said[peer.index] = digest
-        if 0 not in said:
+        if 0 not in said or (peer.index and digest == said[0] and len(said) < self.count):
             return
         others = [i for i, each in said.items() if each != said[0]]
         if others and topic not in self._given:

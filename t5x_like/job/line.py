@@ -149,6 +149,7 @@ class Line(threading.Thread):
             while topic not in self._answers:
                 self._answered.wait(1.0)
             answer = self._answers.pop(topic)
+        del self._facts[topic]
         self.waits = False
         if answer:
             raise UserError(*answer)
