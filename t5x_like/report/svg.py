@@ -112,6 +112,8 @@ def thinned(points: Points) -> list[tuple[float, float]]:
 
 def _range(values: Sequence[float], margin: float) -> tuple[float, float]:
     low, high = min(values), max(values)
+    if high - low < 1e-3 * abs(high):  # less than the numbers beside the axis tell
+        low = high = (low + high) / 2
     width = (high - low) or abs(high) or 1.0
     return (low - margin * width, high + margin * width) if high > low else (low - width / 2, high + width / 2)
 
@@ -128,4 +130,4 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
 def _number(value: float) -> str:
     if value and abs(value) < 1e-3:
         return f"{value:.1e}".replace("e-0", "e-")
-    return short(value) if abs(value) >= 1000 else f"{value:.4g}"
+    return short(value) if abs(value) >= 1000 else f"{value:.4g}" if abs(value) >= 0.01 else f"{value:.3g}"
