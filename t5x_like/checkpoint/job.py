@@ -22,6 +22,7 @@ from t5x_like.job.join import line
 
 T = TypeVar("T")
 SECONDS = 1800  # longest wait for the others to write their share of a checkpoint
+SPEAKS = 3.0  # seconds in which a process that has failed says why and ends the others, before they say that it has
 _numbers = itertools.count()  # all processes make the same calls in the same order
 
 
@@ -66,6 +67,7 @@ class Job:
         if error:
             raise error
         if size < 0:
+            time.sleep(SPEAKS)
             raise RuntimeError("the first process of the job has failed; its message says why")
         padded = np.zeros(size, np.uint8)
         padded[:] = np.frombuffer(text, np.uint8) if self.index == 0 else 0
@@ -84,6 +86,7 @@ class Job:
         if error is not None:
             raise error
         if 2 in states:
+            time.sleep(SPEAKS)
             raise RuntimeError(f"process {states.index(2)} has failed; its message says why")
         if 1 in states:
             raise expected(f"cannot be read by process {states.index(1)}")
