@@ -42,7 +42,7 @@ def moto() -> str:
 def amazon() -> Iterator[dict[str, str]]:
     """The environment of an S3 with one empty bucket; skips the test where moto is not installed."""
     if not moto():
-        pytest.skip("moto's server is not installed: pip install 'moto[server]'")
+        pytest.skip("moto's server is not installed: pip install 'moto[s3]' flask-cors")
     import socket
 
     with socket.socket() as found:

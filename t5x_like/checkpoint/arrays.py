@@ -27,7 +27,8 @@ from t5x_like.checkpoint.parts import Index, bounds, held, split
 from t5x_like.core.storage import Place
 
 STATE = "state"
-FILES, FILE = 8, (2**26, 2**30)  # number of a process's files, as far as their bytes are in this range
+FILES = 8  # files that a process writes for a checkpoint, unless one would be smaller or larger than FILE
+FILE = (2**26, 2**30)  # least and most bytes of a file
 THREADS = 4  # that copy to host memory: one does not fill the memory bus
 AT_ONCE = 2**31  # bytes that are read at a time, unless one array is larger
 LIMITS = {"cache_pool#nodes": {"total_bytes_limit": 10**8}, "file_io_concurrency": {"limit": 64}}
@@ -185,7 +186,7 @@ def _aligned(shape: Sequence[int], dtype: Any) -> np.ndarray:
 
 
 def _groups(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:
-    """Paths, so many at a time as fit ``AT_ONCE`` bytes in this process."""
+    """The paths in groups whose arrays take at most ``AT_ONCE`` bytes of this process's memory."""
     groups, size = [[]], 0
     for path, leaf in wanted.items():
         part = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

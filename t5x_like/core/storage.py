@@ -8,6 +8,7 @@ A bucket is reached by TensorStore's drivers ``gcs`` and ``s3``, which retry wha
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import functools
@@ -44,25 +45,25 @@ def is_folder(name: str) -> bool:
     return is_address(name) or Path(name).is_dir()
 
 
-class Place:
+class Place(abc.ABC):
     """A folder. Names are relative, with ``/`` between folder and file; an empty name is the folder itself.
 
     Every method but ``read`` raises ``OSError`` where the storage refuses or does not answer.
     """
 
+    @abc.abstractmethod
     def read(self, name: str) -> bytes:
         """The content of a file. Raises FileNotFoundError if there is none, OSError if it cannot be read."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def write(self, name: str, data: bytes) -> None:
         """Writes a file, whole or not at all; folders are made."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def create(self, name: str, data: bytes) -> bool:
         """Writes a file only if there is none: of several that try at once exactly one does. ``data`` should be unlike
         that of any other caller: what is there with equal data, not empty, counts as created here, since an answer may
         be lost."""
-        raise NotImplementedError
 
     @property
     def disk(self) -> Path | None:
@@ -77,6 +78,7 @@ class Place:
             return False
         return True
 
+    @abc.abstractmethod
     def files(self, under: str = "", without: Sequence[str] = ()) -> list[str]:
         """Names of all files below a folder, relative to it, sorted; none where there is no such folder.
 
@@ -84,23 +86,22 @@ class Place:
           under: the folder.
           without: names of files and folders directly in it that are not even listed.
         """
-        raise NotImplementedError
 
     def children(self, under: str = "") -> list[str]:
         """Names of files and folders directly in a folder, sorted. In a bucket this lists all that is below."""
         return sorted({name.split("/")[0] for name in self.files(under)})
 
+    @abc.abstractmethod
     def remove(self, name: str) -> None:
         """Removes a file, or all that is below a folder; nothing where there is neither."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def at(self, name: str) -> Place:
         """The folder of a name within."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def spec(self, name: str = "") -> dict[str, Any]:
         """The folder as JSON of a TensorStore key-value store; its path ends in ``/``."""
-        raise NotImplementedError
 
     def copy_tree(self, source: str, target: str) -> None:
         """Copies all files below a folder to another, one after the other."""

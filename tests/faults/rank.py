@@ -97,7 +97,7 @@ def main() -> int:
 
     run.Feed = lambda placement, reader, *more: feed(placement, watched(reader), *more)  # type: ignore[misc]  # a stand-in
     run.compile_step = compile_step
-    arrays.read, Folder.commit = read_once_wrong, committed  # type: ignore[method-assign]
+    arrays.read, Folder.commit = read_once_wrong, committed  # type: ignore[method-assign]  # stand-ins
     if asked(None, "port in use"):
         host, port = os.environ["JAX_COORDINATOR_ADDRESS"].split(":")
         holder = f"import socket, time; s = socket.create_server(({host!r}, {port})); print(flush=True); time.sleep(9)"
